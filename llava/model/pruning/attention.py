@@ -1,0 +1,125 @@
+"""The attention function of pruned layers: each `AttentionRule` as a few variable-length attentions, no T×T weights.
+
+Columns that weigh zero after the softmax are columns whose *value* is zero, and attention merged into one token is
+attention to columns that all carry that token's value: both are dense causal attention over edited values. Columns
+removed before the softmax leave two smaller attentions: text over text, and visual rows over the text before them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from .kernels import Kernel
+from .packed import PackedTokens
+from .policy import AttentionRule
+
+NAME = "visipruner"
+
+
+@dataclass
+class PrefillCall:
+    """One layer reading the prompts: what it needs to attend, and the states it leaves behind for probe and cache."""
+
+    tokens: PackedTokens
+    rule: AttentionRule
+    kernel: Kernel
+    query: torch.Tensor | None = None
+    key: torch.Tensor | None = None
+    value: torch.Tensor | None = None
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True)
+class DecodeCall:
+    """One layer reading new tokens: which cached and new keys each row may read, bool [B, 1, q, L], None for all."""
+
+    mask: torch.Tensor | None
+
+
+def pruned_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *, pruning=None, **kwargs):
+    """Attend as transformers' attention interface asks: query [B, H, q, d], key and value [B, Hkv, L, d].
+
+    Returns ([B, q, H, d], None). `pruning` is the `PrefillCall` or `DecodeCall` that the patched forward sends along.
+    """
+    if pruning is None:
+        raise RuntimeError(f"the attention implementation {NAME!r} works inside `with prune(model, config)` only")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(pruning, DecodeCall):
+        return decode(query, key, value, pruning.mask, scaling), None
+    pruning.query, pruning.key, pruning.value, pruning.scaling = query, key, value, scaling
+    return attend(query, key, value, pruning.tokens, pruning.rule, pruning.kernel, scaling), None
+
+
+def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel: Kernel, scaling: float):
+    """Attention of packed prompts under `rule`: query [1, H, T, d], key and value [1, Hkv, T, d] → [1, T, H, d]."""
+    if rule.dense or not tokens.visual.any():
+        return kernel(query, key, value, tokens.everything, True, scaling)
+    device = query.device
+    visual = tokens.tensor("visual", lambda: tokens.visual, device)[None, :, None, None]
+
+    def causal(values):
+        return kernel(query, key, values, tokens.everything, True, scaling)
+
+    def without(columns):
+        return causal(value.masked_fill(columns.view(1, 1, -1, 1), 0))
+
+    out = {}
+    for kind in {rule.text, rule.visual} & {"dense", "zero", "half"}:
+        match kind:
+            case "dense":
+                out[kind] = causal(value)
+            case "zero":
+                out[kind] = without(visual)
+            case "half":
+                out[kind] = without(tokens.tensor("half", tokens.first_half, device))
+    if rule.text == "merge":
+        out["merge"] = _merge(causal, value, tokens, rule.sink)
+    if rule.text == "remove":
+        rows = tokens.tensor("text rows", lambda: (~tokens.visual).nonzero()[0], device)
+        text = kernel(*(part.index_select(2, rows) for part in (query, key, value)), tokens.text, True, scaling)
+    if rule.visual == "remove":
+        runs = tokens.visual_runs()
+        seen = tokens.tensor("visual keys", lambda: runs.keys, device)
+        chosen = tokens.tensor("visual rows", lambda: runs.rows, device)
+        keys, values = key.index_select(2, seen), value.index_select(2, seen)
+        alone = kernel(query.index_select(2, chosen), keys, values, runs.segments, False, scaling)
+    if rule.text == rule.visual == "remove":
+        result = text.new_empty(1, query.shape[2], *text.shape[2:])
+        return result.index_copy(1, rows, text).index_copy(1, chosen, alone)
+    if rule.text == "remove":
+        return out[rule.visual].index_copy(1, rows, text)
+    if rule.visual == "remove":
+        return out[rule.text].index_copy(1, chosen, alone)
+    return torch.where(visual, out[rule.visual], out[rule.text])
+
+
+def _merge(causal, value, tokens: PackedTokens, sink: int):
+    result = None
+    for number, step in enumerate(tokens.merge_passes(sink)):
+        source = tokens.tensor(f"merge source {sink} {number}", lambda step=step: step.source, value.device)
+        merged = causal(value.index_select(2, source))
+        if result is None:
+            result = merged
+        else:
+            rows = tokens.tensor(f"merge rows {sink} {number}", lambda step=step: step.rows, value.device)
+            result = torch.where(rows[None, :, None, None], merged, result)
+    return result
+
+
+def decode(query, key, value, mask, scaling: float) -> torch.Tensor:
+    """Attention of new tokens to a layer's cache: query [B, H, q, d], key and value [B, Hkv, L, d] → [B, q, H, d]."""
+    groups, new = query.shape[1] // key.shape[1], query.shape[2]
+    if groups > 1 and new == 1:
+        # one query: its heads are rows over the shared keys, so that the cache is not repeated
+        query = query.view(query.shape[0], key.shape[1], groups, -1)
+    elif groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(out.shape[0], -1, new, out.shape[-1]).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, pruned_attention)

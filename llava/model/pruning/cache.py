@@ -1,0 +1,137 @@
+"""The ragged cache: each layer keeps the keys and values of the tokens it ran with, padded per layer, not per model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .packed import PackedTokens, left_padded_places
+from .policy import KVRule
+
+
+class RaggedCache(Cache):
+    """Keys and values of pruned prompts; `generate` (beams, assisted decoding, chat) uses it like any other cache.
+
+    A layer holds [B, Hkv, L, d] with L the longest of *its* prompts, shorter ones padded on the left. `generate`
+    sees the length of the prompt as it was given: positions and masks never depend on what was pruned.
+
+    next_position:
+        int64 [B], position of the next token of each prompt
+    length:
+        tokens seen so far, left padding of the batch included
+    """
+
+    def __init__(self, length: int, next_position: torch.Tensor):
+        super().__init__(layers=[])
+        self.length = length
+        self.next_position = next_position
+        self.prompt_tokens: list[tuple[int, ...]] = []
+        self._valid: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def store(self, key: torch.Tensor, value: torch.Tensor, tokens: PackedTokens, rule: KVRule) -> tuple[int, ...]:
+        """Append the next layer: key and value [1, Hkv, T, d] of `tokens`. Returns the tokens kept of each prompt."""
+        lengths = tokens.lengths
+        if rule.visual != "all" and tokens.visual.any():
+            name, places = ("kv", rule), lambda: np.flatnonzero(_kept(tokens, rule))
+            index = tokens.tensor(name, places, key.device)
+            key, value = key.index_select(2, index), value.index_select(2, index)
+            extra = 1 if rule.visual == "sink" else 0
+            counts = zip(tokens.lengths, tokens.visual_counts, strict=True)
+            lengths = tuple(n - v + min(v, extra) for n, v in counts)
+        layer = DynamicLayer()
+        layer.lazy_initialization(key, value)
+        layer.keys, layer.values = _padded(key, lengths), _padded(value, lengths)
+        self.layers.append(layer)
+        self.prompt_tokens.append(lengths)
+        width = max(lengths)
+        if lengths not in self._valid and any(n < width for n in lengths):
+            filled = np.arange(width)[None] >= width - np.array(lengths)[:, None]
+            self._valid[lengths] = torch.from_numpy(filled).to(key.device)
+        return lengths
+
+    def masks(self, new: int) -> list[torch.Tensor | None]:
+        """Return, for each layer, which keys `new` further tokens may read: bool [B, 1, new, L + new], None for all."""
+        made: dict[tuple[int, ...], torch.Tensor | None] = {}
+        for layer, lengths in enumerate(self.prompt_tokens):
+            if lengths not in made:
+                made[lengths] = self._mask(lengths, self.layers[layer].get_seq_length(), new)
+        return [made[lengths] for lengths in self.prompt_tokens]
+
+    def _mask(self, lengths: tuple[int, ...], cached: int, new: int) -> torch.Tensor | None:
+        valid = self._valid.get(lengths)
+        if valid is None and new == 1:
+            return None
+        device = self.next_position.device
+        mask = torch.ones(len(self.next_position), 1, new, cached + new, dtype=torch.bool, device=device)
+        mask[..., cached:] = torch.ones(new, new, dtype=torch.bool, device=device).tril()
+        if valid is not None:
+            mask[..., : valid.shape[1]] = valid[:, None, None]
+        return mask
+
+    def advance(self, new: int) -> None:
+        """Count `new` tokens as seen, after all layers have run."""
+        self.length += new
+        self.next_position = self.next_position + new
+
+    def nbytes(self) -> int:
+        """Bytes of all keys and values held, padding included."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the tokens seen so far, pruned ones included."""
+        return self.length
+
+    def get_mask_sizes(self, *args, **kwargs):
+        """Refuse: only a model without pruning asks, and its masks would not fit."""
+        raise RuntimeError(
+            "this cache holds a pruned prompt and the model is not pruned now; continue inside the `with prune(…)` "
+            "block that read the prompt, or start again without past_key_values"
+        )
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Reorder the prompts for beam search."""
+        super().reorder_cache(beam_idx)
+        self._pick(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the prompts at `indices`, in that order."""
+        super().batch_select_indices(indices)
+        self._pick(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every prompt `repeats` times."""
+        batch = torch.arange(len(self.next_position), device=self.next_position.device)
+        self.batch_select_indices(batch.repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` decoded tokens (a negative number, as transformers asks)."""
+        super().crop(tokens_to_remove)
+        self.advance(-abs(tokens_to_remove))
+
+    def reset(self) -> None:
+        """Refuse: a pruned prompt cannot be emptied and refilled; a new prefill makes a new cache."""
+        raise RuntimeError("a RaggedCache cannot be reset; leave past_key_values out to start a new prompt")
+
+    def _pick(self, rows: torch.Tensor) -> None:
+        self.next_position = self.next_position.index_select(0, rows.to(self.next_position.device))
+        # masks stay under the key of the layer's prompt lengths: all layers that share it are reordered alike
+        self._valid = {key: valid.index_select(0, rows.to(valid.device)) for key, valid in self._valid.items()}
+
+
+def _kept(tokens: PackedTokens, rule: KVRule) -> np.ndarray:
+    kept = ~tokens.visual
+    if rule.visual == "sink":
+        kept[tokens.sinks(rule.sink)] = True
+    return kept
+
+
+def _padded(states: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+    width = max(lengths)
+    if len(lengths) == 1:
+        return states
+    stream = states[0].transpose(0, 1)
+    if any(n < width for n in lengths):
+        places = left_padded_places(lengths, width, stream.device)
+        stream = stream.new_zeros(len(lengths) * width, *stream.shape[1:]).index_copy(0, places, stream)
+    return stream.unflatten(0, (len(lengths), width)).transpose(1, 2)

@@ -1,0 +1,41 @@
+"""What a model family tells the engine: all that is particular to it, nothing of the method."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+
+class Family:
+    """Adapter of one model family.
+
+    models:
+        the model classes it serves, for messages
+    needs_mask:
+        True where only the caller can know which tokens are visual
+    """
+
+    models: ClassVar[str]
+    needs_mask: ClassVar[bool] = False
+
+    @classmethod
+    def knows(cls, model: nn.Module) -> bool:
+        """Whether `model` is of this family."""
+        raise NotImplementedError
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """Return the decoder stack: `layers`, `norm`, `rotary_emb`, `embed_tokens`, `config`, and its `forward`."""
+        raise NotImplementedError
+
+    def entry(self, model: nn.Module) -> nn.Module | None:
+        """Return the module whose inputs tell the visual tokens and whose `forward` hands unknown keywords down.
+
+        None where the model sends `visual_mask` to its decoder by itself.
+        """
+        return None
+
+    def visual_mask(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Return bool [B, T] from the entry module's inputs by name; None where they do not tell."""
+        return None

@@ -1,0 +1,23 @@
+"""LLaVA in its original layout (`LlavaLlamaForCausalLM`): the model marks its visual tokens while splicing images."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from .base import Family
+
+
+class Llava(Family):
+    """LLaVA-1.5 7B and 13B, and the small model."""
+
+    models = "LlavaLlamaForCausalLM"
+
+    @classmethod
+    def knows(cls, model: nn.Module) -> bool:
+        """Whether `model` is LLaVA as this repository loads it."""
+        return isinstance(model, LlamaForCausalLM) and model.config.model_type == "llava_llama"
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """Return the `LlavaLlamaModel`, which is a `LlamaModel` with a vision tower beside its layers."""
+        return model.model

@@ -1,0 +1,114 @@
+"""Variable-length attention over packed streams: torch's or flash-attn's kernel on CUDA, SDPA by segment elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .packed import Segments
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, bool, float], torch.Tensor]
+"""(query [1, H, Tq, d], key [1, Hkv, Tk, d], value [1, Hkv, Tk, d], segments, causal, scale) → [1, Tq, H, d]."""
+
+BACKENDS = ("auto", "sdpa", "varlen", "flash_attn")
+
+
+def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Return the kernel for tensors of `dtype` on `device`.
+
+    `auto` takes torch's `varlen_attn` on CUDA in half precision where the installed torch has it, else SDPA.
+
+    Raises:
+        ValueError: unknown backend, or one that this machine, device or dtype cannot run.
+
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    if backend == "sdpa" or (backend == "auto" and not half):
+        return by_segment
+    if not half:
+        raise ValueError(f"attention backend {backend!r} needs CUDA and fp16 or bf16, got {device.type} and {dtype}")
+    kernel = _flash_attn() if backend == "flash_attn" else _torch_varlen()
+    if kernel is not None:
+        return kernel
+    if backend == "auto":
+        return by_segment
+    needed = "the flash-attn package (pip install 'llava[flash]')" if backend == "flash_attn" else "torch ≥ 2.10"
+    raise ValueError(f"attention backend {backend!r} needs {needed}")
+
+
+def by_segment(query, key, value, segments: Segments, causal: bool, scale: float) -> torch.Tensor:
+    """SDPA, one segment after the other; see `Kernel` for shapes."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if len(segments.queries) == 1:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale).transpose(1, 2)
+    pieces = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=causal and q.shape[2] > 1, scale=scale).transpose(1, 2)
+        for q, k, v in zip(
+            query.split(segments.queries, 2), key.split(segments.keys, 2), value.split(segments.keys, 2), strict=True
+        )
+        if q.shape[2]
+    ]
+    return torch.cat(pieces, 1)
+
+
+def varlen(function: Callable, query, key, value, segments: Segments, causal: bool, scale: float) -> torch.Tensor:
+    """Call `torch.nn.attention.varlen.varlen_attn`, whose arguments differ between torch releases."""
+    accepted = _parameters(function)
+    settings = {}
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in accepted:
+            settings["enable_gqa"] = True
+        else:
+            groups = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if "scale" in accepted:
+        settings["scale"] = scale
+    else:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    if causal:
+        settings |= {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
+    streams = (part[0].transpose(0, 1) for part in (query, key, value))
+    return function(*streams, *_bounds(segments, query.device), **settings)[None]
+
+
+def flash(function: Callable, query, key, value, segments: Segments, causal: bool, scale: float) -> torch.Tensor:
+    """Call flash-attn's `flash_attn_varlen_func` (grouped-query heads are its own business)."""
+    streams = (part[0].transpose(0, 1) for part in (query, key, value))
+    return function(*streams, *_bounds(segments, query.device), softmax_scale=scale, causal=causal)[None]
+
+
+@lru_cache(maxsize=32)
+def _bounds(segments: Segments, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    ends = [np.concatenate([[0], np.cumsum(part)]).astype(np.int32) for part in (segments.queries, segments.keys)]
+    queries, keys = (torch.from_numpy(end).to(device) for end in ends)
+    return queries, keys, max(segments.queries), max(segments.keys)
+
+
+@lru_cache(maxsize=4)
+def _parameters(function: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _torch_varlen() -> Kernel | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return lambda *arguments: varlen(varlen_attn, *arguments)
+
+
+def _flash_attn() -> Kernel | None:
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return lambda *arguments: flash(flash_attn_varlen_func, *arguments)

@@ -1,0 +1,9 @@
+"""The pruning methods by the name that a config's `"method"` key gives them: one file each, one row here."""
+
+from types import MappingProxyType
+
+from .visipruner import VisiPruner
+
+METHODS = MappingProxyType({cls.method: cls for cls in (VisiPruner,)})
+
+__all__ = ["METHODS", "VisiPruner"]

@@ -1,0 +1,258 @@
+"""Packed tokens: a batch of prompts as one stream `[1, T, D]`, without padding; pruning is `tokens.keep(mask)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which stretch of queries reads which stretch of keys: stretch i holds `queries[i]` rows and `keys[i]` keys."""
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class VisualRuns:
+    """For `remove`: visual rows, grouped by the text before them, against the gathered keys of that text."""
+
+    rows: np.ndarray
+    keys: np.ndarray
+    segments: Segments
+
+
+@dataclass(frozen=True)
+class MergePass:
+    """For `merge`: token `source[t]` lends token t its value; `rows` bool [T] take the result (None: every row)."""
+
+    source: np.ndarray
+    rows: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTokens:
+    """The tokens that enter a layer. Layout lives on the host (numpy); tensors derived from it are made once.
+
+    hidden:
+        [1, T, D], the prompts of the batch one after the other
+    rope:
+        (cos, sin), tokens along dimension −2
+    lengths:
+        tokens of each prompt, summing to T
+    visual:
+        bool [T]; never True for a prompt's last token, which is what is read
+    position:
+        int [T], place of each token in its own prompt, counted from 0 without padding
+    """
+
+    hidden: torch.Tensor
+    rope: tuple[torch.Tensor, torch.Tensor]
+    lengths: tuple[int, ...]
+    visual: np.ndarray
+    position: np.ndarray
+    _memo: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Offset of each prompt in the stream, and T at the end: int [B + 1]."""
+        return self._once("starts", lambda: np.concatenate([[0], np.cumsum(self.lengths)]))
+
+    @property
+    def visual_counts(self) -> list[int]:
+        """Visual tokens of each prompt."""
+        return self._once("visual_counts", lambda: [int(self.visual[a:b].sum()) for a, b in self.spans])
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(start, end) of each prompt in the stream."""
+        return self._once(
+            "spans", lambda: [(int(a), int(b)) for a, b in zip(self.starts, self.starts[1:], strict=False)]
+        )
+
+    @property
+    def everything(self) -> Segments:
+        """Each prompt reads itself."""
+        return Segments(self.lengths, self.lengths)
+
+    @property
+    def text(self) -> Segments:
+        """Each prompt's text reads itself, in the stream of text tokens only."""
+        counts = tuple(n - v for n, v in zip(self.lengths, self.visual_counts, strict=True))
+        return Segments(counts, counts)
+
+    def with_hidden(self, hidden: torch.Tensor) -> PackedTokens:
+        """Return the same tokens with the hidden states that a layer made of them."""
+        return PackedTokens(hidden, self.rope, self.lengths, self.visual, self.position, self._memo)
+
+    def keep(self, mask: np.ndarray) -> PackedTokens:
+        """Return the tokens where `mask` (bool [T]) holds, at their original positions and rotary angles."""
+        index = torch.from_numpy(np.flatnonzero(mask)).to(self.hidden.device, non_blocking=True)
+        return PackedTokens(
+            self.hidden.index_select(1, index),
+            tuple(part.index_select(-2, index.to(part.device)) for part in self.rope),
+            tuple(int(mask[a:b].sum()) for a, b in self.spans),
+            self.visual[mask],
+            self.position[mask],
+        )
+
+    def tensor(self, name: str, make: Callable[[], np.ndarray], device: torch.device) -> torch.Tensor:
+        """Return the array that `make` builds as a tensor on `device`, made at most once for these tokens."""
+        return self._once((name, device), lambda: torch.from_numpy(np.ascontiguousarray(make())).to(device))
+
+    def visual_runs(self) -> VisualRuns:
+        """Group visual rows by prompt and by the text before them; rows with no text before read themselves."""
+        return self._once("visual_runs", self._visual_runs)
+
+    def _visual_runs(self) -> VisualRuns:
+        keys, queries, counts = [], [], []
+        for start, end in self.spans:
+            visual = self.visual[start:end]
+            text = start + np.flatnonzero(~visual)
+            before = np.cumsum(~visual)[visual]
+            rows = start + np.flatnonzero(visual)
+            for row in rows[before == 0]:
+                keys.append([row])
+                queries.append(1)
+                counts.append(1)
+            for seen, number in zip(*np.unique(before[before > 0], return_counts=True), strict=True):
+                keys.append(text[:seen])
+                queries.append(int(number))
+                counts.append(int(seen))
+        flat = np.concatenate(keys) if keys else np.empty(0, int)
+        return VisualRuns(np.flatnonzero(self.visual), flat, Segments(tuple(queries), tuple(counts)))
+
+    def first_half(self) -> np.ndarray:
+        """Return bool [T]: the first ⌊V/2⌋ visual tokens of each prompt."""
+        half = np.zeros_like(self.visual)
+        for (start, end), count in zip(self.spans, self.visual_counts, strict=True):
+            half[start + np.flatnonzero(self.visual[start:end])[: count // 2]] = True
+        return half
+
+    def sinks(self, sink: int) -> np.ndarray:
+        """Return the place in the stream of visual token number `sink` of each prompt that has visual tokens.
+
+        Raises:
+            ValueError: a prompt has visual tokens, but not that many.
+
+        """
+        places = []
+        for (start, end), count in zip(self.spans, self.visual_counts, strict=True):
+            if count and sink >= count:
+                raise ValueError(
+                    f"'sink_token' is {sink}, but a prompt has only {count} visual tokens; use 0 to {count - 1}"
+                )
+            if count:
+                places.append(start + int(np.flatnonzero(self.visual[start:end])[sink]))
+        return np.array(places, int)
+
+    def merge_passes(self, sink: int) -> list[MergePass]:
+        """Return whose value each visual column lends when text rows merge into visual token number `sink`.
+
+        One pass serves every row but those that come before the sink (several images, a late sink): each group of
+        them merges into the last visual token it sees, in a pass of its own.
+        """
+        return self._once(("merge", sink), lambda: self._merge_passes(sink))
+
+    def _merge_passes(self, sink: int) -> list[MergePass]:
+        places = iter(self.sinks(sink))
+        targets: list[dict[int, np.ndarray]] = []
+        main = np.arange(len(self.visual))
+        for (start, end), count in zip(self.spans, self.visual_counts, strict=True):
+            if not count:
+                continue
+            where = start + np.flatnonzero(self.visual[start:end])
+            main[where] = next(places)
+            seen = np.cumsum(self.visual[start:end])
+            early = ~self.visual[start:end] & (seen > 0) & (seen <= sink)
+            targets.append({int(where[c - 1]): start + np.flatnonzero(early & (seen == c)) for c in set(seen[early])})
+        passes = [MergePass(main, None)]
+        for number in range(max((len(groups) for groups in targets), default=0)):
+            source, rows = main.copy(), np.zeros_like(self.visual)
+            for groups in targets:
+                for place, members in list(groups.items())[number : number + 1]:
+                    prompt = int(np.searchsorted(self.starts, place, side="right")) - 1
+                    start, end = self.spans[prompt]
+                    source[start + np.flatnonzero(self.visual[start:end])] = place
+                    rows[members] = True
+            passes.append(MergePass(source, rows))
+        return passes
+
+    def _once(self, key, make):
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+
+def pack(
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    visual_mask: torch.Tensor,
+    rotary: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[PackedTokens, torch.Tensor]:
+    """Pack a padded batch (padding on either side). One host synchronisation.
+
+    embeds [B, T, D]; attention_mask [B, T] or None; position_ids [B, T], [1, T], [3, B, T] (M-RoPE) or None for
+    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin).
+    Returns the tokens and each prompt's next position, int64 [B].
+
+    Raises:
+        ValueError: shapes that do not agree, a mask that is not 2-D, or a prompt without tokens.
+
+    """
+    batch, width = embeds.shape[:2]
+    if visual_mask.shape != (batch, width):
+        raise ValueError(f"visual_mask has shape {tuple(visual_mask.shape)}, expected {(batch, width)} as the prompts")
+    if attention_mask is not None and attention_mask.shape != (batch, width):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; pruning takes a 2-D mask of shape {(batch, width)}"
+        )
+    device = embeds.device
+    if attention_mask is None:
+        attention_mask = torch.ones_like(visual_mask)
+    valid, visual = torch.stack((attention_mask.to(device).bool(), visual_mask.to(device).bool())).cpu().numpy()
+    lengths = valid.sum(1)
+    if not lengths.all():
+        raise ValueError(f"prompt {int(np.flatnonzero(lengths == 0)[0])} of the batch has no tokens")
+    position = (np.cumsum(valid, 1) - 1)[valid]
+    visual = visual[valid]
+    visual[np.cumsum(lengths) - 1] = False
+    if position_ids is None:
+        position_ids = torch.from_numpy(position).to(device)[None]
+        following = torch.from_numpy(lengths).to(device)
+    else:
+        position_ids = position_ids.to(device).expand(*position_ids.shape[:-2], batch, width)
+        live = position_ids.masked_fill(torch.from_numpy(~valid).to(device), -1)
+        following = live.movedim(-2, 0).flatten(1).amax(1) + 1
+    if not valid.all():
+        flat = torch.from_numpy(np.flatnonzero(valid)).to(device)
+        embeds = embeds.flatten(0, 1).index_select(0, flat)
+        if position_ids.shape[-2:] == (batch, width):
+            position_ids = position_ids.flatten(-2).index_select(-1, flat).unsqueeze(-2)
+    elif position_ids.shape[-2:] == (batch, width):
+        position_ids = position_ids.flatten(-2).unsqueeze(-2)
+    hidden = embeds.reshape(1, -1, embeds.shape[-1])
+    tokens = PackedTokens(hidden, tuple(rotary(hidden, position_ids)), tuple(map(int, lengths)), visual, position)
+    return tokens, following
+
+
+def unpack(hidden: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+    """Return the stream [1, T, D] as a batch [B, max length, D], zeros on the left of the shorter prompts."""
+    width = max(lengths)
+    if all(n == width for n in lengths):
+        return hidden.view(len(lengths), width, -1)
+    batch = hidden.new_zeros(len(lengths) * width, hidden.shape[-1])
+    return batch.index_copy(0, left_padded_places(lengths, width, hidden.device), hidden[0]).view(
+        len(lengths), width, -1
+    )
+
+
+def left_padded_places(lengths: tuple[int, ...], width: int, device: torch.device) -> torch.Tensor:
+    """Return where each packed token lands in the flattened left-padded batch [B · width]: int64 [T]."""
+    places = [np.arange((b + 1) * width - n, (b + 1) * width) for b, n in enumerate(lengths)]
+    return torch.from_numpy(np.concatenate(places)).to(device)

@@ -1,0 +1,115 @@
+"""`PruningTrace`: what the engine did with one prompt. FLOPs, reports, plots and tests all read it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .flops import DecoderShape
+from .policy import AttentionRule
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One measurement: the layer, and the extreme values over the visual tokens that the layer ran with."""
+
+    layer: int
+    min_cosine: float
+    max_l2: float
+
+
+@dataclass(frozen=True)
+class PruningTrace:
+    """The decisions of one prompt's prefill. Layers count from 0; positions count the prompt's tokens from 0.
+
+    tokens_per_layer, visual_per_layer:
+        all tokens, and the visual ones among them, that enter each layer
+    rules:
+        how each layer attended
+    filter_layer:
+        the layer whose measurement chose `kept`, or None
+    kept, influence:
+        positions of the chosen visual tokens, and their L2 influence at the filter layer
+    exit_layer:
+        first layer run without visual tokens, or None (also for a prompt that had none)
+    kv_tokens_per_layer:
+        tokens whose keys and values each layer holds after the prefill
+    probes:
+        every measurement, in order
+    """
+
+    shape: DecoderShape
+    itemsize: int
+    tokens_per_layer: list[int]
+    visual_per_layer: list[int]
+    rules: list[AttentionRule]
+    filter_layer: int | None
+    kept: list[int]
+    influence: list[float]
+    exit_layer: int | None
+    kv_tokens_per_layer: list[int]
+    probes: list[Probe]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, visual ones included."""
+        return self.tokens_per_layer[0]
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of the prompt."""
+        return self.visual_per_layer[0]
+
+    def flops(self, count: Literal["visual", "all"] = "visual") -> float:
+        """Multiply-adds of the prefill as it ran.
+
+        `visual` is the field's convention (visual tokens only, see `flops`); `all` counts every token.
+        """
+        total = 0.0
+        for tokens, visual, rule in zip(self.tokens_per_layer, self.visual_per_layer, self.rules, strict=True):
+            text = tokens - visual
+            skipped = rule.text == rule.visual == "remove"
+            if count == "visual":
+                total += self.shape.layer_flops(visual, 0 if skipped else None)
+            else:
+                total += self.shape.layer_flops(tokens, text * tokens if skipped else None)
+        return total
+
+    def dense_flops(self, count: Literal["visual", "all"] = "visual") -> float:
+        """Multiply-adds of the same prompt with nothing pruned."""
+        tokens = self.visual_tokens if count == "visual" else self.prompt_tokens
+        return self.shape.layers * self.shape.layer_flops(tokens)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values held after the prefill, padding of the batch not counted."""
+        return self.shape.kv_bytes(sum(self.kv_tokens_per_layer), self.itemsize)
+
+    @property
+    def dense_kv_bytes(self) -> int:
+        """Bytes of keys and values of the same prompt with nothing pruned."""
+        return self.shape.kv_bytes(self.prompt_tokens * self.shape.layers, self.itemsize)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the trace in a dozen numbers, JSON-ready: what an answers file keeps of every question."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "visual_tokens": self.visual_tokens,
+            "filter_layer": self.filter_layer,
+            "kept_tokens": None if self.filter_layer is None else len(self.kept),
+            "kept": self.kept,
+            "exit_layer": self.exit_layer,
+            "mean_tokens_per_layer": round(sum(self.tokens_per_layer) / len(self.tokens_per_layer), 2),
+            "tokens_per_layer": self.tokens_per_layer,
+            "flops": self.flops(),
+            "dense_flops": self.dense_flops(),
+            "flops_all_tokens": self.flops("all"),
+            "dense_flops_all_tokens": self.dense_flops("all"),
+            "kv_bytes": self.kv_bytes,
+            "dense_kv_bytes": self.dense_kv_bytes,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, JSON-ready, with the totals beside the decisions."""
+        return dataclasses.asdict(self) | self.summary()
