@@ -1,17 +1,21 @@
 """VisiPruner: training-free pruning of visual tokens in multimodal LLMs.
 
-from llava import load_pretrained_model, prune, PruningConfig
+    from llava import load_pretrained_model, prune, PruningConfig
 """
 
-from .model.pruning import PruningConfig, PruningTrace, prune
+from importlib import import_module
 
-__all__ = ["PruningConfig", "PruningTrace", "load_pretrained_model", "prune"]
+_PUBLIC = {
+    "PruningConfig": ".model.pruning",
+    "PruningTrace": ".model.pruning",
+    "load_pretrained_model": ".model.builder",
+    "prune": ".model.pruning",
+}
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str):
-    # the model classes import transformers' CLIP and Llama; configs and scorers need neither
-    if name == "load_pretrained_model":
-        from .model.builder import load_pretrained_model
-
-        return load_pretrained_model
+    # on demand: the scorers and the benchmark writer need neither torch nor transformers
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,7 +30,7 @@ def prune(
     config: PruningConfig | Mapping[str, Any] | str | os.PathLike,
     visual_mask: torch.Tensor | None = None,
     *,
-    attention: str = "auto",
+    backend: str = "auto",
 ) -> PruningSession:
     """Return a context manager inside which `model` prunes visual tokens of every prompt it reads.
 
@@ -39,8 +39,8 @@ def prune(
     visual_mask:
         bool [B, T], True at visual tokens of the prompts read inside the block; needed for a bare decoder
         (`LlamaForCausalLM`), found by the model family otherwise. Beams repeat its rows.
-    attention:
-        backend of packed attention: `auto`, `sdpa`, `varlen` (torch's, CUDA) or `flash_attn`
+    backend:
+        attention kernel of packed prompts: `auto`, `sdpa`, `varlen` (torch's, CUDA) or `flash_attn`
 
     After a pruned prefill the output holds the surviving tokens, left-padded per batch; `logits[:, -1]` is always the
     last prompt token's. The cache to continue with is `output.past_key_values`.
@@ -51,13 +51,13 @@ def prune(
         RuntimeError: on entering, when the model is being pruned already.
 
     """
-    return PruningSession(model, PruningConfig.of(config), visual_mask, attention)
+    return PruningSession(model, PruningConfig.of(config), visual_mask, backend)
 
 
 class PruningSession:
     """An active `prune` block; `traces` holds one `PruningTrace` per prompt of every prefill, in order."""
 
-    def __init__(self, model, config: PruningConfig, visual_mask: torch.Tensor | None, attention: str):
+    def __init__(self, model, config: PruningConfig, visual_mask: torch.Tensor | None, backend: str):
         self.model = model
         self.config = config
         self.traces: list[PruningTrace] = []
@@ -76,8 +76,8 @@ class PruningSession:
             )
         self._visual_mask = visual_mask
         parameter = next(self._decoder.parameters())
-        choose(attention, parameter.device, parameter.dtype)
-        self._backend = attention
+        choose(backend, parameter.device, parameter.dtype)
+        self._backend = backend
         self._forward_lock = threading.Lock()
         self._hook = None
 
