@@ -1,6 +1,6 @@
 """VisiPruner: training-free pruning of visual tokens in multimodal LLMs.
 
-    from llava import load_pretrained_model, prune, PruningConfig
+`from llava import load_pretrained_model, prune, PruningConfig` is the public face.
 """
 
 from importlib import import_module

@@ -210,7 +210,7 @@ def pack(
         raise ValueError(f"visual_mask has shape {tuple(visual_mask.shape)}, expected {(batch, width)} as the prompts")
     if attention_mask is not None and attention_mask.shape != (batch, width):
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; pruning takes a 2-D mask of shape {(batch, width)}"
+            f"attention_mask has shape {tuple(attention_mask.shape)}; pruning takes a 2-D mask, here {(batch, width)}"
         )
     device = embeds.device
     if attention_mask is None:

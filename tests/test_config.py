@@ -1,0 +1,101 @@
+"""Configs: presets fill keys, mistakes give one clear error, JSON round trips."""
+
+import json
+
+import pytest
+
+from llava.model.pruning import PruningConfig
+
+README = {
+    "mode": ["shallow", "middle", "deep"],
+    "shallow_mid_layer": 6,
+    "layer_threshold": 0.995,
+    "tokens_threshold": 0.2,
+}
+
+
+def test_the_readme_form_is_valid_and_means_the_paper_preset():
+    config = PruningConfig.from_json(json.dumps(README))
+    assert config == PruningConfig.from_dict({**README, "preset": "paper"})
+    assert (config.exit_threshold, config.exit_patience, config.probe_offset) == (0.999, 2, 0)
+    assert (config.kv, config.exit_votes, config.shallow_text) == ("needed", "consecutive", "remove")
+
+
+def test_presets_differ_in_the_rows_of_the_table_and_any_row_can_be_set():
+    paper, released = (PruningConfig.from_dict({**README, "preset": name}) for name in ("paper", "released"))
+    assert (released.kv, released.exit_votes, released.probe_offset) == ("all", "cumulative", 1)
+    mixed = PruningConfig.from_dict({**README, "preset": "released", "kv": "needed", "probe_offset": 0})
+    assert (mixed.kv, mixed.probe_offset, mixed.exit_votes) == ("needed", 0, "cumulative")
+    assert paper.attention(0).text == released.attention(0).text == "merge"
+    assert paper.attention(1) != released.attention(1)
+    assert paper.attention(6).dense
+    assert released.attention(6).dense
+
+
+@pytest.mark.parametrize("settings", [README, {"mode": []}, {"mode": ["deep"], "mid_deep_layer": 4}])
+def test_to_dict_round_trips(settings, tmp_path):
+    config = PruningConfig.from_dict(settings)
+    assert PruningConfig.from_dict(config.to_dict()) == config
+    path = tmp_path / "pruning.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert PruningConfig.of(str(path)) == PruningConfig.of(path) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({**README, "layer_treshold": 0.9}, "unknown key 'layer_treshold'.*did you mean 'layer_threshold'"),
+        ({**README, "method": "visiprunner"}, "unknown pruning method.*did you mean 'visipruner'"),
+        ({**README, "preset": "papers"}, "did you mean 'paper'"),
+        ({**README, "mode": "shallow"}, "'mode' must be a list"),
+        ({**README, "mode": ["shalow"]}, "did you mean 'shallow'"),
+        ({**README, "mode": ["deep", "deep", "middle"]}, "twice"),
+        ({**README, "mode": [["deep"]]}, "'mode' must be one of"),
+        ({}, 'needs "mode"'),
+        ({"mode": ["middle"]}, "needs 'shallow_mid_layer' and 'layer_threshold' and 'tokens_threshold'"),
+        ({"mode": ["shallow"]}, "needs 'shallow_mid_layer'"),
+        ({"mode": ["deep"]}, "needs 'mid_deep_layer'"),
+        ({**README, "shallow_mid_layer": "6"}, "integer.*got str"),
+        ({**README, "shallow_mid_layer": 6.0}, "integer.*got float"),
+        ({**README, "shallow_mid_layer": True}, "integer.*got bool"),
+        ({**README, "shallow_mid_layer": 0}, "integer ≥ 1, got 0"),
+        ({**README, "layer_threshold": 1.5}, "from 0 to 1, got 1.5"),
+        ({**README, "layer_threshold": float("nan")}, "got nan"),
+        ({**README, "layer_threshold": "high"}, "number from 0 to 1, got str"),
+        ({**README, "tokens_threshold": -0.1}, "number ≥ 0, got -0.1"),
+        ({**README, "tokens_threshold": float("inf")}, "got inf"),
+        ({**README, "exit_patience": 0}, "integer ≥ 1"),
+        ({**README, "exit_threshold": 2}, "from 0 to 1"),
+        ({**README, "sink_token": -1}, "integer ≥ 0"),
+        ({**README, "first_layer": "skip"}, "'merge', 'half'"),
+        ({**README, "kv": None, "exit_votes": 3}, "'consecutive', 'cumulative'"),
+        ({"mode": ["shallow", "deep"], "shallow_mid_layer": 6, "mid_deep_layer": 3}, "lies before"),
+        ([1], "JSON object, got list"),
+    ],
+)
+def test_each_mistake_is_one_clear_error(settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        PruningConfig.of(json.dumps(settings))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{'mode': []}", "is not JSON"),
+        ("nowhere/pruning.json", "cannot be read: No such file"),
+        (3, "PruningConfig, a dict or JSON text, got int"),
+    ],
+)
+def test_sources_that_are_not_configs(source, message):
+    with pytest.raises(ValueError, match=message):
+        PruningConfig.of(source)
+
+
+def test_boundaries_are_checked_against_the_models_depth():
+    PruningConfig.from_dict(README).check_layers(7)
+    with pytest.raises(ValueError, match="'shallow_mid_layer' is 6, but the model has 6 layers; it must be at most 5"):
+        PruningConfig.from_dict(README).check_layers(6)
+    with pytest.raises(ValueError, match="'mid_deep_layer' is 40"):
+        PruningConfig.from_dict({"mode": ["deep"], "mid_deep_layer": 40}).check_layers(32)
+    PruningConfig.from_dict({"mode": [], "shallow_mid_layer": 40}).check_layers(32)
