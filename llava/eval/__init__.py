@@ -1,0 +1,1 @@
+"""Evaluation: the question loader, one scorer a benchmark, and what they share."""

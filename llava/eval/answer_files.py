@@ -1,0 +1,218 @@
+"""Reading, matching and reporting of answer files: what every scorer and the chunk merge share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class ScoreError(ValueError):
+    """Input that cannot be scored; the message is one line that says what was given and what to do."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of an answers file as `llava.eval.model_vqa_loader` writes it.
+
+    `question_id` is always a string (benchmarks mix ints and strings), `prompt` is None where the line has none,
+    `text` is the model's answer as it stands, `where` is "file:line" for messages.
+    """
+
+    question_id: str
+    prompt: str | None
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How the answers cover the expected questions: counts of questions and of answer lines.
+
+    `expected` = `answered` + `missing`; `duplicates` and `unknown` count answer lines that were not used.
+    """
+
+    expected: int
+    answered: int
+    missing: int
+    duplicates: int
+    unknown: int
+
+    @property
+    def complete(self) -> bool:
+        """True when each question has exactly one answer and no answer is left over."""
+        return not (self.missing or self.duplicates or self.unknown)
+
+    def describe(self) -> str:
+        """The counts in words, for messages and tables."""
+        return (
+            f"{self.answered} of {self.expected} questions answered, {self.missing} missing, "
+            f"{self.duplicates} duplicate answers, {self.unknown} answers to unknown questions"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts for a scorer's JSON line; "partial" is True when the score does not cover the benchmark."""
+        return {
+            "questions": self.expected,
+            "answered": self.answered,
+            "missing": self.missing,
+            "duplicates": self.duplicates,
+            "unknown": self.unknown,
+            "partial": not self.complete,
+        }
+
+
+def _read_text(path: str | Path, what: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ScoreError(f"{what} not found: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScoreError(f"{what} {path} cannot be read: {error}") from None
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The JSON document in `path`; `what` names the file's role in messages.
+
+    Raises:
+        ScoreError: the file is missing, unreadable or not JSON (with line and column).
+
+    """
+    text = _read_text(path, what)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ScoreError(
+            f"{what} {path} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from None
+
+
+def read_jsonl(path: str | Path, what: str) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each with its "file:line"; blank lines are skipped.
+
+    Raises:
+        ScoreError: the file is missing or unreadable, or a line is not one JSON object.
+
+    """
+    rows = []
+    # Not str.splitlines: that also breaks at U+2028 and the like, which JSON strings may contain unescaped.
+    for number, line in enumerate(_read_text(path, what).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ScoreError(f"{what} {path} is not valid JSON at line {number}: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise ScoreError(f"{where}: expected a JSON object, found {type(row).__name__}")
+        rows.append((where, row))
+    return rows
+
+
+def field(row: dict[str, Any], key: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
+    """`row[key]`, checked to be present and of type `kind`; a ScoreError names `where` otherwise."""
+    if key not in row:
+        raise ScoreError(f'{where}: key "{key}" is missing; found {", ".join(sorted(row)) or "no keys"}')
+    if not isinstance(row[key], kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = " or ".join(k.__name__ for k in kinds)
+        raise ScoreError(f'{where}: key "{key}" should be {names}, found {type(row[key]).__name__}')
+    return row[key]
+
+
+def parse_answer(row: dict[str, Any], where: str) -> Answer:
+    """One row of an answers file as an `Answer`; a ScoreError names a missing or mistyped key."""
+    prompt = field(row, "prompt", where) if row.get("prompt") is not None else None
+    return Answer(str(field(row, "question_id", where, (str, int))), prompt, field(row, "text", where), where)
+
+
+def read_answers(path: str | Path) -> list[Answer]:
+    """All answers of a file, in file order (ScoreError as in `read_jsonl`)."""
+    return [parse_answer(row, where) for where, row in read_jsonl(path, "answers file")]
+
+
+def match(
+    expected: Iterable[Hashable], given: Sequence[tuple[Hashable, str]], partial: bool = False
+) -> tuple[list[int], Coverage]:
+    """Decides which answers count: one for each expected question.
+
+    Args:
+        expected: the key of every question; a key that occurs k times is a question asked k times.
+        given: (key, where) of every answer, in file order.
+        partial: score what is answered (the first answer of each question) instead of raising.
+
+    Returns:
+        The indices into `given` to score, ascending, and the counts.
+
+    Raises:
+        ScoreError: questions without an answer, answers beyond one a question, or answers to no known question and
+            `partial` is False; or nothing at all to score.
+
+    """
+    open_questions = Counter(iter(expected))  # iter: Counter would take a mapping's values for counts
+    known = set(open_questions)
+    total = open_questions.total()
+    used: list[int] = []
+    duplicates: list[str] = []
+    unknown: list[str] = []
+    for index, (key, where) in enumerate(given):
+        if key not in known:
+            unknown.append(where)
+        elif open_questions[key] == 0:
+            duplicates.append(where)
+        else:
+            open_questions[key] -= 1
+            used.append(index)
+    coverage = Coverage(total, len(used), total - len(used), len(duplicates), len(unknown))
+    if coverage.complete and total:
+        return used, coverage
+    examples = []
+    if coverage.missing:
+        examples.append(f"first missing: {next(key for key, count in open_questions.items() if count)!r}")
+    examples += [f"first duplicate: {where}" for where in duplicates[:1]]
+    examples += [f"first unknown: {where}" for where in unknown[:1]]
+    details = "; ".join([coverage.describe(), *examples])
+    if not total:
+        raise ScoreError("the benchmark file holds no question to score")
+    if not used:
+        raise ScoreError(f"nothing to score: {details}")
+    if not partial:
+        raise ScoreError(f"{details}. Finish or repair the run, or pass --partial to score the answered questions")
+    return used, coverage
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A plain text table: first column left aligned, the others right aligned, floats with two decimals."""
+    cells = [list(header)] + [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]).rstrip()
+        for row in cells
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def run_cli(compute: Callable[[], dict[str, Any]], render: Callable[[dict[str, Any]], str] | None = None) -> int:
+    """Runs a command: prints `render(result)` and, as the last line, the result as one compact JSON object.
+
+    A partial result is announced above the table. Returns the exit status: 0, or 1 after one line on stderr where
+    `compute` raised ScoreError.
+    """
+    try:
+        result = compute()
+    except ScoreError as error:
+        print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
+        return 1
+    if result.get("partial"):
+        counts = Coverage(*(result[k] for k in ("questions", "answered", "missing", "duplicates", "unknown")))
+        print(f"PARTIAL: {counts.describe()}; only the answered questions count.")
+    if render is not None:
+        print(render(result))
+    print(json.dumps(result, separators=(",", ":")))
+    return 0

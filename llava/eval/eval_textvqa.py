@@ -1,0 +1,138 @@
+"""Scores TextVQA answers: M4C soft accuracy against ten annotators, with the official answer normalisation.
+
+    python -m llava.eval.eval_textvqa --annotation-file TextVQA_0.5.1_val.json --result-file answers.jsonl
+
+An answer is worth the mean, over the ten annotators left out in turn, of min(1, matches among the other nine / 3).
+Questions are found as LLaVA does: by image id and the question text inside the prompt, lower-cased (in LLaVA's question
+file, `question_id` is the image id). The accuracy is a percentage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.eval.answer_files import (
+    Answer,
+    ScoreError,
+    field,
+    format_table,
+    match,
+    read_answers,
+    read_json,
+    run_cli,
+)
+from llava.eval.text_normalize import normalize_answer
+
+ANNOTATORS = 10
+_OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
+
+
+def soft_accuracy(prediction: str, references: Sequence[str]) -> float:
+    """M4C accuracy in [0, 1] of one answer against the annotators' answers, all of them normalised here."""
+    wanted = normalize_answer(prediction)
+    agrees = [normalize_answer(reference) == wanted for reference in references]
+    matches = sum(agrees)
+    return sum(min(1.0, (matches - left_out) / 3) for left_out in agrees) / len(agrees)
+
+
+def question_of_prompt(prompt: str) -> str:
+    """The question inside a LLaVA TextVQA prompt, lower-cased.
+
+    The prompt shapes: "OCR tokens: … Question: … Short answer:"; three lines, one of them "Reference OCR token: …"
+    before or after the question; two lines, the question first.
+
+    Raises:
+        ScoreError: the prompt has none of these shapes.
+
+    """
+    lines = prompt.split("\n")
+    if prompt.startswith("OCR tokens: "):
+        found = _OCR_FIRST.search(prompt)
+        if found is not None:
+            return found.group(1).lower()
+    elif "Reference OCR token: " in prompt and len(lines) == 3:
+        return lines[1 if prompt.startswith("Reference OCR token:") else 0].lower()
+    elif len(lines) == 2:
+        return lines[0].lower()
+    raise ScoreError(
+        f"the prompt {prompt[:80]!r} has none of LLaVA's TextVQA shapes: question and instruction on two lines, "
+        'these with a "Reference OCR token: " line, or "OCR tokens: … Question: … Short answer:"'
+    )
+
+
+def _read_annotations(path: str | Path) -> tuple[list[tuple[str, str]], dict[tuple[str, str], list[str]], dict]:
+    """(key of every question, key → reference answers, (question id, question) → key); key = (image id, question)."""
+    data = read_json(path, "annotation file")
+    if not isinstance(data, dict) or not isinstance(data.get("data"), list):
+        raise ScoreError(f'{path}: expected TextVQA\'s object with a list under "data"')
+    keys, references, aliases = [], {}, {}
+    for number, entry in enumerate(data["data"]):
+        where = f"{path}: entry {number}"
+        if not isinstance(entry, dict):
+            raise ScoreError(f"{where}: expected an object, found {type(entry).__name__}")
+        question = field(entry, "question", where).lower()
+        key = (str(field(entry, "image_id", where, (str, int))), question)
+        answers = field(entry, "answers", where, list)
+        if len(answers) != ANNOTATORS or not all(isinstance(answer, str) for answer in answers):
+            raise ScoreError(f'{where}: "answers" should hold {ANNOTATORS} strings, found {len(answers)} entries')
+        keys.append(key)
+        references[key] = answers  # a question asked twice of one image: the last entry counts, as in LLaVA
+        if "question_id" in entry:
+            aliases[str(entry["question_id"]), question] = key
+    return keys, references, aliases
+
+
+def _key_of(answer: Answer, references: dict, aliases: dict) -> tuple[str, str]:
+    if answer.prompt is None:
+        raise ScoreError(f'{answer.where}: key "prompt" is missing; the question is found through it')
+    try:
+        key = (answer.question_id, question_of_prompt(answer.prompt))
+    except ScoreError as error:
+        raise ScoreError(f"{answer.where}: {error}") from None
+    return key if key in references else aliases.get(key, key)
+
+
+def score(annotation_file: str | Path, result_file: str | Path, partial: bool = False) -> dict[str, Any]:
+    """Soft accuracy of an answers file on a TextVQA annotation file.
+
+    Args:
+        annotation_file: TextVQA's JSON, {"data": [{"image_id", "question", "answers": ten strings, …}]}.
+        result_file: JSONL with "question_id" (image id, or TextVQA's question id), "prompt" and "text".
+        partial: score the answered questions only instead of raising when some are missing, duplicate or unknown.
+
+    Returns:
+        "accuracy" (percent) and the counts of `Coverage.to_dict`.
+
+    Raises:
+        ScoreError: unreadable or malformed input; answers that do not cover the questions, unless `partial`.
+
+    """
+    keys, references, aliases = _read_annotations(annotation_file)
+    answers = read_answers(result_file)
+    given = [(_key_of(answer, references, aliases), answer.where) for answer in answers]
+    used, coverage = match(keys, given, partial)
+    total = sum(soft_accuracy(answers[index].text, references[given[index][0]]) for index in used)
+    return {"benchmark": "textvqa", "accuracy": 100 * total / len(used)} | coverage.to_dict()
+
+
+def render(result: dict[str, Any]) -> str:
+    """The result of `score` as a table for people."""
+    return format_table(("", "questions", "%"), [("TextVQA accuracy", result["answered"], result["accuracy"])])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Score TextVQA answers (M4C soft accuracy).")
+    parser.add_argument("--annotation-file", required=True, help="TextVQA_0.5.1_val.json")
+    parser.add_argument("--result-file", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
+    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
+    args = parser.parse_args(argv)
+    return run_cli(lambda: score(args.annotation_file, args.result_file, args.partial), render)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""LLaVA and the pruning engine."""

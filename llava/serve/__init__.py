@@ -1,0 +1,1 @@
+"""Talking to a model: the chat of the command line."""
