@@ -9,8 +9,8 @@ prepare_environment() {
         python=python3
         command -v python3 >/dev/null || python=python
     fi
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-        echo "error: Python 3.10 or newer is needed, $python is $("$python" --version 2>&1); set PYTHON" >&2
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "error: Python 3.11 or newer is needed, $python is $("$python" --version 2>&1); set PYTHON" >&2
         exit 1
     }
     [[ -x .venv/bin/python ]] || "$python" -m venv .venv

@@ -1,0 +1,148 @@
+"""Answers a benchmark's questions with a LLaVA, dense or pruned, and writes LLaVA's answers file (`--help` teaches)."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from llava.conversation import conv_templates
+from llava.eval.answers import AnswersFile, unanswered
+from llava.eval.plan import make_plan
+from llava.eval.run import Run, describe
+from llava.eval.runfile import check_settings, read_run_file, run_file_of
+
+UNDERSCORED = ("top_p", "num_beams", "max_new_tokens")
+
+EPILOG = """
+examples:
+  the small model, pruned as its pruning.json says
+    python -m llava.tiny.benchmarks
+    python -m llava.eval.model_vqa_loader --model-path playground/checkpoints/llava-tiny \\
+        --question-file playground/data/eval/gqa_mini/llava_gqa_testdev_balanced.jsonl \\
+        --image-folder playground/data/eval/gqa_mini/data/images --answers-file runs/gqa_mini.jsonl \\
+        --pruning-config playground/checkpoints/llava-tiny/pruning.json --batch-size 8
+  LLaVA-1.5-7B with the paper's settings, the second of four chunks
+    python -m llava.eval.model_vqa_loader --model-path liuhaotian/llava-v1.5-7b --question-file Q.jsonl \\
+        --image-folder IMAGES --answers-file answers/4_1.jsonl --num-chunks 4 --chunk-idx 1 --batch-size 8 \\
+        --pruning-config '{"mode":["shallow","middle","deep"],"shallow_mid_layer":6,"layer_threshold":0.995,\\
+"tokens_threshold":0.2}'
+
+Each answer's "metadata" holds its prompt's trace: tokens per layer, kept positions, filter and exit layer, FLOPs, KV
+bytes, milliseconds. X.run.json beside X.jsonl holds settings, versions, device and the totals. An interrupted run,
+killed or not, goes on where it stopped when the same command is given again. Exit status: 0, 1 after one line on
+stderr, 2 for a wrong command line.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: LLaVA's flags, then this project's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.model_vqa_loader",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model-path", required=True, help="checkpoint folder in LLaVA's original layout, or a hub name")
+    add("--model-base", help="base model of a projector-only checkpoint")
+    add("--image-folder", required=True, help="folder that the questions' image paths are relative to")
+    add("--question-file", required=True, help="JSONL with question_id, image and text")
+    add("--answers-file", required=True, help="JSONL to write or to continue")
+    add("--conv-mode", default="vicuna_v1", choices=list(conv_templates), help="prompt format (default vicuna_v1)")
+    add("--num-chunks", type=_number(int, 1), default=1, help="cut the questions into this many parts (default 1)")
+    add("--chunk-idx", type=_number(int, 0), default=0, help="which part to ask, from 0")
+    add("--temperature", type=_number(float, 0), default=0.0, help="0 (default) is greedy; above, answers are sampled")
+    add("--top_p", type=_number(float, 0, 1), help="sample from this much of the probability")
+    add("--num_beams", type=_number(int, 1), default=1, help="beams of beam search (default 1: none)")
+    add("--max_new_tokens", type=_number(int, 1), default=128, help="longest answer in tokens (default 128)")
+    add("--pruning-config", help="JSON or a path to a .json; without it the model runs dense, untouched")
+    add("--batch-size", type=_number(int, 1), default=1, help="questions a batch (default 1)")
+    add("--device", default="auto", help="auto (default: CUDA, MPS, CPU in this order), cpu, cuda, cuda:1, mps")
+    add("--dtype", default="auto", help="float32, float16, bfloat16; auto (default) is float32 on CPU, else float16")
+    add("--limit", type=_number(int, 0), help="ask only this many questions from the start of the file, then chunk")
+    add("--seed", type=_number(int, 0), default=0, help="for sampling; question i draws from seed + i at batch size 1")
+    add("--skip-bad", action="store_true", help="leave out and count questions whose image is missing or unreadable")
+    add("--workers", type=_number(int, 0), help="processes that prepare inputs (default: cores, at most 4; 0: none)")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="continue an existing answers file (the default)")
+    existing.add_argument("--overwrite", action="store_true", help="start the answers file anew")
+    return parser
+
+
+def _number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"{kind.__name__} ≥ {low}" + (f" and ≤ {high}" if high != math.inf else "")
+    return parse
+
+
+def eval_model(args: argparse.Namespace) -> dict[str, Any]:
+    """Ask the questions, as LLaVA's function of this name does; attributes that `args` lacks have their defaults.
+
+    Returns the run file's record. Raises `ValueError` (one line) for bad input, and what loading and running raises.
+    """
+    needed = ("model_path", "image_folder", "question_file", "answers_file")
+    given = [word for name in needed for word in ("--" + name.replace("_", "-"), str(getattr(args, name)))]
+    args = build_parser().parse_args(given, copy.copy(args))
+    plan = make_plan(args)
+    run_file = run_file_of(plan.answers_file)
+    with AnswersFile(plan.answers_file, anew=args.overwrite) as answers:
+        earlier = None
+        if answers.rows:
+            earlier = read_run_file(run_file)
+            check_settings(plan.answers_file, earlier, plan.settings)
+        if answers.repaired:
+            print(f"warning: cut off a half-written last line of {answers.path}", file=sys.stderr)
+        todo = unanswered(plan.answers_file, answers.rows, plan.known, plan.selected)
+        run = Run(args, command_of(args), plan, answers, earlier)
+        if todo:
+            run.ask(todo)
+        else:
+            if args.overwrite:
+                answers.clear()
+            run.write("finished")
+    return run.record
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command line that gives `args`, settings at their default left out."""
+    words = ["python", "-m", "llava.eval.model_vqa_loader"]
+    parser = build_parser()
+    for name, value in vars(args).items():
+        flag = "--" + (name if name in UNDERSCORED else name.replace("_", "-"))
+        if value is True:
+            words.append(flag)
+        elif value != parser.get_default(name):
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        print(describe(eval_model(args)))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        hint = "; try a smaller --batch-size" if isinstance(error, torch.OutOfMemoryError) else ""
+        print(f"error: {message}{hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""From prompt and images to tensors: `<image>` markers, padding to a square, stop words (LLaVA's `mm_utils`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import StoppingCriteria
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+
+
+def tokenizer_image_token(
+    prompt: str, tokenizer: Any, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
+) -> list[int] | torch.Tensor:
+    """Tokenise a prompt with `<image>` in it: each marker becomes `image_token_index`.
+
+    The text between markers is tokenised chunk by chunk, as LLaVA was trained: every chunk is a text of its own
+    (a sentencepiece tokenizer puts its word mark "▁" before each), and only the first keeps its BOS.
+
+    Returns a list of ids, or with `return_tensors="pt"` an int64 tensor `[L]`.
+    Raises `ValueError` for another `return_tensors`.
+    """
+    if return_tensors not in (None, "pt"):
+        raise ValueError(f"return_tensors is {return_tensors!r}: only None (a list) and 'pt' are supported")
+    chunks = [_tokenize_chunk(chunk, tokenizer) for chunk in prompt.split(DEFAULT_IMAGE_TOKEN)]
+    ids = list(chunks[0])
+    skip = 1 if ids and ids[0] == tokenizer.bos_token_id else 0
+    for chunk in chunks[1:]:
+        ids += [image_token_index, *chunk[skip:]]
+    return torch.tensor(ids, dtype=torch.long) if return_tensors == "pt" else ids
+
+
+def _tokenize_chunk(chunk: str, tokenizer: Any) -> list[int]:
+    # sentencepiece marks the start of a text whatever it starts with: " a" is "▁▁a". The Metaspace of
+    # transformers 5 takes a leading space for that mark and so loses it; a second space restores it.
+    if chunk.startswith(" ") and tokenizer(" a").input_ids == tokenizer("a").input_ids:
+        chunk = " " + chunk
+    return tokenizer(chunk).input_ids
+
+
+def expand2square(image: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
+    """Pad an image `(w, h)` with a colour to `(max(w, h), max(w, h))`, the image in the middle (rounded down)."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new(image.mode, (side, side), background_color)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def process_images(images: Sequence[Image.Image], image_processor: Any, model_cfg: Any) -> torch.Tensor:
+    """Turn PIL images into the tower's input, float32 `[N, 3, H, W]`.
+
+    `model_cfg.image_aspect_ratio` "pad" pads with the processor's mean colour to a square first; "square" or None
+    leaves it to the processor (resize, then centre crop). Raises `ValueError` for other values ("anyres" among them).
+    """
+    check_aspect_ratio(ratio := getattr(model_cfg, "image_aspect_ratio", None))
+    images = [image.convert("RGB") for image in images]
+    if ratio == "pad":
+        mean_color = tuple(int(channel * 255) for channel in image_processor.image_mean)
+        images = [expand2square(image, mean_color) for image in images]
+    return image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+def check_aspect_ratio(ratio: str | None) -> None:
+    """Raise `ValueError` unless `process_images` can prepare images for this `image_aspect_ratio`."""
+    if ratio not in ("pad", "square", None):
+        raise ValueError(f"image_aspect_ratio {ratio!r} is not supported: only 'pad' and 'square' (LLaVA-1.5) are")
+
+
+def get_model_name_from_path(model_path: str) -> str:
+    """Last part of a path or hub name; for `…/NAME/checkpoint-N`, `NAME_checkpoint-N`."""
+    parts = model_path.strip("/").split("/")
+    return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+
+
+class KeywordsStoppingCriteria(StoppingCriteria):
+    """Stop a sample as soon as its answer holds one of the keywords.
+
+    `generate` runs on embeddings, so what it passes here are the new tokens alone; a keyword in the prompt does not
+    count. `input_ids` is accepted because LLaVA's callers pass it, and not read.
+    """
+
+    def __init__(self, keywords: Sequence[str], tokenizer: Any, input_ids: torch.Tensor | None = None):
+        self.keywords = tuple(keywords)
+        self.tokenizer = tokenizer
+        # a token stands for one byte at least, so a keyword that has just been completed lies within this many tokens
+        self.window = max((len(keyword.encode()) for keyword in self.keywords), default=0) + 1
+
+    def __call__(self, output_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Take new tokens int64 `[B, n]`; return bool `[B]`, True where a keyword has appeared."""
+        texts = self.tokenizer.batch_decode(output_ids[:, -self.window :], skip_special_tokens=True)
+        done = [any(keyword in text for keyword in self.keywords) for text in texts]
+        return torch.tensor(done, dtype=torch.bool, device=output_ids.device)

@@ -1,0 +1,1 @@
+"""Projectors from the vision tower to the decoder."""

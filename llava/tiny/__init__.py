@@ -1,0 +1,1 @@
+"""The small model that ships: its scenes, questions, mini benchmarks, tokenizer and checkpoint writer."""

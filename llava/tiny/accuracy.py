@@ -1,0 +1,130 @@
+"""Measure how well a checkpoint answers each kind of question, on scenes that neither training nor benchmarks use.
+
+    python -m llava.tiny.accuracy [--model-path playground/checkpoints/llava-tiny] [--scenes 128]
+
+Prints a table (questions, share answered exactly right by greedy decoding) and as the last line one JSON object.
+Yes/no kinds ask as many questions with the answer yes as with no, so guessing gives 0.5 there. The handwritten digits
+are the held-out ones.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.mm_utils import process_images, tokenizer_image_token
+from llava.tiny.questions import GQA_KINDS, MME_KINDS, TEXT_KINDS, YES_NO_KINDS, Question, ask, prompt_text
+from llava.tiny.scenes import Scene, render
+from llava.tiny.seeds import TEST
+
+KINDS = GQA_KINDS + MME_KINDS + TEXT_KINDS
+CHECKPOINT = "playground/checkpoints/llava-tiny"
+DRAWS = 60
+LONGEST_ANSWER = 6
+
+
+def questions_about(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    """Yield up to two different questions of every kind that the scene allows; of yes/no kinds one each, or none."""
+    for kind in KINDS:
+        polarities = (True, False) if kind in YES_NO_KINDS else (None, None)
+        found: dict[str, Question] = {}
+        for yes in polarities:
+            draws = (ask(kind, scene, rng, yes=yes, lone=0.0) for _ in range(DRAWS))
+            question = next((q for q in draws if q and q.text not in found), None)
+            if question:
+                found[question.text] = question
+        if kind not in YES_NO_KINDS or len(found) == 2:
+            yield from found.values()
+
+
+def left_padded(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and attention mask, both int64 [B, L]."""
+    length = max(map(len, prompts))
+    ids = torch.full((len(prompts), length), pad)
+    mask = torch.zeros(len(prompts), length, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return ids, mask
+
+
+def answer(loaded: tuple, pixels: np.ndarray, questions: list[Question], **options) -> list[str]:
+    """Answer questions about one picture (uint8 [H, W, 3]) greedily in one batch, the vision tower run once.
+
+    `loaded` is what `load_pretrained_model` returns; `options` go to `generate` (`pruning_config`, say).
+    """
+    tokenizer, model, image_processor, _ = loaded
+    images = process_images([Image.fromarray(pixels)], image_processor, model.config)
+    prompts = []
+    for question in questions:
+        conversation = conv_templates["vicuna_v1"].copy()
+        conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{prompt_text(question)}")
+        conversation.append_message(conversation.roles[1], None)
+        prompts.append(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
+    ids, mask = left_padded(prompts, tokenizer.pad_token_id)
+    with torch.inference_mode():
+        features = model.encode_images(images.to(model.device, model.dtype))[0]
+        output = model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            image_features=[features] * len(questions),
+            do_sample=False,
+            max_new_tokens=LONGEST_ANSWER,
+            **options,
+        )
+    return [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+
+
+def measure(loaded: tuple, scenes: int, progress: bool = False, **options) -> dict[str, tuple[int, int]]:
+    """Return (right, asked) by kind of question over `scenes` pictures of the test seeds, for the kinds asked."""
+    counts = {kind: [0, 0] for kind in KINDS}
+    for seed in tqdm(TEST[:scenes], unit="scene", disable=not progress):
+        rng = np.random.default_rng(seed)
+        pixels, scene = render(rng, "heldout")
+        questions = list(questions_about(scene, rng))
+        for question, text in zip(questions, answer(loaded, pixels, questions, **options), strict=True):
+            counts[question.kind][0] += text == question.answer
+            counts[question.kind][1] += 1
+    return {kind: (right, asked) for kind, (right, asked) in counts.items() if asked}
+
+
+def summarize(counts: dict[str, tuple[int, int]]) -> dict:
+    """Return shares by kind, and `mean`, the plain mean over the kinds (rare and frequent kinds weigh alike)."""
+    kinds = {kind: {"accuracy": right / asked, "questions": asked} for kind, (right, asked) in counts.items()}
+    return {"mean": sum(k["accuracy"] for k in kinds.values()) / len(kinds), "kinds": kinds}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model-path", default=CHECKPOINT)
+    parser.add_argument("--scenes", type=int, default=128, help="pictures, with about 24 questions each (default 128)")
+    parser.add_argument("--pruning-config", help="JSON or a path to a .json; without it nothing is pruned")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    if args.scenes < 1:
+        parser.error(f"--scenes must be at least 1, got {args.scenes}")
+    from llava import PruningConfig, load_pretrained_model
+
+    try:
+        options = {"pruning_config": PruningConfig.from_json(args.pruning_config)} if args.pruning_config else {}
+        loaded = load_pretrained_model(args.model_path, None, "llava-tiny", device=args.device)
+    except (OSError, ValueError) as error:
+        sys.exit(f"accuracy: {error}")
+    summary = summarize(measure(loaded, args.scenes, progress=True, **options))
+    print(f"{'kind':12} {'questions':>9} {'right':>6}")
+    for kind, row in summary["kinds"].items():
+        print(f"{kind:12} {row['questions']:9d} {row['accuracy']:6.3f}")
+    print(f"{'mean':12} {'':9} {summary['mean']:6.3f}")
+    print(json.dumps({"model": args.model_path, "scenes": args.scenes, "pruning": args.pruning_config, **summary}))
+
+
+if __name__ == "__main__":
+    main()

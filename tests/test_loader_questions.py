@@ -1,0 +1,140 @@
+"""Question files: everything wrong with them, or with the command, is said before a model is loaded."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loader_fixtures import CONFIG, Bench, questions, write_images, write_jsonl, write_model
+
+import llava.eval.run
+from llava.eval.questions import QuestionError, get_chunk, read_questions, require_images, split_list
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("loader")
+    return write_model(root / "llava-random"), write_images(root / "images")
+
+
+@pytest.fixture
+def bench(tmp_path, shared, monkeypatch):
+    def load(*arguments, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(llava.eval.run, "load_pretrained_model", load)
+    return Bench(tmp_path, *shared)
+
+
+@given(st.lists(st.integers(), max_size=40), st.integers(1, 12))
+def test_chunks_cover_the_questions_in_order(items, chunks):
+    parts = split_list(items, chunks)
+    assert len(parts) == chunks
+    assert [item for part in parts for item in part] == items
+    assert all(len(part) == -(-len(items) // chunks) for part in parts if part and part is not parts[-1]) or (
+        sum(map(len, parts)) == len(items)
+    )
+    assert [get_chunk(items, chunks, k) for k in range(chunks)] == parts
+
+
+def test_a_chunk_that_is_not_there(bench, capsys):
+    assert bench.run(num_chunks=2, chunk_idx=2) == 1
+    assert "--chunk-idx 2 of --num-chunks 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question_id": 1,', "not valid JSON at line 3"),
+        ("[1, 2]", ":3: expected a JSON object, found list"),
+        ({"image": "a.png", "text": "x"}, ':3: key "question_id" is missing'),
+        ({"question_id": 1, "image": "a.png"}, ':3: key "text" is missing'),
+        ({"question_id": 1, "image": "a.png", "text": 5}, ':3: key "text" should be str'),
+        ({"question_id": 1, "image": 5, "text": "x"}, ':3: key "image" should be str'),
+        ({"question_id": 1, "image": "a.png", "text": "<image>\nx"}, ":3: the text contains <image>"),
+        (questions()[1], ":3: question_id 'a.png' was asked with the same text in line 2"),
+        ({"question_id": 1, "image": "/etc/hostname", "text": "x"}, ":3: image '/etc/hostname' must be a path inside"),
+        ({"question_id": 1, "image": "sub/../../x.png", "text": "x"}, ":3: image 'sub/../../x.png' must be"),
+        ({"question_id": 1, "image": "", "text": "x"}, ":3: image '' must be"),
+    ],
+)
+def test_a_wrong_line_is_named(bench, capsys, line, message):
+    write_jsonl(bench.question_file, [*questions()[:2], line, *questions()[3:]])
+    for skip in ((), ("--skip-bad",)):
+        assert bench.run(*skip) == 1
+        error = capsys.readouterr().err
+        assert message in error and str(bench.question_file) in error
+        assert error.count("\n") == 1
+    assert not bench.answers.exists()
+
+
+def test_a_link_out_of_the_image_folder_is_refused_but_one_within_is_not(tmp_path):
+    images = write_images(tmp_path / "images")
+    (tmp_path / "secret.png").write_bytes((images / "a.png").read_bytes())
+    (images / "out.png").symlink_to(tmp_path / "secret.png")
+    (images / "in.png").symlink_to(images / "a.png")
+    (tmp_path / "linked").symlink_to(images)
+    inside = write_jsonl(tmp_path / "in.jsonl", [{"question_id": 1, "image": "in.png", "text": "x"}])
+    [question] = read_questions(inside, tmp_path / "linked")
+    assert require_images([question], False) == ([question], [])
+    outside = write_jsonl(tmp_path / "out.jsonl", [{"question_id": 1, "image": "out.png", "text": "x"}])
+    with pytest.raises(QuestionError, match="out.jsonl:1: image 'out.png' is a symbolic link out of"):
+        read_questions(outside, images)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_missing_images(tmp_path, skip_bad):
+    rows = [{"question_id": i, "text": "x"} | image for i, image in enumerate([{}, {"image": None}, {"image": "no"}])]
+    asked = read_questions(write_jsonl(tmp_path / "q.jsonl", rows), tmp_path)
+    if skip_bad:
+        good, bad = require_images(asked, True)
+        assert good == [] and [skipped.question for skipped in bad] == asked
+    else:
+        with pytest.raises(QuestionError, match='q.jsonl:1: no "image" key'):
+            require_images(asked, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pruning_config": json.dumps(CONFIG | {"layer_treshold": 0.9})}, "did you mean 'layer_threshold'?"),
+        ({"pruning_config": json.dumps(CONFIG | {"shallow_mid_layer": 3})}, "shallow_mid_layer"),
+        ({"pruning_config": "nowhere.json"}, "'nowhere.json' cannot be read"),
+        ({"pruning_config": "{"}, "is not JSON"),
+        ({"question_file": "nowhere.jsonl"}, "question file not found: nowhere.jsonl"),
+        ({"image_folder": "nowhere"}, "--image-folder 'nowhere' is not a folder"),
+        ({"model_path": "/nowhere/at/all"}, "no such folder"),
+        ({"device": "abacus"}, "abacus"),
+        ({"dtype": "float7"}, "float7"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_the_model_loads(bench, capsys, changes, message):
+    assert bench.run(**changes) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not bench.answers.exists()
+
+
+def test_answers_never_replace_the_questions(bench, capsys):
+    content = bench.question_file.read_bytes()
+    assert bench.run("--overwrite", answers_file=bench.question_file) == 1
+    assert "are both" in capsys.readouterr().err
+    assert bench.question_file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 0}, {"temperature": -1}, {"top_p": 1.5}, {"conv_mode": "v99"}, {"limit": "all"}]
+)
+def test_argparse_refuses_with_status_2(bench, changes):
+    with pytest.raises(SystemExit) as stopped:
+        bench.run(**changes)
+    assert stopped.value.code == 2
+
+
+def test_help_teaches(bench, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.run("--help")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("examples:", "--pruning-config", "--top_p", "--skip-bad", "run.json", "llava.tiny.benchmarks"):
+        assert word in text
