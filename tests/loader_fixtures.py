@@ -14,9 +14,9 @@ from llava.eval.model_vqa_loader import main
 CONFIG = {
     "mode": ["shallow", "middle", "deep"],
     "shallow_mid_layer": 1,
-    "layer_threshold": 1.0,
-    "tokens_threshold": 3.0,
-    "exit_threshold": 0.9,
+    "layer_threshold": 0.9999,
+    "tokens_threshold": 0.03,
+    "exit_threshold": 0.999,
     "exit_patience": 1,
 }
 IMAGES = ("a.png", "a.png", "a.png", "sub/b.png", "sub/b.png", "c.png", "a.png", "c.png", "c.png", "sub/b.png")
@@ -94,7 +94,7 @@ class Bench:
 
     @property
     def run_file(self) -> Path:
-        return self.answers.with_name("answers.run.json")
+        return self.answers.with_name(self.answers.stem + ".run.json")
 
     def record(self) -> dict:
         return json.loads(self.run_file.read_text())

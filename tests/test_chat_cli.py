@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from llava.serve.loop import COMMANDS
 CONFIG = json.dumps({"mode": ["middle"], "shallow_mid_layer": 1, "layer_threshold": 1.0, "tokens_threshold": 0.1})
 LIMIT = 4096
 SECONDS = 60
+PROMPT_SHOWN = "\x1b[?2004h"  # bracketed paste on: the line editor is waiting
 
 
 @pytest.fixture(scope="module")
@@ -169,17 +171,18 @@ def test_on_a_real_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(checkpoint
     screen = Screen(terminal)
     try:
         screen.wait_for("Ctrl-D leaves")
-        screen.wait_for("> ")
+        screen.wait_for(PROMPT_SHOWN)
         screen.type("What is this?\r")
         screen.wait_for("What is this?")
         screen.wait_for_more(200)
         screen.type("\x03")
         screen.wait_for("stopped")
-        screen.wait_for("> ")
+        screen.wait_for(PROMPT_SHOWN)
         screen.type("/trace\r")
         screen.wait_for("KV cache:")
-        screen.wait_for("> ")
+        screen.wait_for(PROMPT_SHOWN)
         screen.type("\x04")
+        screen.wait_for_end()
         assert process.wait(SECONDS) == 0
     finally:
         process.kill()
@@ -205,6 +208,14 @@ class Screen:
     def wait_for_more(self, count: int) -> None:
         while len(self.text) < count:
             self._read(f"for {count} more characters")
+
+    def wait_for_end(self) -> None:
+        with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+            while True:
+                before = len(self.text)
+                self._read("for the end")
+                if len(self.text) == before:
+                    return
 
     def _read(self, what: str) -> None:
         ready, _, _ = select.select([self.terminal], [], [], SECONDS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -130,8 +132,8 @@ def test_files_that_are_not_pictures_are_named(tmp_path):
         damaged: "is damaged",
         large: "limit of 0.05 MB",
         wide: "2000×600 pixels",
-        "~no-such-user-here/x.png": "",
-        "nul\0byte.png": "",
+        "~no-such-user-here/x.png": "cannot be read|no such file",
+        "nul\0byte.png": "cannot be read|no such file",
     }
     for path, reason in cases.items():
         with pytest.raises(ImageError, match=reason) as caught:
@@ -139,14 +141,16 @@ def test_files_that_are_not_pictures_are_named(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
-    bomb = tmp_path / "bomb.png"
-    Image.new("1", (30_000, 30_000)).save(bomb)
-    assert bomb.stat().st_size < 1e6
-    begun = time.monotonic()
+@pytest.mark.parametrize("side", [8_100, 11_000, 60_000])  # beyond our limit, Pillow's warning, Pillow's error
+@pytest.mark.filterwarnings("error")
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
+    bomb = bytearray(png())
+    bomb[16:24] = struct.pack(">II", side, side)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb)
     with pytest.raises(ImageError, match="64 megapixels"):
-        load_image(str(bomb))
-    assert time.monotonic() - begun < 1
+        load_image(str(path))
 
 
 def test_pictures_are_upright_rgb_and_the_first_frame(tmp_path):

@@ -1,5 +1,6 @@
 """The evaluation loader end to end on a small random checkpoint: answers, metadata, totals, batches, bad questions."""
 
+import argparse
 import json
 import warnings
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from llava import PruningConfig, load_pretrained_model, prune
 from llava.eval.batches import prompt_of
+from llava.eval.model_vqa_loader import eval_model
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
@@ -84,10 +86,10 @@ def test_pruning_happens_and_is_counted(bench):
 def test_a_dense_run_reports_what_mode_none_reports(bench):
     assert bench.run() == 0
     dense = bench.rows()
+    assert bench.record()["settings"]["pruning_config"] is None
     bench.answers = bench.root / "none.jsonl"
     assert bench.run(pruning_config='{"mode":[]}') == 0
     assert comparable(dense) == comparable(bench.rows())
-    assert bench.record()["settings"]["pruning_config"] is None
 
 
 @pytest.mark.parametrize("pruning", [None, PRUNED])
@@ -143,6 +145,22 @@ def test_greedy_decoding_is_silent_about_the_checkpoints_sampling_settings(bench
     assert "generation flags" not in capfd.readouterr().err
 
 
+def test_eval_model_takes_llavas_arguments(bench):
+    """A caller of LLaVA's function has no attributes for the flags that were added here."""
+    given = {"model_path": str(bench.model), "model_base": None, "image_folder": str(bench.images)}
+    given |= {
+        "conv_mode": "vicuna_v1",
+        "question_file": str(bench.question_file),
+        "answers_file": str(bench.answers),
+        "num_chunks": 2,
+    }
+    given |= {"chunk_idx": 1, "temperature": 0, "top_p": None, "num_beams": 1, "max_new_tokens": 6}
+    record = eval_model(argparse.Namespace(**given))
+    assert record == bench.record() and record["totals"]["questions"] == len(bench.rows()) == 5
+    assert bench.run(num_chunks=2, chunk_idx=1, batch_size=1) == 0  # the same settings, so there is nothing to do
+    assert len(bench.record()["sessions"]) == 1
+
+
 def test_the_run_file_says_what_made_the_answers(bench, capsys):
     assert bench.run(pruning_config=PRUNED, limit=3) == 0
     record = bench.record()
@@ -172,7 +190,6 @@ def test_bad_questions_stop_or_are_skipped_and_counted(bench, capsys):
             assert len(bench.rows()) == 6 and bench.record()["state"] == "interrupted"
         rows[line - 1] = questions()[line - 1]
         write_jsonl(bench.question_file, rows)
-
     rows[1].pop("image")
     rows[4]["image"], rows[6]["image"] = "nowhere.png", "broken.png"
     write_jsonl(bench.question_file, rows)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import shortuuid
 import torch
 
@@ -63,7 +65,7 @@ class Answerer:
     def __enter__(self) -> Answerer:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            self._session = stack.enter_context(prune(self.model, self.config)) if self.config else None
+            self._session = None if self.config is None else stack.enter_context(prune(self.model, self.config))
             self._timer = stack.enter_context(ForwardTimer(self.model))
             self._exit = stack.pop_all()
         self._warm = False
@@ -91,9 +93,9 @@ class Answerer:
         self._see(batch)
         return (self._ask(asked, rows) if asked else []), skipped
 
-    def _warm_up(self, pixels: torch.Tensor, ids: torch.Tensor) -> None:
+    def _warm_up(self, pixels: np.ndarray, ids: list[int]) -> None:
         """Ask once without looking at the clock: a process's first forward is slow for reasons of its own."""
-        self._generate([ids], list(self.model.encode_images([pixels])), max_new_tokens=WARM_UP_TOKENS)
+        self._generate([ids], list(self._project([pixels])), max_new_tokens=WARM_UP_TOKENS)
         self._timer.take()
         self._warm = True
 
@@ -102,17 +104,19 @@ class Answerer:
         shown = {question.path for question in batch.questions}
         features = {path: seen for path, seen in self._features.items() if path in shown}
         if batch.pixels:
-            projected = self.model.encode_images(list(batch.pixels.values()))
-            features |= zip(batch.pixels, projected, strict=True)
+            features |= zip(batch.pixels, self._project(batch.pixels.values()), strict=True)
         self._features = features
 
-    def _too_long(self, ids: torch.Tensor) -> str | None:
+    def _project(self, pixels: Iterable[np.ndarray]) -> torch.Tensor:
+        return self.model.encode_images([torch.from_numpy(image) for image in pixels])
+
+    def _too_long(self, ids: list[int]) -> str | None:
         length = len(ids) - 1 + self.model.get_vision_tower().num_tokens
         if self._limit is not None and length > self._limit:
             return f"the prompt has {length} tokens with its image, the model takes {self._limit}"
         return None
 
-    def _ask(self, questions: list[Question], rows: list[torch.Tensor]) -> list[dict[str, Any]]:
+    def _ask(self, questions: list[Question], rows: list[list[int]]) -> list[dict[str, Any]]:
         features = [self._features[question.path] for question in questions]
         if self.how.temperature > 0:
             torch.manual_seed(self.how.seed + questions[0].index)
@@ -136,14 +140,14 @@ class Answerer:
             for question, text, new, trace in zip(questions, texts, output, traces, strict=True)
         ]
 
-    def _generate(self, rows: list[torch.Tensor], features: list[torch.Tensor], **changes: Any) -> torch.Tensor:
-        if self._session:
+    def _generate(self, rows: list[list[int]], features: list[torch.Tensor], **changes: Any) -> torch.Tensor:
+        if self._session is not None:
             self._session.traces.clear()
         ids, mask = left_padded(rows, self.tokenizer.pad_token_id)
         arguments = self.how.arguments() | {"pad_token_id": self.tokenizer.pad_token_id} | changes
         return self.model.generate(ids, image_features=features, attention_mask=mask, **arguments)
 
-    def _traces(self, rows: list[torch.Tensor], features: list[torch.Tensor]) -> list[PruningTrace]:
+    def _traces(self, rows: list[list[int]], features: list[torch.Tensor]) -> list[PruningTrace]:
         """The newest prefill's trace of each prompt; beams prefill a prompt several times, alike."""
         if self._session is None:
             sizes = [(len(ids) - 1 + len(seen), len(seen)) for ids, seen in zip(rows, features, strict=True)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -22,13 +23,14 @@ from llava.mm_utils import process_images, tokenizer_image_token
 class Batch:
     """Some questions in order, with what the model needs of them.
 
-    `input_ids`: int64 `[L_i]` a question, one image marker each; `pixels`: float32 `[3, H, W]` of every image that the
-    batch before did not have; `errors`: why an image could not be read.
+    `input_ids`: L_i ids a question, one image marker each; `pixels`: float32 `[3, H, W]` of every image that the batch
+    before did not have; `errors`: why an image could not be read. No tensors: those would come from the workers through
+    shared memory, of which a container has little.
     """
 
     questions: list[Question]
-    input_ids: list[torch.Tensor]
-    pixels: dict[Path, torch.Tensor] = field(default_factory=dict)
+    input_ids: list[list[int]]
+    pixels: dict[Path, np.ndarray] = field(default_factory=dict)
     errors: dict[Path, str] = field(default_factory=dict)
 
 
@@ -70,14 +72,14 @@ class BatchDataset(Dataset):
         before = {question.path for question in self.groups[index - 1]} if index else set()
         use_im_start_end = getattr(self.model_config, "mm_use_im_start_end", False)
         prompts = [prompt_of(question.text, self.conv_mode, use_im_start_end) for question in questions]
-        batch = Batch(questions, [tokenizer_image_token(p, self.tokenizer, return_tensors="pt") for p in prompts])
+        batch = Batch(questions, [tokenizer_image_token(prompt, self.tokenizer) for prompt in prompts])
         for path in dict.fromkeys(question.path for question in questions):
             if path in before:
                 continue
             try:
                 with Image.open(path) as image:
                     pixels = process_images([image.convert("RGB")], self.image_processor, self.model_config)
-                batch.pixels[path] = pixels[0]
+                batch.pixels[path] = pixels[0].numpy()
             except Exception as error:  # decoders raise nearly anything on broken files; all of it becomes a message
                 batch.errors[path] = f"image {path} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
         return batch
@@ -92,12 +94,12 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one answers it
 
 
-def left_padded(rows: Sequence[torch.Tensor], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack ids `[L_i]` into int64 `[B, L]`, padded on the left, and their attention mask `[B, L]`."""
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack prompts of L_i ids into int64 `[B, L]`, padded on the left, and their attention mask `[B, L]`."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = row
+        ids[index, width - len(row) :] = torch.tensor(row)
         mask[index, width - len(row) :] = 1
     return ids, mask

@@ -31,8 +31,8 @@ examples:
   LLaVA-1.5-7B with the paper's settings, the second of four chunks
     python -m llava.eval.model_vqa_loader --model-path liuhaotian/llava-v1.5-7b --question-file Q.jsonl \\
         --image-folder IMAGES --answers-file answers/4_1.jsonl --num-chunks 4 --chunk-idx 1 --batch-size 8 \\
-        --pruning-config '{"mode":["shallow","middle","deep"],"shallow_mid_layer":6,"layer_threshold":0.995,\\
-"tokens_threshold":0.2}'
+        --pruning-config '{"mode":["shallow","middle","deep"],"shallow_mid_layer":6,
+                           "layer_threshold":0.995,"tokens_threshold":0.2}'
 
 Each answer's "metadata" holds its prompt's trace: tokens per layer, kept positions, filter and exit layer, FLOPs, KV
 bytes, milliseconds. X.run.json beside X.jsonl holds settings, versions, device and the totals. An interrupted run,

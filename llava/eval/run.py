@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from llava.eval.answering import Answerer
 from llava.eval.answers import AnswersError, AnswersFile
-from llava.eval.batches import BatchDataset, group, prepared
+from llava.eval.batches import Batch, BatchDataset, group, prepared
 from llava.eval.plan import Plan
 from llava.eval.questions import Question, Skipped, refusal
 from llava.eval.runfile import run_file_of, versions, write_run_file
@@ -75,20 +75,22 @@ class Run:
         try:
             with Answerer(model, tokenizer, name, plan.config, plan.generation) as answerer, self._bar(todo) as bar:
                 for batch in batches:
-                    lines, bad = answerer.answer(batch)
-                    self._keep(lines, bad)
+                    self._keep(batch, *answerer.answer(batch))
                     bar.set_postfix_str(f"{self.totals.mean_kept:.1f} visual tokens kept", refresh=False)
                     bar.update(len(batch.questions))
             state = "finished"
         finally:
             self.write(state)
 
-    def _keep(self, lines: list[dict[str, Any]], bad: list[Skipped]) -> None:
+    def _keep(self, batch: Batch, lines: list[dict[str, Any]], bad: list[Skipped]) -> None:
+        stop = bad and not self.args.skip_bad
+        if stop:  # nothing after the bad question, so that answers are in order once it is repaired
+            lines = lines[: batch.questions.index(bad[0].question)]
         self.answers.append(lines)
         self.session["questions"] += len(lines)
         for line in lines:
             self._count(line, "answer")
-        if bad and not self.args.skip_bad:
+        if stop:
             raise refusal(bad[0])
         self.skipped += bad
         if time.monotonic() - self._written > SECONDS_BETWEEN_RUN_FILES:

@@ -1,0 +1,142 @@
+"""The answers file while it is written: one owner, whole lines only, continued where an earlier run stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.eval.answer_files import ScoreError, parse_answer
+from llava.eval.questions import Question
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, two runs on one file are not noticed there
+    fcntl = None
+
+
+class AnswersError(ValueError):
+    """An answers file that cannot be continued; the message is one line that says what to do."""
+
+
+class AnswersFile:
+    """LLaVA's answers JSONL, open for appending; `rows` are the answers that it held, `repaired` the bytes cut off.
+
+    A context manager. Opening creates the file and its folder, locks it against other runs and cuts off a half-written
+    last line; a file that was created and is still empty when an exception leaves the block is removed again. With
+    `anew` what the file holds is neither read nor repaired, and gone after `clear()`.
+
+    Raises:
+        AnswersError: another run has the file open, or a line other than the last is not a JSON object.
+        OSError: the file cannot be written.
+
+    """
+
+    def __init__(self, path: str | Path, anew: bool = False):
+        self.path = Path(path)
+        self._anew = anew
+        self.rows: list[dict[str, Any]] = []
+        self.repaired = 0
+
+    def __enter__(self) -> AnswersFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._created = not self.path.exists()
+        self._file = open(self.path, "a+b")  # noqa: SIM115 - closed in __exit__
+        try:
+            self._lock()
+            if not self._anew:
+                self._recover()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None and self._created and self._file.seek(0, os.SEEK_END) == 0:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _lock(self) -> None:
+        # A POSIX record lock: unlike flock it is not inherited by worker processes that outlive a killed run. It goes
+        # when any handle on the file is closed, so everything here goes through self._file.
+        if fcntl is not None:
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AnswersError(f"another run is writing {self.path}; wait for it or stop it") from None
+            except OSError:
+                pass  # a file system without locks
+
+    def _recover(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        end = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
+            row = _object(line)
+            if row is None:
+                raise AnswersError(
+                    f"{self.path}:{number} is not a JSON object, so that the run cannot be continued; "
+                    "repair the line, or start anew with --overwrite"
+                )
+            self.rows.append(row)
+        if end == len(content):
+            return
+        row = _object(content[end:])
+        if row is None:
+            self.repaired = len(content) - end
+            self._file.truncate(end)
+        else:  # only its line break is missing
+            self.rows.append(row)
+            self._write(b"\n")
+
+    def clear(self) -> None:
+        """Begin anew: forget all answers."""
+        self._file.truncate(0)
+        self.rows = []
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write answers, one line each, and return when they are on the disk."""
+        if rows:
+            self._write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def unanswered(
+    path: Path, rows: Iterable[dict[str, Any]], known: Iterable[Question], selected: Iterable[Question]
+) -> list[Question]:
+    """Return the `selected` questions that `rows`, the answers in `path`, do not answer yet.
+
+    Raises:
+        AnswersError: an answer to none of the `known` questions, a second answer to one, or a line that is no answer.
+
+    """
+    keys = {question.key for question in known}
+    answered: set[tuple[str, str]] = set()
+    for number, row in enumerate(rows, start=1):
+        try:
+            answer = parse_answer(row, f"{path}:{number}")
+        except ScoreError as error:
+            raise AnswersError(f"{error}; give another --answers-file, or start anew with --overwrite") from None
+        key = (answer.question_id, answer.prompt or "")
+        if key not in keys or key in answered:
+            problem = "a second answer to" if key in answered else "an answer to no question of the question file,"
+            raise AnswersError(
+                f"{answer.where} is {problem} question_id {answer.question_id!r}; "
+                "give another --answers-file, or start anew with --overwrite"
+            )
+        answered.add(key)
+    return [question for question in selected if question.key not in answered]
