@@ -50,7 +50,7 @@ def configs(draw, layers):
     }
     rows = {
         "first_layer": ["merge", "half"],
-        "first_layer_visual": ["remove", "zero"],
+        "first_layer_visual": ["remove", "zero", "dense"],
         "shallow_text": ["remove", "zero"],
         "shallow_visual": ["remove", "zero", "dense"],
         "probe_offset": [0, 1],

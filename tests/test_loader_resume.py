@@ -149,7 +149,7 @@ def test_answers_without_a_run_file_are_refused_and_overwritten_on_request(bench
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda lines: lines[:2] + [b'{"question_id": 1, "te\n'] + lines[3:], ":3 is not a JSON object"),
+        (lambda lines: lines[:2] + [b'{"question_id": 1, "text\n'] + lines[3:], ":3 is not a JSON object"),
         (lambda lines: [*lines[:4], lines[0]], ":5 is a second answer to"),
         (lambda lines: [lines[0].replace(b"What is it?", b"What was it?")], ":1 is an answer to no question"),
         (lambda lines: [json.dumps(json.loads(lines[0]) | {"metadata": {}}).encode() + b"\n"], ":1 has no trace"),

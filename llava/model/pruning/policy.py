@@ -69,7 +69,7 @@ class Policy:
     """Decides for one prompt, layer by layer. The base class measures nothing and keeps everything."""
 
     filter_layer: int | None = None
-    """The layer whose measurement chose the kept tokens."""
+    """The layer after which only chosen visual tokens remain; a policy sets it when it chooses."""
 
     def measures(self, layer: int) -> bool:
         """Whether this prompt's visual tokens are to be measured at `layer`."""

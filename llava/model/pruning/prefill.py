@@ -84,7 +84,8 @@ class Prefill:
                 continue
             places = start + np.flatnonzero(tokens.visual[start:end])
             if undecided and policy.filter_layer is not None:
-                self.records[b].filtered(tokens.position[places[chosen]], found[b].l2[chosen])
+                influence = found[b].l2[chosen] if b in found else []
+                self.records[b].filtered(tokens.position[places[chosen]], influence)
             if keep is None:
                 keep = np.ones(len(tokens.visual), bool)
             keep[places] = chosen

@@ -28,9 +28,9 @@ class PruningTrace:
     rules:
         how each layer attended
     filter_layer:
-        the layer whose measurement chose `kept`, or None
+        the layer after which only `kept` remained, or None
     kept, influence:
-        positions of the chosen visual tokens, and their L2 influence at the filter layer
+        positions of the chosen visual tokens, and their L2 influence where the filter layer was measured
     exit_layer:
         first layer run without visual tokens, or None (also for a prompt that had none)
     kv_tokens_per_layer:

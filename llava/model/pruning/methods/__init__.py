@@ -2,8 +2,9 @@
 
 from types import MappingProxyType
 
+from .random import RandomPruning
 from .visipruner import VisiPruner
 
-METHODS = MappingProxyType({cls.method: cls for cls in (VisiPruner,)})
+METHODS = MappingProxyType({cls.method: cls for cls in (VisiPruner, RandomPruning)})
 
-__all__ = ["METHODS", "VisiPruner"]
+__all__ = ["METHODS", "RandomPruning", "VisiPruner"]

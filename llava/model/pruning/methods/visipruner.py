@@ -98,7 +98,7 @@ class VisiPruner(PruningConfig):
                 object.__setattr__(self, key, value)
         self._check_mode()
         check_choice("first_layer", self.first_layer, ("merge", "half"))
-        check_choice("first_layer_visual", self.first_layer_visual, ("remove", "zero"))
+        check_choice("first_layer_visual", self.first_layer_visual, ("remove", "zero", "dense"))
         check_choice("shallow_text", self.shallow_text, ("remove", "zero"))
         check_choice("shallow_visual", self.shallow_visual, ("remove", "zero", "dense"))
         check_choice("exit_votes", self.exit_votes, ("consecutive", "cumulative"))

@@ -1,0 +1,252 @@
+r"""Several benchmarks under several pruning configs, side by side: one table, `summary.json` and `summary.png`.
+
+    python -m llava.eval.suite --model-path playground/checkpoints/llava-tiny \
+        --benchmarks gqa_mini mme_mini textvqa_mini --config paper=playground/checkpoints/llava-tiny/pruning.json
+
+Every config is run by `llava.eval.model_vqa_loader` (so that runs resume) and scored by the benchmark's own scorer,
+beside a dense run of the untouched model. Prefill time is then measured apart, the configs taking turns on the same
+questions (`llava.eval.paired`): the speed-up is the median over rounds of dense time by pruned time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from llava.eval import eval_gqa, eval_mme, eval_textvqa, model_vqa_loader
+from llava.eval.paired import paired_times
+from llava.eval.plots import summary_picture
+from llava.model.pruning import PruningConfig
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where one benchmark's files lie in its folder (LLaVA's layout), and how its answers are scored."""
+
+    questions: str
+    images: str
+    score: Callable[[Path, Path, bool], dict[str, Any]]
+    figure: str
+    """The key of the score that people quote."""
+
+
+BENCHMARKS = {
+    "gqa": Benchmark(
+        "llava_gqa_testdev_balanced.jsonl",
+        "data/images",
+        lambda folder, answers, partial: eval_gqa.score(
+            folder / "data/testdev_balanced_questions.json", answers, partial
+        ),
+        "accuracy",
+    ),
+    "mme": Benchmark(
+        "llava_mme.jsonl",
+        "MME_Benchmark_release_version",
+        lambda folder, answers, partial: eval_mme.score(folder / "llava_mme.jsonl", answers, partial),
+        "total",
+    ),
+    "textvqa": Benchmark(
+        "llava_textvqa_val_v051_ocr.jsonl",
+        "train_images",
+        lambda folder, answers, partial: eval_textvqa.score(folder / "TextVQA_0.5.1_val.json", answers, partial),
+        "accuracy",
+    ),
+}
+
+
+def benchmark_of(folder: Path) -> Benchmark:
+    """Return the benchmark that a folder such as `gqa`, `gqa_mini` or `MME` holds.
+
+    Raises:
+        ValueError: the folder's name begins with no benchmark's name, or the question file is not there.
+
+    """
+    for name, benchmark in BENCHMARKS.items():
+        if folder.name.lower().startswith(name):
+            if not (folder / benchmark.questions).is_file():
+                raise ValueError(
+                    f"{folder / benchmark.questions} is missing; see docs/evaluation.md for what to put where "
+                    "(the mini benchmarks: python -m llava.tiny.benchmarks)"
+                )
+            return benchmark
+    raise ValueError(f"benchmark {folder.name!r} is not known; folders begin with {', '.join(BENCHMARKS)}")
+
+
+def run_one(args: argparse.Namespace, folder: Path, name: str, config: PruningConfig | None) -> dict[str, Any]:
+    """Answer one benchmark under one config (resuming) and score it."""
+    benchmark = benchmark_of(folder)
+    answers = Path(args.out) / folder.name / f"{name}.jsonl"
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    record = model_vqa_loader.eval_model(
+        argparse.Namespace(
+            model_path=args.model_path,
+            image_folder=str(folder / benchmark.images),
+            question_file=str(folder / benchmark.questions),
+            answers_file=str(answers),
+            pruning_config=None if config is None else json.dumps(config.to_dict()),
+            batch_size=args.batch_size,
+            max_new_tokens=args.max_new_tokens,
+            device=args.device,
+            dtype=args.dtype,
+            limit=args.limit,
+            overwrite=args.overwrite,
+        )
+    )
+    score = benchmark.score(folder, answers, args.limit is not None)
+    return {"score": score, "figure": score[benchmark.figure], "totals": record["totals"], "device": _device(record)}
+
+
+def _device(record: dict[str, Any]) -> str:
+    return record.get("device_name") or record.get("device") or "unknown"
+
+
+def summarize(runs: dict[str, dict[str, dict]], times: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Put the figures of each config together; FLOPs and KV bytes are means over all questions of all benchmarks."""
+    rows = {}
+    for name, by_benchmark in runs.items():
+        totals = [run["totals"] for run in by_benchmark.values()]
+        questions = sum(part["questions"] for part in totals)
+
+        def mean(key, totals=totals, questions=questions):
+            return sum(part[key] for part in totals) / questions
+
+        layers = zip(*(part["tokens_per_layer_mean"] for part in totals), strict=True)
+        weights = [part["questions"] for part in totals]
+        per_layer = [sum(n * w for n, w in zip(layer, weights, strict=True)) / questions for layer in layers]
+        rows[name] = {
+            "scores": {benchmark: run["figure"] for benchmark, run in by_benchmark.items()},
+            "accuracy": {benchmark: run["score"]["accuracy"] for benchmark, run in by_benchmark.items()},
+            "questions": questions,
+            "tokens_per_layer": [round(n, 2) for n in per_layer],
+            "mean_tokens_per_layer": round(sum(per_layer) / len(per_layer), 2),
+            **{key: mean(key) for key in ("flops", "dense_flops", "flops_all_tokens", "dense_flops_all_tokens")},
+            **{key: mean(key) for key in ("kv_bytes", "dense_kv_bytes")},
+            **times[name],
+        }
+    return rows
+
+
+def print_table(rows: dict[str, dict[str, Any]], console: Console) -> None:
+    """Print the summary for people."""
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("config", no_wrap=True)
+    benchmarks = list(next(iter(rows.values()))["scores"])
+    headings = ("tokens/layer", "FLOPs (visual)", "FLOPs (all)", "KV", "prefill", "speed-up")
+    for heading in (*benchmarks, *headings):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            *(f"{row['scores'][benchmark]:.1f}" for benchmark in benchmarks),
+            f"{row['mean_tokens_per_layer']:.1f}",
+            _beside_dense(row["flops"] / 1e6, row["flops"] / row["dense_flops"], "M"),
+            _beside_dense(row["flops_all_tokens"] / 1e6, row["flops_all_tokens"] / row["dense_flops_all_tokens"], "M"),
+            _beside_dense(row["kv_bytes"] / 1024, row["kv_bytes"] / row["dense_kv_bytes"], " KB"),
+            f"{row['prefill_ms']:.2f} ms",
+            f"{row['speedup']:.2f}×",
+        )
+    console.print(table)
+
+
+def _beside_dense(value: float, share: float, unit: str) -> str:
+    return f"{value:,.0f}{unit} ({100 * (share - 1):+.0f}%)" if round(share, 3) != 1 else f"{value:,.0f}{unit}"
+
+
+def parse_config(text: str) -> tuple[str, PruningConfig]:
+    """Read NAME=JSON or NAME=PATH of the command line."""
+    name, equals, source = text.partition("=")
+    if not equals or not name or name == DENSE or not name.replace("-", "").replace("_", "").isalnum():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=CONFIG, e.g. paper=pruning.json ({DENSE!r} is built in)"
+        )
+    try:
+        return name, PruningConfig.from_json(source)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model-path", required=True, help="checkpoint folder in LLaVA's original layout, or a hub name")
+    add("--data-dir", default="playground/data/eval", help="folder of the benchmarks (default playground/data/eval)")
+    add("--benchmarks", nargs="+", required=True, help="folders in --data-dir, e.g. gqa MME textvqa, or gqa_mini …")
+    add("--config", action="append", type=parse_config, default=[], metavar="NAME=CONFIG", help="a pruning config")
+    add("--out", default="runs/suite", help="folder for answers, summary.json and summary.png (default runs/suite)")
+    add("--batch-size", type=int, default=8, help="questions a batch (default 8)")
+    add("--max-new-tokens", type=int, default=16, help="longest answer in tokens (default 16)")
+    add("--limit", type=int, help="ask only the first questions of each benchmark; scores are then partial")
+    add("--device", default="auto")
+    add("--dtype", default="auto")
+    add("--rounds", type=int, default=7, help="rounds of the paired timing (default 7)")
+    add("--timed-questions", type=int, default=64, help="questions of each benchmark that are timed (default 64)")
+    add("--overwrite", action="store_true", help="answer anew instead of resuming")
+    return parser
+
+
+def run_suite(args: argparse.Namespace) -> dict[str, Any]:
+    """Run everything that `args` asks for and write the summary; raises what the loader and the scorers raise."""
+    folders = [Path(args.data_dir) / name for name in args.benchmarks]
+    for folder in folders:
+        benchmark_of(folder)
+    configs: dict[str, PruningConfig | None] = {DENSE: None, **dict(args.config)}
+    runs: dict[str, dict[str, dict]] = {}
+    for name, config in configs.items():
+        runs[name] = {}
+        for folder in folders:
+            print(f"{name} on {folder.name}", file=sys.stderr)
+            runs[name][folder.name] = run_one(args, folder, name, config)
+    files = [(folder / benchmark_of(folder).questions, folder / benchmark_of(folder).images) for folder in folders]
+    print(f"timing {', '.join(configs)} in turn, {args.rounds} rounds", file=sys.stderr)
+    times = paired_times(args, configs, files, baseline=DENSE)
+    rows = summarize(runs, times)
+    device = next(iter(runs[DENSE].values()))["device"]
+    summary = {
+        "model_path": args.model_path,
+        "device": device,
+        "batch_size": args.batch_size,
+        "configs": {name: config and config.to_dict() for name, config in configs.items()},
+        "rows": rows,
+        "runs": {n: {b: {"score": r["score"], "totals": r["totals"]} for b, r in by.items()} for n, by in runs.items()},
+    }
+    out = Path(args.out)
+    temporary = out / "summary.json.tmp"
+    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, out / "summary.json")
+    summary_picture(rows, out / "summary.png", title=f"{Path(args.model_path).name} on {', '.join(args.benchmarks)}")
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        summary = run_suite(args)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    console = Console(width=max(120, Console().width))
+    print_table(summary["rows"], console)
+    print(f"{summary['device']}, batch {summary['batch_size']}; {args.out}/summary.json, {args.out}/summary.png")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
