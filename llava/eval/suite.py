@@ -69,18 +69,24 @@ def benchmark_of(folder: Path) -> Benchmark:
     """Return the benchmark that a folder such as `gqa`, `gqa_mini` or `MME` holds.
 
     Raises:
-        ValueError: the folder's name begins with no benchmark's name, or the question file is not there.
+        ValueError: the folder's name begins with no benchmark's name, or its question file is not there.
 
     """
-    for name, benchmark in BENCHMARKS.items():
-        if folder.name.lower().startswith(name):
-            if not (folder / benchmark.questions).is_file():
-                raise ValueError(
-                    f"{folder / benchmark.questions} is missing; see docs/evaluation.md for what to put where "
-                    "(the mini benchmarks: python -m llava.tiny.benchmarks)"
-                )
+    benchmark = benchmark_kind(folder.name)
+    if not (folder / benchmark.questions).is_file():
+        raise ValueError(
+            f"{folder / benchmark.questions} is missing; docs/evaluation.md says what to put where "
+            "(the mini benchmarks: python -m llava.tiny.benchmarks)"
+        )
+    return benchmark
+
+
+def benchmark_kind(name: str) -> Benchmark:
+    """Return the benchmark that a folder's name begins with; `ValueError` where it is none."""
+    for kind, benchmark in BENCHMARKS.items():
+        if name.lower().startswith(kind):
             return benchmark
-    raise ValueError(f"benchmark {folder.name!r} is not known; folders begin with {', '.join(BENCHMARKS)}")
+    raise ValueError(f"benchmark {name!r} is not known; folders begin with {', '.join(BENCHMARKS)}")
 
 
 def run_one(args: argparse.Namespace, folder: Path, name: str, config: PruningConfig | None) -> dict[str, Any]:
@@ -143,7 +149,8 @@ def print_table(rows: dict[str, dict[str, Any]], console: Console) -> None:
     table.add_column("config", no_wrap=True)
     benchmarks = list(next(iter(rows.values()))["scores"])
     headings = ("tokens/layer", "FLOPs (visual)", "FLOPs (all)", "KV", "prefill", "speed-up")
-    for heading in (*benchmarks, *headings):
+    units = {name: "sum" if benchmark_kind(name).figure == "total" else "%" for name in benchmarks}
+    for heading in (*(f"{name} ({units[name]})" for name in benchmarks), *headings):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows.items():
         table.add_row(

@@ -49,7 +49,8 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
         raise RuntimeError(f"the attention implementation {NAME!r} works inside `with prune(model, config)` only")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(pruning, DecodeCall):
-        return decode(query, key, value, pruning.mask, scaling), None
+        mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
+        return decode(query, key, value, mask, scaling), None
     pruning.query, pruning.key, pruning.value, pruning.scaling = query, key, value, scaling
     return attend(query, key, value, pruning.tokens, pruning.rule, pruning.kernel, scaling), None
 

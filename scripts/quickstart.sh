@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From a fresh checkout to a result: the small model on three small benchmarks, dense and pruned, side by side.
+#   bash scripts/quickstart.sh
+# Writes runs/quickstart/summary.json and summary.png. Everything is measured in this run.
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+prepare_environment ""
+
+MODEL=playground/checkpoints/llava-tiny
+"$PYTHON" -m llava.tiny.benchmarks
+"$PYTHON" -m llava.eval.suite --overwrite --out runs/quickstart \
+    --model-path "$MODEL" --benchmarks gqa_mini mme_mini textvqa_mini \
+    --config paper="$MODEL/pruning.json" \
+    --config released=scripts/tiny/released.json \
+    --config random=scripts/tiny/random.json \
+    --config none=scripts/tiny/none.json
