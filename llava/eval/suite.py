@@ -148,9 +148,9 @@ def print_table(rows: dict[str, dict[str, Any]], console: Console) -> None:
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("config", no_wrap=True)
     benchmarks = list(next(iter(rows.values()))["scores"])
-    headings = ("tokens/layer", "FLOPs (visual)", "FLOPs (all)", "KV", "prefill", "speed-up")
+    headings = ("tokens\na layer", "FLOPs\nvisual", "FLOPs\nall tokens", "\nKV", "\nprefill", "\nspeed-up")
     units = {name: "sum" if benchmark_kind(name).figure == "total" else "%" for name in benchmarks}
-    for heading in (*(f"{name} ({units[name]})" for name in benchmarks), *headings):
+    for heading in (*(f"{name}\n{units[name]}" for name in benchmarks), *headings):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows.items():
         table.add_row(

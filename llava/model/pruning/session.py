@@ -145,6 +145,8 @@ class PruningSession:
         try:
             if inputs_embeds is None:
                 inputs_embeds = self._decoder.embed_tokens(input_ids)
+            if position_ids is not None:
+                position_ids = self._family.positions(position_ids)
             self._text_config._attn_implementation = NAME
             if isinstance(past_key_values, RaggedCache):
                 return self._decode(inputs_embeds, attention_mask, position_ids, past_key_values, visual_mask, kwargs)
@@ -170,7 +172,7 @@ class PruningSession:
     def _prefill(self, embeds, attention_mask, position_ids, use_cache, visual_mask, want_hidden, kwargs):
         decoder = self._decoder
         visual_mask = self._mask_for(embeds, visual_mask)
-        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, decoder.rotary_emb)
+        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope)
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
         prefill = Prefill(decoder.layers[: self._text_config.num_hidden_layers], self.config, self._backend, cache)
         states = [] if want_hidden else None
@@ -192,7 +194,7 @@ class PruningSession:
             raise ValueError("new tokens of a pruned prompt cannot be padded; continue the prompts one by one")
         if position_ids is None:
             position_ids = cache.next_position[:, None] + torch.arange(new, device=embeds.device)
-        rope = self._decoder.rotary_emb(embeds, position_ids)
+        rope = self._rope(embeds, position_ids)
         masks = cache.masks(new)
         hidden = embeds
         for layer, mask in zip(self._decoder.layers, masks, strict=False):
@@ -209,6 +211,10 @@ class PruningSession:
             hidden = output[0] if isinstance(output, tuple) else output
         cache.advance(new)
         return BaseModelOutputWithPast(last_hidden_state=self._decoder.norm(hidden), past_key_values=cache)
+
+    def _rope(self, hidden, position_ids):
+        """Return (cos, sin) of the positions that pruning counted itself, or that the model gave."""
+        return self._decoder.rotary_emb(hidden, self._family.positions(position_ids))
 
     def _mask_for(self, embeds, visual_mask):
         """Return which tokens of the prompts are visual, bool [B, T]; never guess that none are."""

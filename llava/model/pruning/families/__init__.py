@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from torch import nn
 
+from .attention_types import check_attention
 from .base import Family
 from .decoder import BareDecoder
+from .internvl import InternVL
 from .llava import Llava
 from .llava_hf import LlavaHF
+from .llava_next import LlavaNext
+from .qwen2_vl import Qwen2VL
 
-FAMILIES: tuple[type[Family], ...] = (Llava, LlavaHF, BareDecoder)
+FAMILIES: tuple[type[Family], ...] = (Llava, LlavaHF, LlavaNext, InternVL, Qwen2VL, BareDecoder)
 
 
 def family_of(model: nn.Module) -> Family:
     """Return the adapter of `model`'s family.
 
     Raises:
-        ValueError: no family knows this model.
+        ValueError: no family knows this model, or its decoder's attention is not one that the engine computes.
 
     """
-    for family in FAMILIES:
-        if family.knows(model):
-            return family()
+    for known in FAMILIES:
+        if known.knows(model):
+            family = known()
+            check_attention(model, family.decoder(model))
+            return family
     known = "; ".join(family.models for family in FAMILIES)
     raise ValueError(f"pruning does not know {type(model).__name__}; it knows {known}")
 

@@ -37,5 +37,17 @@ class Family:
         return None
 
     def visual_mask(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
-        """Return bool [B, T] from the entry module's inputs by name; None where they do not tell."""
+        """Return bool [B, T] from the entry module's inputs by name; None where they do not tell.
+
+        Raises:
+            ValueError: the inputs hold images, but no visual token.
+
+        """
         return None
+
+    def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Return int64 position ids as the decoder's rotary embedding takes them; idempotent.
+
+        position_ids [B, T], or whatever leading rows the model gives to its decoder.
+        """
+        return position_ids

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from .base import Family
+from .placeholders import Placeholders
 
 
-class LlavaHF(Family):
+class LlavaHF(Placeholders):
     """`llava-hf/llava-1.5-*-hf`."""
 
     models = "LlavaForConditionalGeneration"
@@ -17,16 +17,3 @@ class LlavaHF(Family):
     def knows(cls, model: nn.Module) -> bool:
         """Whether `model` is transformers' LLaVA."""
         return isinstance(model, LlavaForConditionalGeneration)
-
-    def decoder(self, model: nn.Module) -> nn.Module:
-        """Return the text model."""
-        return model.model.language_model
-
-    def entry(self, model: nn.Module) -> nn.Module:
-        """Return `LlavaModel`, which sees the token ids."""
-        return model.model
-
-    def visual_mask(self, model: nn.Module, inputs):
-        """Image placeholders are visual."""
-        ids = inputs.get("input_ids")
-        return None if ids is None else ids == model.config.image_token_id

@@ -1,0 +1,51 @@
+"""Families whose prompts hold one placeholder id per visual token: what transformers' processors write."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from .base import Family
+
+
+class Placeholders(Family):
+    """A transformers model with a `language_model` in its `model`, which sees the token ids.
+
+    placeholders:
+        config attributes that name the ids of visual tokens
+    """
+
+    placeholders: ClassVar[tuple[str, ...]] = ("image_token_id",)
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """Return the text model."""
+        return model.model.language_model
+
+    def entry(self, model: nn.Module) -> nn.Module:
+        """Return the multimodal model under the language-model head."""
+        return model.model
+
+    def visual_mask(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Placeholders are visual, whatever part of an image they stand for; None where embeddings came for ids."""
+        ids = inputs.get("input_ids")
+        if ids is None:
+            return None
+        names = {name: getattr(model.config, name) for name in self.placeholders}
+        visual = torch.zeros_like(ids, dtype=torch.bool)
+        for placeholder in names.values():
+            visual |= ids == placeholder
+        if _holds_images(inputs) and not visual.any():
+            expected = ", ".join(f"{name} {value}" for name, value in names.items())
+            raise ValueError(
+                f"images were given, but no placeholder ({expected}) is among the input_ids, so that nothing would be "
+                f"pruned; build the prompt with the processor of this {type(model).__name__}"
+            )
+        return visual
+
+
+def _holds_images(inputs: dict[str, Any]) -> bool:
+    """Whether pixels came along, or the features that transformers' `generate` makes of them beforehand."""
+    encoded = (inputs.get("mm_encoder_outputs") or {}).values()
+    return any(part is not None for part in (inputs.get("pixel_values"), inputs.get("pixel_values_videos"), *encoded))

@@ -1,0 +1,29 @@
+"""Qwen2-VL and Qwen2.5-VL: images and video frames of any size, three-row M-RoPE positions (arXiv 2409.12191)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+
+from .placeholders import Placeholders
+
+
+class Qwen2VL(Placeholders):
+    """Image and video placeholders are visual; the vision start and end tokens around them are text."""
+
+    models = "Qwen2VLForConditionalGeneration and Qwen2_5_VLForConditionalGeneration"
+    placeholders = ("image_token_id", "video_token_id")
+
+    @classmethod
+    def knows(cls, model: nn.Module) -> bool:
+        """Whether `model` is transformers' Qwen2-VL or Qwen2.5-VL."""
+        return isinstance(model, Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration)
+
+    def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Return [3, B, T], time, height and width.
+
+        `generate` puts a row of text positions before them, which only attention masks read; text alone has one row.
+        """
+        rows = position_ids if position_ids.ndim == 3 else position_ids[None]
+        return rows[-3:].expand(3, *rows.shape[1:])

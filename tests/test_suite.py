@@ -1,0 +1,80 @@
+"""The suite: benchmarks × configs from questions to table, JSON and picture; and how tuning chooses."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from llava.eval import suite
+from llava.eval.paired import _figures
+from llava.tiny.accuracy import CHECKPOINT
+from llava.tiny.benchmarks import write_benchmarks
+from llava.tiny.tune import choose
+
+HALF = '{"method":"random","layer":3,"keep":20}'
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_benchmarks(folder, questions=10, seed=7)
+    return folder
+
+
+def arguments(data, out, *more):
+    names = ["--benchmarks", "gqa_mini", "mme_mini", "textvqa_mini", "--rounds", "2", "--timed-questions", "4"]
+    return ["--model-path", CHECKPOINT, "--data-dir", str(data), "--out", str(out), *names, *more]
+
+
+def test_a_suite_runs_scores_times_and_draws_every_config(data, tmp_path, capsys):
+    assert suite.main(arguments(data, tmp_path, "--config", f"half={HALF}", "--device", "cpu")) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    dense, half = summary["rows"]["dense"], summary["rows"]["half"]
+    assert set(dense["scores"]) == {"gqa_mini", "mme_mini", "textvqa_mini"}
+    assert dense["flops"] == dense["dense_flops"] > half["flops"]
+    assert dense["kv_bytes"] > half["kv_bytes"]
+    assert dense["speedup"] == 1 and len(half["prefill_ms_rounds"]) == 2
+    assert half["tokens_per_layer"][4] == pytest.approx(dense["tokens_per_layer"][4] - 124)
+    assert summary["configs"]["half"] == {"method": "random", "layer": 3, "keep": 20, "seed": 0}
+    run = summary["runs"]["half"]["mme_mini"]
+    assert run["totals"]["questions"] == dense["questions"] / 3 == 10
+    with Image.open(tmp_path / "summary.png") as picture:
+        assert picture.width > 800
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("speed-up", "half", "mme_mini", "sum", "textvqa_mini"))
+    assert "…" not in table
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [("half", "NAME=CONFIG"), (f"dense={HALF}", "built in"), ('half={"mode":["deep"]}', "mid_deep_layer")],
+)
+def test_bad_configs_are_refused_by_the_command_line(data, tmp_path, capsys, config, message):
+    with pytest.raises(SystemExit):
+        suite.main(arguments(data, tmp_path, "--config", config))
+    assert message in capsys.readouterr().err
+
+
+def test_missing_benchmarks_say_what_to_put_where(tmp_path, capsys):
+    assert suite.main(arguments(tmp_path, tmp_path)) == 1
+    assert "llava.tiny.benchmarks" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="folders begin with gqa, mme, textvqa"):
+        suite.benchmark_kind("vqav2")
+
+
+def test_speed_up_is_the_median_of_the_rounds_ratios():
+    figures = _figures([10.0, 40.0, 10.0], [1.0, 1.0, 2.0], baseline=[20.0, 40.0, 30.0])
+    assert figures["speedup"] == 2.0
+    assert figures["speedup_range"] == [1.0, 3.0]
+    assert (figures["prefill_ms"], figures["decode_ms_per_token"]) == (10.0, 1.0)
+
+
+def test_tuning_takes_the_cheapest_that_loses_little_else_the_smallest_loss():
+    dense = {"a": 90.0, "b": 80.0}
+    rows = [
+        {"accuracy": {"a": 89.5, "b": 80.0}, "flops": 0.6},
+        {"accuracy": {"a": 89.1, "b": 79.2}, "flops": 0.5},
+        {"accuracy": {"a": 92.0, "b": 70.0}, "flops": 0.2},
+    ]
+    assert choose(dense, rows, points=1.0) is rows[1]
+    assert choose(dense, rows, points=0.2) is rows[0]
