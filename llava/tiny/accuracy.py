@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import conv_templates
+from llava.eval.batches import left_padded, prompt_of
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.tiny.questions import GQA_KINDS, MME_KINDS, TEXT_KINDS, YES_NO_KINDS, Question, ask, prompt_text
 from llava.tiny.scenes import Scene, render
@@ -44,17 +43,6 @@ def questions_about(scene: Scene, rng: np.random.Generator) -> Iterator[Question
             yield from found.values()
 
 
-def left_padded(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and attention mask, both int64 [B, L]."""
-    length = max(map(len, prompts))
-    ids = torch.full((len(prompts), length), pad)
-    mask = torch.zeros(len(prompts), length, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        mask[row, length - len(prompt) :] = 1
-    return ids, mask
-
-
 def answer(loaded: tuple, pixels: np.ndarray, questions: list[Question], **options) -> list[str]:
     """Answer questions about one picture (uint8 [H, W, 3]) greedily in one batch, the vision tower run once.
 
@@ -62,13 +50,8 @@ def answer(loaded: tuple, pixels: np.ndarray, questions: list[Question], **optio
     """
     tokenizer, model, image_processor, _ = loaded
     images = process_images([Image.fromarray(pixels)], image_processor, model.config)
-    prompts = []
-    for question in questions:
-        conversation = conv_templates["vicuna_v1"].copy()
-        conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{prompt_text(question)}")
-        conversation.append_message(conversation.roles[1], None)
-        prompts.append(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
-    ids, mask = left_padded(prompts, tokenizer.pad_token_id)
+    prompts = [prompt_of(prompt_text(question), "vicuna_v1", use_im_start_end=False) for question in questions]
+    ids, mask = left_padded([tokenizer_image_token(prompt, tokenizer) for prompt in prompts], tokenizer.pad_token_id)
     with torch.inference_mode():
         features = model.encode_images(images.to(model.device, model.dtype))[0]
         output = model.generate(
