@@ -45,21 +45,21 @@ LLAVA = {
 }
 
 
-def vision_config() -> CLIPVisionConfig:
+def vision_config(image_size: int = IMAGE_SIZE, patch_size: int = 14) -> CLIPVisionConfig:
     return CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=3,
         num_attention_heads=2,
-        image_size=IMAGE_SIZE,
-        patch_size=14,
+        image_size=image_size,
+        patch_size=patch_size,
         projection_dim=16,
     )
 
 
-def make_model(seed: int = 0, **changes) -> LlavaLlamaForCausalLM:
+def make_model(seed: int = 0, vision: CLIPVisionConfig | None = None, **changes) -> LlavaLlamaForCausalLM:
     torch.manual_seed(seed)
-    model = LlavaLlamaForCausalLM(LlavaConfig(**LLAMA | LLAVA | changes), vision_config()).eval()
+    model = LlavaLlamaForCausalLM(LlavaConfig(**LLAMA | LLAVA | changes), vision or vision_config()).eval()
     with torch.no_grad():  # the usual start, zero biases and a small tower, would hide what a test looks for
         for parameter in [*model.model.vision_tower.parameters(), *model.model.mm_projector.parameters()]:
             parameter.normal_(0, 0.3)
@@ -104,14 +104,16 @@ def pad_left(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def prompts(*layout: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def prompts(
+    *layout: str, seed: int = 0, size: int = IMAGE_SIZE
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Make a batch from sketches ("t" a random token, "i" an image); returns ids, mask and pixels or None."""
     generator = torch.Generator().manual_seed(seed)
     text = [torch.randint(3, VOCABULARY - 1, (len(sketch),), generator=generator) for sketch in layout]
     image = [torch.tensor([kind == "i" for kind in sketch]) for sketch in layout]
     rows = [row.masked_fill(marker, IMAGE_TOKEN_INDEX) for row, marker in zip(text, image, strict=True)]
     count = sum(int(marker.sum()) for marker in image)
-    pixels = torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) if count else None
+    pixels = torch.randn(count, 3, size, size, generator=generator) if count else None
     return *pad_left(rows), pixels
 
 
@@ -136,7 +138,7 @@ def write_checkpoint(
     if edit is not None:
         edit(state)
     write_weights(folder, state, kind, shards)
-    write_tower(folder / "vision_tower", {} if tower_inside else tower)
+    write_tower(folder / "vision_tower", {} if tower_inside else tower, vision=model.get_vision_tower().config)
     write_tokenizer(folder)
     return folder
 
@@ -156,13 +158,17 @@ def write_weights(folder: Path, state: dict[str, torch.Tensor], kind: str = "saf
     write_json(folder / f"{stem}.{kind}.index.json", {"metadata": {}, "weight_map": index})
 
 
-def write_tower(folder: Path, state: dict[str, torch.Tensor], prefix: str = "") -> None:
+def write_tower(
+    folder: Path, state: dict[str, torch.Tensor], prefix: str = "", vision: CLIPVisionConfig | None = None
+) -> None:
     folder.mkdir(exist_ok=True)
-    write_json(folder / "config.json", vision_config().to_dict())
+    vision = vision or vision_config()
+    write_json(folder / "config.json", vision.to_dict())
     if state:
         write_weights(folder, {prefix + name.removeprefix("vision_model."): t for name, t in state.items()})
-    size = {"shortest_edge": IMAGE_SIZE}
-    CLIPImageProcessorPil(size=size, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
+    side = vision.image_size
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    processor.save_pretrained(folder)
 
 
 def write_tokenizer(folder: Path, **settings) -> None:

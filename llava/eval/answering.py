@@ -111,7 +111,7 @@ class Answerer:
         return self.model.encode_images([torch.from_numpy(image) for image in pixels])
 
     def _too_long(self, ids: list[int]) -> str | None:
-        length = len(ids) - 1 + self.model.get_vision_tower().num_tokens
+        length = len(ids) - 1 + self.model.visual_tokens_per_image
         if self._limit is not None and length > self._limit:
             return f"the prompt has {length} tokens with its image, the model takes {self._limit}"
         return None

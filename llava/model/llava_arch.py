@@ -116,6 +116,12 @@ class LlavaMetaForCausalLM:
         """Return the vision tower, None for a model without one."""
         return self.model.vision_tower
 
+    @property
+    def visual_tokens_per_image(self) -> int:
+        """Visual tokens that an image becomes: the projector's count if it changes the tower's (0 without a tower)."""
+        tower = self.model.vision_tower
+        return 0 if tower is None else getattr(self.model.mm_projector, "num_tokens", tower.num_tokens)
+
     def encode_images(self, images: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
         """Run tower and projector over images (shapes as in `flatten_images`); return `[N, V, D]`.
 

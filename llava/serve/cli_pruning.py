@@ -196,7 +196,7 @@ def _check_layers(pruning: PruningConfig, folder: Path) -> None:
 def choose_conv_mode(given: str | None, model_name: str) -> str:
     """Return the prompt format: the given one, else what LLaVA's own command line takes for a name like this.
 
-    The small models are not among LLaVA's names; they were trained with vicuna_v1. Raises `ValueError` for a format
+    The small models and MobileVLM are not among LLaVA's names; they were trained with vicuna_v1. Raises `ValueError` for a format
     that does not exist.
     """
     from llava.conversation import conv_templates
@@ -206,7 +206,13 @@ def choose_conv_mode(given: str | None, model_name: str) -> str:
     if given is not None:
         return given
     name = model_name.lower()
-    modes = {"llava-tiny": "vicuna_v1", "llama-2": "llava_llama_2", "v1": "llava_v1", "mpt": "mpt"}
+    modes = {
+        "mobilevlm": "vicuna_v1",
+        "llava-tiny": "vicuna_v1",
+        "llama-2": "llava_llama_2",
+        "v1": "llava_v1",
+        "mpt": "mpt",
+    }
     return next((mode for part, mode in modes.items() if part in name), "llava_v0")
 
 

@@ -9,8 +9,8 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from llava.mm_utils import check_aspect_ratio
 
-MODEL_TYPES = ("llava", "llava_llama")
-"""`model_type` of LLaVA-1.5's checkpoints ("llava") and of later ones ("llava_llama")."""
+MODEL_TYPES = ("llava", "llava_llama", "mobilevlm")
+"""`model_type` of LLaVA-1.5's checkpoints ("llava"), of later ones ("llava_llama"), and of MobileVLM's."""
 
 
 class LlavaConfig(LlamaConfig):
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_config(folder: Path) -> LlavaConfig:
-    """Read and check `config.json` of a checkpoint in LLaVA's original layout.
+    """Read and check `config.json` of a checkpoint in LLaVA's original layout, which is MobileVLM's too.
 
     Raises `ValueError` for anything else: another `model_type`, Hugging Face's own llava layout, no vision tower, or
     a feature of later LLaVA versions.
@@ -60,6 +60,8 @@ def read_config(folder: Path) -> LlavaConfig:
         raise ValueError(f"{path} has model_type {kind!r}: expected one of {', '.join(MODEL_TYPES)} (LLaVA on Llama)")
     if not isinstance(raw.get("mm_vision_tower"), str):
         raise ValueError(f"{path} has mm_vision_tower {raw.get('mm_vision_tower')!r}: expected a hub name or a folder")
+    if raw.get("vision_tower_type") not in (None, "clip"):
+        raise ValueError(f"{path} has vision_tower_type {raw['vision_tower_type']!r}: only 'clip' is supported")
     if raw.get("s2"):
         raise ValueError(f"{path} asks for multi-scale features (s2), which are not supported")
     try:

@@ -21,7 +21,7 @@ class LlavaLlamaModel(LlamaModel):
     """The decoder, with `vision_tower` and `mm_projector` beside its layers (None without a `vision_config`)."""
 
     config_class = LlavaConfig
-    _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]
+    _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "CLIPVisionEmbeddings", "LDPNetV2Projector"]
 
     def __init__(self, config: LlavaConfig, vision_config: CLIPVisionConfig | None = None):
         if vision_config is not None and config.mm_hidden_size is None:

@@ -9,7 +9,7 @@ from .base import Family
 
 
 class Llava(Family):
-    """LLaVA-1.5 7B and 13B, and the small model."""
+    """LLaVA-1.5 7B and 13B, MobileVLM-V2 3B, and the small model."""
 
     models = "LlavaLlamaForCausalLM"
 
