@@ -193,7 +193,7 @@ def test_class_token_is_kept_on_request_and_linear_projector_is_one_matrix():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mm_projector_type": "ldpnet"}, "mm_projector_type 'ldpnetv2'"),
+        ({"mm_projector_type": "ldpnet"}, "mm_projector_type 'ldpnet'"),
         ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature 'cls'"),
         ({"mm_vision_select_layer": -5}, "mm_vision_select_layer -5"),
     ],

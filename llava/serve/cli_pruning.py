@@ -196,8 +196,8 @@ def _check_layers(pruning: PruningConfig, folder: Path) -> None:
 def choose_conv_mode(given: str | None, model_name: str) -> str:
     """Return the prompt format: the given one, else what LLaVA's own command line takes for a name like this.
 
-    The small models and MobileVLM are not among LLaVA's names; they were trained with vicuna_v1. Raises `ValueError` for a format
-    that does not exist.
+    The small models and MobileVLM are not among LLaVA's names; they were trained with vicuna_v1. Raises `ValueError`
+    for a format that does not exist.
     """
     from llava.conversation import conv_templates
 

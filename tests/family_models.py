@@ -1,0 +1,206 @@
+"""A small random model of every family, and left-padded batches for it: what tests/test_families.py runs on.
+
+A prompt is spelled as a word: t text, i image, j larger image, v video. `Batch` writes the placeholders and makes the
+pixels that each family's processor would, so that no processor has to be loaded. A new family is one `Case`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+import transformers as hf
+
+START, END, IMAGE, VIDEO, VOCABULARY = 93, 94, 95, 96, 97
+LAYERS = 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family: how to make its model, the tokens and pixels of its media, and the media it reads."""
+
+    make: Callable[[], torch.nn.Module]
+    media: Callable[[torch.nn.Module, str, torch.Generator], tuple[int, dict]]
+    prompts: tuple[str, ...] = ("tttittt", "ttittjttt", "ttttt", "jttt")
+    plain: bool = True  # whether tests/reference.py knows the decoder's projections
+    frame: tuple[int, ...] = ()  # text tokens before and after each image or video
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The model, its attention peaked enough that single tokens matter."""
+        torch.manual_seed(0)
+        model = self.make().eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                torch.nn.init.constant_(parameter, 1.6)
+            if parameter.ndim < 2 or name.endswith(("norm.weight", "cls_token", "position_embeddings")):
+                continue
+            gain = 1.5 if "language_model" in name else 1.0
+            gain = 0.5 if "lm_head" in name else gain
+            std = 1.0 if "embed_tokens" in name else gain * parameter[0].numel() ** -0.5
+            torch.nn.init.normal_(parameter, std=std)
+        model.generation_config.eos_token_id = None
+        model.generation_config.pad_token_id = 0
+        return model
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """The decoder stack."""
+        return self.model.model.language_model
+
+
+class Batch:
+    """`words` as a left-padded batch; a word alone gives the ids and pixels that it has among others."""
+
+    def __init__(self, case: Case, *words: str):
+        rows, media = [], {}
+        for word in words:
+            generator = torch.Generator().manual_seed(sum(map(ord, word)))
+            ids: list[int] = []
+            for letter in word:
+                if letter == "t":
+                    ids.append(int(torch.randint(5, 90, (), generator=generator)))
+                    continue
+                count, inputs = case.media(case.model, letter, generator)
+                ids += [*case.frame[:1], *[VIDEO if letter == "v" else IMAGE] * count, *case.frame[1:]]
+                for name, value in inputs.items():
+                    media.setdefault(name, []).append(value)
+            rows.append(ids)
+        width = max(map(len, rows))
+        self.words, self.lengths = words, [len(ids) for ids in rows]
+        self.ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in rows])
+        self.attention_mask = torch.tensor([[0] * (width - n) + [1] * n for n in self.lengths])
+        self.visual = (self.ids == IMAGE) | (self.ids == VIDEO)
+        self.inputs = {"input_ids": self.ids, "attention_mask": self.attention_mask}
+        self.inputs |= {name: torch.cat(values) for name, values in media.items()}
+        if "qwen" in case.model.config.model_type:
+            self.inputs["mm_token_type_ids"] = (self.ids == IMAGE).int() + 2 * (self.ids == VIDEO).int()
+
+    def positions(self, case: Case) -> torch.Tensor:
+        """Positions of the untouched model: int64 [B, T], or [3, B, T] from its own M-RoPE."""
+        if "mm_token_type_ids" in self.inputs:
+            named = {k: v for k, v in self.inputs.items() if "pixel" not in k}
+            return case.model.model.get_rope_index(**named)[0]
+        return (self.attention_mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def fields(**kwargs) -> dict:
+    """Fields that the text configs share."""
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        **kwargs,
+    }
+
+
+def llama():
+    return hf.LlamaConfig(**fields())
+
+
+def clip():
+    return hf.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=4
+    )
+
+
+def llava():
+    return hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(vision_config=clip(), text_config=llama(), image_token_index=IMAGE)
+    )
+
+
+def llava_media(model, letter, generator):
+    images = 1 + (letter == "j")
+    return 16 * images, {"pixel_values": torch.randn(images, 3, 16, 16, generator=generator)}
+
+
+def llava_next(text):
+    pinpoints = [[16, 32], [32, 16]]
+    config = hf.LlavaNextConfig(
+        vision_config=clip(), text_config=text, image_token_index=IMAGE, image_grid_pinpoints=pinpoints
+    )
+    return hf.LlavaNextForConditionalGeneration(config)
+
+
+def llava_next_media(model, letter, generator):
+    """Thumbnail and two tiles side by side or one above the other, unpadded, a newline after each row."""
+    height, width = (16, 24) if letter == "i" else (32, 16)
+    pixels = torch.randn(1, 3, 3, 16, 16, generator=generator)
+    rows, columns = height // 4, width // 4
+    return 16 + rows * (columns + 1), {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+
+
+def internvl(text):
+    vision = hf.InternVLVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=2,
+    )
+    return hf.InternVLForConditionalGeneration(
+        hf.InternVLConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, tie_word_embeddings=False)
+    )
+
+
+def internvl_media(model, letter, generator):
+    tiles = 1 if letter == "i" else 3
+    return 16 * tiles, {"pixel_values": torch.randn(tiles, 3, 16, 16, generator=generator)}
+
+
+QWEN = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}
+PATCHES = {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+
+
+def qwen2_vl():
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2, **PATCHES}
+    return hf.Qwen2VLForConditionalGeneration(
+        hf.Qwen2VLConfig(text_config=fields(rope_parameters=ROPE), vision_config=vision, **QWEN)
+    )
+
+
+def qwen2_5_vl():
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 48, "num_heads": 2, **PATCHES}
+    vision |= {"window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 4}
+    return hf.Qwen2_5_VLForConditionalGeneration(
+        hf.Qwen2_5_VLConfig(text_config=fields(rope_parameters=ROPE), vision_config=vision, **QWEN)
+    )
+
+
+def qwen_media(model, letter, generator):
+    grid = {"i": (1, 8, 6), "j": (1, 4, 14), "v": (3, 4, 6)}[letter]
+    patches = grid[0] * grid[1] * grid[2]
+    pixels = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
+    names = ("pixel_values_videos", "video_grid_thw") if letter == "v" else ("pixel_values", "image_grid_thw")
+    return patches // 4, dict(zip(names, (pixels, torch.tensor([grid])), strict=True))
+
+
+VIDEOS = ("tttittt", "ttittjttt", "ttttt", "ttvttjttt")
+CASES = {
+    "llava": Case(llava, llava_media),
+    "llava_next": Case(lambda: llava_next(llama()), llava_next_media),
+    "llava_next mistral": Case(lambda: llava_next(hf.MistralConfig(**fields(sliding_window=None))), llava_next_media),
+    "internvl qwen2": Case(lambda: internvl(hf.Qwen2Config(**fields())), internvl_media, frame=(START, END)),
+    "internvl qwen3": Case(lambda: internvl(hf.Qwen3Config(**fields(head_dim=12))), internvl_media, plain=False),
+    "internvl llama": Case(lambda: internvl(llama()), internvl_media),
+    "qwen2_vl": Case(qwen2_vl, qwen_media, VIDEOS, frame=(START, END)),
+    "qwen2_5_vl": Case(qwen2_5_vl, qwen_media, VIDEOS, frame=(START, END)),
+}
+
+
+@lru_cache(maxsize=64)
+def batch_of(name: str, *words: str) -> Batch:
+    """The words, or the case's own mixed batch: one image, several, text only, no text before the image, a video."""
+    return Batch(CASES[name], *(words or CASES[name].prompts))

@@ -1,0 +1,258 @@
+"""Every model family through the one engine: dense equality, batches, the plain reading, positions, refusals.
+
+One matrix: a new family is a row of `CASES` in tests/family_models.py.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import reference
+import torch
+import transformers as hf
+from family_models import CASES, IMAGE, LAYERS, VIDEO, Batch, batch_of, fields, internvl, llava_next, qwen2_vl
+
+from llava.model.pruning import PruningConfig, prune
+
+DENSE = {"mode": []}
+PAPER = {
+    "mode": ["shallow", "middle", "deep"],
+    "shallow_mid_layer": 2,
+    "layer_threshold": 0.975,
+    "tokens_threshold": 0.9,
+    "exit_threshold": 0.9,
+    "exit_patience": 1,
+}
+CONFIGS = {"paper": PAPER, "released": {**PAPER, "preset": "released"}}
+MIDDLE = {**PAPER, "mode": ["middle"], "layer_threshold": 1.0}  # every prompt with visual tokens filters at layer 2
+M_ROPE = [name for name in CASES if "vl" in name and "internvl" not in name]
+
+families = pytest.mark.parametrize("name", CASES)
+presets = pytest.mark.parametrize("preset", CONFIGS)
+
+
+def generate(model, batch, beams=1):
+    return model.generate(**batch.inputs, max_new_tokens=4, num_beams=beams, do_sample=False)
+
+
+@families
+def test_nothing_pruned_equals_the_untouched_model(name):
+    model, batch = CASES[name].model, batch_of(name)
+    expected = model(**batch.inputs, output_hidden_states=True)
+    generated = [generate(model, batch, beams) for beams in (1, 2)]
+    with prune(model, DENSE) as session:
+        output = model(**batch.inputs, output_hidden_states=True)
+        assert [generate(model, batch, beams).tolist() for beams in (1, 2)] == [ids.tolist() for ids in generated]
+    live = batch.attention_mask.bool()
+    assert (output.logits - expected.logits)[live].abs().max() < 1e-5 * expected.logits.abs().max()
+    for ours, theirs in zip(output.hidden_states, expected.hidden_states, strict=True):
+        assert (ours - theirs)[live].abs().max() < 1e-5 * theirs.abs().max()
+    assert [trace.tokens_per_layer for trace in session.traces[:4]] == [[n] * LAYERS for n in batch.lengths]
+    assert [trace.visual_tokens for trace in session.traces[:4]] == batch.visual.sum(1).tolist()
+
+
+def test_the_matrix_prunes_in_different_layers_and_some_tokens_only():
+    """The random models are worth something: every family prunes, and over all of them in every way."""
+    filters, partial, exits = set(), 0, 0
+    for name, case in CASES.items():
+        with prune(case.model, PAPER) as session:
+            case.model(**batch_of(name).inputs)
+        assert any(trace.filter_layer is not None for trace in session.traces), name
+        filters |= {trace.filter_layer for trace in session.traces if trace.visual_tokens}
+        partial += sum(0 < len(trace.kept) < trace.visual_tokens for trace in session.traces)
+        exits += sum(trace.exit_layer is not None for trace in session.traces)
+    assert len(filters) > 2
+    assert partial > len(CASES)
+    assert exits > 1
+
+
+@families
+@presets
+def test_batch_equals_one_by_one(name, preset):
+    model, batch = CASES[name].model, batch_of(name)
+    with prune(model, CONFIGS[preset]) as together:
+        output = model(**batch.inputs)
+        generated = {beams: generate(model, batch, beams) for beams in (1, 2)}
+    for row, (word, trace) in enumerate(zip(batch.words, together.traces, strict=False)):
+        alone = batch_of(name, word)
+        with prune(model, CONFIGS[preset]) as session:
+            single = model(**alone.inputs)
+            for beams, tokens in generated.items():
+                assert generate(model, alone, beams)[0, -4:].tolist() == tokens[row, -4:].tolist()
+        assert (trace.filter_layer, trace.kept) == (session.traces[0].filter_layer, session.traces[0].kept)
+        assert trace.tokens_per_layer == session.traces[0].tokens_per_layer
+        assert trace.kv_tokens_per_layer == session.traces[0].kv_tokens_per_layer
+        assert (output.logits[row, -1] - single.logits[0, -1]).abs().max() < 5e-5
+
+
+def prompt_of(name, word):
+    """One prompt as the untouched decoder gets it: batch, spliced embeddings [1, T, D], angles of T + 2 positions."""
+    case, batch, seen = CASES[name], batch_of(name, word), {}
+    case.model.model.rope_deltas = None  # Qwen2-VL's of an earlier prompt would turn a text-only prompt's next tokens
+    hook = case.decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    case.model(**batch.inputs)
+    hook.remove()
+    embeds, positions = seen["inputs_embeds"], batch.positions(case)
+    further = positions.amax() + 1 + torch.arange(2).expand(*positions.shape[:-1], 2)
+    cos, sin = case.decoder.rotary_emb(embeds, torch.cat([positions, further], -1))
+    return batch, embeds, (cos, sin)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.plain])
+@presets
+def test_pruned_equals_the_plain_reading(name, preset, monkeypatch):
+    """tests/reference.py on the decoder's weights; its rotary embedding is given the model's own angles."""
+    case, config = CASES[name], PruningConfig.from_dict(CONFIGS[preset])
+    plain = SimpleNamespace(model=case.decoder, lm_head=case.model.lm_head, config=case.decoder.config)
+    for word in case.prompts:
+        batch, embeds, (cos, sin) = prompt_of(name, word)
+
+        def rotate(x, places, theta, cos=cos[0], sin=sin[0]):
+            turned = torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1)
+            return x * cos[places] + turned * sin[places]
+
+        monkeypatch.setattr(reference, "rotate", rotate)
+        expected = reference.prefill(plain, embeds[0], batch.visual[0], config)
+        with prune(case.model, config) as session:
+            output = case.model(**batch.inputs)
+            steps = [case.model(input_ids=torch.tensor([[t]]), past_key_values=output.past_key_values) for t in (7, 11)]
+        trace = session.traces[0]
+        assert (trace.filter_layer, trace.kept, trace.exit_layer) == (
+            expected.filter_layer,
+            expected.kept,
+            expected.exit_layer,
+        )
+        assert trace.tokens_per_layer == expected.tokens_per_layer
+        assert trace.kv_tokens_per_layer == [len(places) for places in expected.kv_positions]
+        assert (output.logits[0, -1] - expected.logits_last).abs().max() < 1e-4
+        for number, (token, step) in enumerate(zip((7, 11), steps, strict=True)):
+            after = reference.decode(plain, expected, token, batch.lengths[0] + number)
+            assert (step.logits[0, -1] - after).abs().max() < 1e-4
+
+
+@families
+def test_kept_tokens_keep_the_positions_of_the_untouched_model(name):
+    """The rotary angles of every surviving token are those of its own position, in all rows, in a padded batch."""
+    case, batch, seen = CASES[name], batch_of(name), []
+    hook = case.decoder.layers[-1].register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_embeddings"]), with_kwargs=True
+    )
+    with prune(case.model, MIDDLE) as session:
+        case.model(**batch.inputs)
+    hook.remove()
+    untouched = case.decoder.rotary_emb(torch.zeros(1, 1, 48), batch.positions(case))
+    survivors = []
+    for row, trace in enumerate(session.traces):
+        alive = ~batch.visual[row, -batch.lengths[row] :]
+        alive[trace.kept] = True
+        survivors.append(batch.ids.shape[1] - batch.lengths[row] + alive.nonzero()[:, 0])
+    assert any(0 < len(trace.kept) < trace.visual_tokens for trace in session.traces)
+    for angles, all_angles in zip(seen[0], untouched, strict=True):
+        expected = torch.cat([part[places] for part, places in zip(all_angles, survivors, strict=True)])
+        assert (angles[0] - expected).abs().max() < 1e-6
+
+
+@families
+def test_decoding_equals_recomputation_with_the_models_own_layers(name):
+    """Given the layers' plan, tokens decoded on the cache equal all tokens at once under masks."""
+    case = CASES[name]
+    batch, embeds, rope = prompt_of(name, case.prompts[-1])
+    length, extra = batch.lengths[0], torch.tensor([[7, 11]])
+    with prune(case.model, MIDDLE) as session:
+        output = case.model(**batch.inputs)
+        steps = [case.model(input_ids=extra[:, i : i + 1], past_key_values=output.past_key_values) for i in (0, 1)]
+    trace, hidden = session.traces[0], torch.cat([embeds, case.decoder.embed_tokens(extra)], 1)
+    assert 0 < len(trace.kept) < trace.visual_tokens
+    text = torch.cat([~batch.visual[0], torch.ones(2, dtype=torch.bool)])
+    chosen = text.clone()
+    chosen[trace.kept] = True
+    itself = torch.eye(length + 2, dtype=torch.bool)
+    for visual, layer in zip(trace.visual_per_layer, case.decoder.layers, strict=True):
+        alive = torch.ones_like(text) if visual == trace.visual_tokens else chosen
+        mask = torch.ones(length + 2, length + 2, dtype=torch.bool).tril() & (alive[None] | itself)
+        hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rope)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    expected = case.model.lm_head(case.decoder.norm(hidden))[0, -3:]
+    found = torch.stack([output.logits[0, -1], *(step.logits[0, -1] for step in steps)])
+    assert (found - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", M_ROPE)
+def test_m_rope_positions_in_every_form_that_transformers_hands_down(name):
+    """Three rows; a row of text positions before them; none at all, for text before any image was seen."""
+    case, batch = CASES[name], batch_of(name)
+    model, live = case.model, batch.attention_mask.bool()
+    rows = batch.positions(case)
+    assert (rows[0] != rows[1]).any() and (rows[1] != rows[2]).any()
+    text_row = (batch.attention_mask.cumsum(-1) - 1).clamp_min(0)[None]
+    expected = model(**batch.inputs).logits
+    with prune(model, DENSE):
+        for positions in (rows, torch.cat([text_row, rows])):
+            output = model(**batch.inputs, position_ids=positions)
+            assert (output.logits - expected)[live].abs().max() < 1e-5
+            assert output.past_key_values.next_position.tolist() == (rows.amax((0, 2)) + 1).tolist()
+    only = {"input_ids": batch_of(name, "ttttt").ids}
+    outputs = []
+    for config in (None, DENSE):
+        model.model.rope_deltas = None
+        session = prune(model, config) if config else torch.no_grad()
+        with session:
+            first = model(**only)
+            model.model.rope_deltas = None
+            second = model(input_ids=torch.tensor([[7]]), past_key_values=first.past_key_values)
+        outputs.append(torch.cat([first.logits, second.logits], 1))
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-5
+
+
+@families
+def test_images_without_visual_tokens_are_an_error_not_a_dense_run(name):
+    case, batch = CASES[name], batch_of(name)
+    pixels = {key: value for key, value in batch.inputs.items() if key != "input_ids"}
+    wrong = torch.where(batch.visual, 5, batch.ids)
+    hooks = dict(case.model.model._forward_pre_hooks)
+    for run in (case.model, lambda **inputs: case.model.generate(**inputs, max_new_tokens=2)):
+        with prune(case.model, PAPER), pytest.raises(ValueError, match=f"no placeholder .*{IMAGE}"):
+            run(input_ids=wrong, **pixels)
+    embeds = case.decoder.embed_tokens(batch.ids)
+    with prune(case.model, PAPER), pytest.raises(ValueError, match="no visual mask reached the decoder"):
+        case.model(inputs_embeds=embeds, attention_mask=batch.attention_mask)
+    assert case.model.model._forward_pre_hooks == hooks
+    assert "forward" not in vars(case.decoder)
+
+
+@pytest.mark.parametrize("name", M_ROPE)
+def test_video_frames_are_visual(name):
+    case, batch = CASES[name], Batch(CASES[name], "ttvtt")
+    with prune(case.model, {"mode": ["deep"], "mid_deep_layer": 3}) as session:
+        case.model(**batch.inputs)
+    frames = int((batch.ids == VIDEO).sum())
+    assert frames == session.traces[0].visual_tokens > 0
+    assert session.traces[0].tokens_per_layer == [6 + frames] * 3 + [6] * 3
+
+
+@families
+def test_boundaries_are_checked_against_the_depth_of_the_text_model(name):
+    with pytest.raises(ValueError, match=f"{LAYERS}"):
+        prune(CASES[name].model, {**PAPER, "shallow_mid_layer": LAYERS})
+
+
+def test_attention_that_the_engine_does_not_compute_is_refused():
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
+    qwen2 = hf.Qwen2Config(**fields(), **window)
+    qwen2_vl_window = hf.Qwen2VLForConditionalGeneration(
+        hf.Qwen2VLConfig(
+            text_config={**qwen2_vl().config.text_config.to_dict(), **window, "layer_types": None},
+            vision_config=qwen2_vl().config.vision_config,
+        )
+    )
+    mistral = llava_next(hf.MistralConfig(**fields(sliding_window=8)))
+    for model in (internvl(qwen2), qwen2_vl_window, mistral, hf.Qwen2ForCausalLM(qwen2)):
+        with pytest.raises(ValueError, match=r"layers of sliding_attention \(sliding_window 8\)"):
+            prune(model, PAPER, torch.ones(1, 4, dtype=torch.bool))
+    gemma = internvl(hf.Gemma2Config(**fields(head_dim=12)))
+    with pytest.raises(ValueError, match="does not know the decoder Gemma2Model of InternVL"):
+        prune(gemma, PAPER)
+
+
+def test_an_unknown_model_is_told_every_family():
+    with pytest.raises(ValueError, match="Qwen2_5_VLForConditionalGeneration.*LlamaForCausalLM"):
+        prune(torch.nn.Linear(2, 2), PAPER)
