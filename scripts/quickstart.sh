@@ -9,7 +9,7 @@ prepare_environment ""
 
 MODEL=playground/checkpoints/llava-tiny
 "$PYTHON" -m llava.tiny.benchmarks
-"$PYTHON" -m llava.eval.suite --overwrite --out runs/quickstart --rounds 5 --timed-questions 32 \
+"$PYTHON" -m llava.eval.suite --overwrite --out runs/quickstart --batch-size 16 --rounds 5 --timed-questions 24 \
     --model-path "$MODEL" --benchmarks gqa_mini mme_mini textvqa_mini \
     --config paper="$MODEL/pruning.json" \
     --config released=scripts/tiny/released.json \

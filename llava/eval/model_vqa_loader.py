@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit", type=_number(int, 0), help="ask only this many questions from the start of the file, then chunk")
     add("--seed", type=_number(int, 0), default=0, help="for sampling; question i draws from seed + i at batch size 1")
     add("--skip-bad", action="store_true", help="leave out and count questions whose image is missing or unreadable")
-    add("--workers", type=_number(int, 0), help="processes that prepare inputs (default: cores, at most 4; 0: none)")
+    add("--workers", type=_number(int, 0), help="processes that prepare inputs (default: at most 4, on CPU none)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue an existing answers file (the default)")
     existing.add_argument("--overwrite", action="store_true", help="start the answers file anew")

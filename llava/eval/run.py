@@ -63,7 +63,9 @@ class Run:
             path, args.model_base, name, device=args.device, dtype=plan.dtype
         )
         groups = group(plan.selected, set(todo), args.batch_size)
-        workers = min(4, _cores(), len(groups)) if args.workers is None else args.workers
+        workers = args.workers
+        if workers is None:  # on CPU they would take the cores that the model runs on
+            workers = 0 if model.device.type == "cpu" else min(4, _cores(), len(groups))
         self.session |= {"device": str(model.device), "device_name": _device_name(model.device), "workers": workers}
         self.session |= {"threads": torch.get_num_threads(), "batch_size": args.batch_size, "seed": args.seed}
         self.session["versions"] = versions()
