@@ -7,6 +7,7 @@ from conftest import FULL, MIXED, Prompts
 
 from llava.model.pruning import kernels, prune, session
 from llava.model.pruning.attention import decode
+from llava.model.pruning.influence import measure
 from llava.model.pruning.packed import Segments, pack, unpack
 
 
@@ -131,3 +132,29 @@ def test_packing_and_unpacking_keep_tokens_and_positions():
     assert following.tolist() == [200 + len(kind) for kind in MIXED]
     assert torch.equal(unpack(tokens.hidden, tokens.lengths), prompts.embeds)
     assert tokens.visual_counts == [kind.count("v") for kind in MIXED]
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 3], [1, 3], [3], [0]])
+def test_influence_in_a_batch_is_influence_spelled_out(rows):
+    torch.manual_seed(0)
+    prompts = Prompts(*MIXED)
+    empty = torch.zeros(1, 0)
+    tokens, _ = pack(prompts.embeds, prompts.attention_mask, None, prompts.visual, lambda *_: (empty, empty))
+    total = sum(tokens.lengths)
+    query, (key, value) = torch.randn(1, 4, total, 6), torch.randn(2, 1, 2, total, 6)
+    found = measure(query, key, value, tokens, rows, 0.5)
+    assert list(found) == rows
+    for b in rows:
+        start, end = tokens.spans[b]
+        places = [place for place in range(start, end) if tokens.visual[place]]
+        keys, values = (states[0, :, start:end].repeat_interleave(2, 0) for states in (key, value))
+        weights = (torch.einsum("hd,hkd->hk", query[0, :, end - 1], keys) * 0.5).softmax(-1)
+        parts = (weights[..., None] * values).transpose(0, 1).flatten(1)  # [tokens, heads · d]
+        output = parts.sum(0)
+        spelled = {
+            "cosine": torch.stack([F.cosine_similarity(output, output - parts[p - start], dim=0) for p in places]),
+            "l2": torch.stack([parts[p - start].norm() for p in places]),
+            "attention": weights.mean(0)[[p - start for p in places]],
+        }
+        for name, expected in spelled.items():
+            assert abs(getattr(found[b], name) - expected.numpy()).max() < 1e-5

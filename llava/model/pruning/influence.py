@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .packed import PackedTokens, left_padded_places
+from .packed import PackedTokens
 from .policy import Measurement
 
 
@@ -19,42 +19,44 @@ def measure(query, key, value, tokens: PackedTokens, prompts: list[int], scaling
 
     query [1, H, T, d], key and value [1, Hkv, T, d], after rotary embedding. Returns a `Measurement` by prompt.
     """
-    lengths = tuple(tokens.lengths[b] for b in prompts)
-    width, heads, kv_heads = max(lengths), query.shape[1], key.shape[1]
-    last = torch.tensor([tokens.spans[b][1] - 1 for b in prompts], device=query.device)
-    q = query[0].index_select(1, last).transpose(0, 1).float()  # [b, H, d]
-    q = q.unflatten(1, (kv_heads, heads // kv_heads))  # [b, Hkv, g, d]
-    k, padding = _rows(key, tokens, prompts, lengths, width)  # [b, Hkv, L, d]
-    v, _ = _rows(value, tokens, prompts, lengths, width)
-    scores = q @ k.transpose(-1, -2) * scaling  # [b, Hkv, g, L]
+    spans = [tokens.spans[b] for b in prompts]
+    heads, kv_heads, device = query.shape[1], key.shape[1], query.device
+    last = torch.tensor([end - 1 for _, end in spans], device=device)
+    q = query[0].transpose(0, 1).index_select(0, last).float()  # [b, H, d]
+    q = q.unflatten(1, (kv_heads, heads // kv_heads)).transpose(0, 1)  # [Hkv, b, g, d]
+    if len(spans) == 1:
+        (start, end), padding = spans[0], None
+        k, v = (states[0, :, None, start:end].float() for states in (key, value))  # [Hkv, b, L, d]
+    else:
+        places, padding = _padded(spans, device)
+        k, v = (_gather(states, places) for states in (key, value))
+    scores = q @ k.transpose(-1, -2) * scaling  # [Hkv, b, g, L]
     if padding is not None:
-        scores = scores.masked_fill(padding[:, None, None], float("-inf"))
+        scores = scores.masked_fill(padding[:, None], float("-inf"))
     weights = scores.softmax(-1)
-    output = weights @ v  # [b, Hkv, g, d]
-    contribution2 = (weights.square().sum(2) * v.square().sum(-1)).sum(1)  # [b, L]
-    along = (weights * (output @ v.transpose(-1, -2))).sum((1, 2))
-    output2 = output.square().sum((1, 2, 3))[:, None]  # [b, 1]
+    output = weights @ v  # [Hkv, b, g, d]
+    contribution2 = (weights.square().sum(2) * v.square().sum(-1)).sum(0)  # [b, L]
+    along = (weights * (output @ v.transpose(-1, -2))).sum((0, 2))
+    output2 = output.square().sum((0, 2, 3))[:, None]  # [b, 1]
     rest2 = (output2 - 2 * along + contribution2).clamp_min(0)
     cosine = (output2 - along) / (output2 * rest2).sqrt().clamp_min(1e-8)
-    everything = torch.stack((cosine, contribution2.sqrt(), weights.mean((1, 2)))).cpu().numpy()
+    figures = torch.stack((cosine, contribution2.sqrt(), weights.mean((0, 2)))).cpu().numpy()  # [3, b, L]
     found = {}
-    for row, b in enumerate(prompts):
-        start, end = tokens.spans[b]
-        columns = width - (end - start) + np.flatnonzero(tokens.visual[start:end])
-        found[b] = Measurement(*(part[row, columns] for part in everything))
+    for row, (b, (start, end)) in enumerate(zip(prompts, spans, strict=True)):
+        found[b] = Measurement(*figures[:, row, np.flatnonzero(tokens.visual[start:end])])
     return found
 
 
-def _rows(states, tokens: PackedTokens, prompts: list[int], lengths: tuple[int, ...], width: int):
-    if len(prompts) == 1:
-        start, end = tokens.spans[prompts[0]]
-        return states[:, :, start:end].float(), None
-    stream = states[0].transpose(0, 1)  # [T, Hkv, d]
-    if len(prompts) < len(tokens.lengths):
-        stream = torch.cat([stream[slice(*tokens.spans[b])] for b in prompts])
-    if all(n == width for n in lengths):
-        return stream.unflatten(0, (len(prompts), width)).transpose(1, 2).float(), None
-    places = left_padded_places(lengths, width, stream.device)
-    padded = stream.new_zeros(len(prompts) * width, *stream.shape[1:]).index_copy(0, places, stream)
-    padding = torch.ones(len(prompts) * width, dtype=torch.bool, device=stream.device).index_fill(0, places, False)
-    return padded.unflatten(0, (len(prompts), width)).transpose(1, 2).float(), padding.view(len(prompts), width)
+def _gather(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return [1, Hkv, T, d] at places [b, L] as fp32 [Hkv, b, L, d]; rows of the stream are read whole."""
+    rows = states[0].transpose(0, 1).flatten(1).index_select(0, places.flatten())
+    return rows.view(*places.shape, states.shape[1], -1).permute(2, 0, 1, 3).float().contiguous()
+
+
+def _padded(spans: list[tuple[int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return places in the stream, int64 [b, L], prompts padded on the right by their own start, and the padding."""
+    starts, ends = np.array(spans).T[..., None]
+    places = starts + np.arange((ends - starts).max())
+    padding = places >= ends
+    places = np.where(padding, starts, places)
+    return torch.from_numpy(places).to(device), torch.from_numpy(padding).to(device)
