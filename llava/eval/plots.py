@@ -22,7 +22,9 @@ def summary_picture(rows: Mapping[str, Mapping[str, Any]], path: Path, title: st
         accuracy = sum(row["accuracy"].values()) / len(row["accuracy"])
         share = 100 * row["flops_all_tokens"] / row["dense_flops_all_tokens"]
         right.plot([share], [accuracy], linestyle="", label=name, **(style | {"markersize": 9}))
-        right.annotate(name, (share, accuracy), xytext=(7, 4), textcoords="offset points", fontsize=9)
+        right.annotate(
+            name, (share, accuracy), xytext=(8, (5, -12)[number % 2]), textcoords="offset points", fontsize=9
+        )
     left.set(xlabel="decoder layer", ylabel="tokens entering the layer (mean)", title="tokens kept per layer")
     left.set_ylim(bottom=0)
     left.set_xticks(range(len(next(iter(rows.values()))["tokens_per_layer"])))
