@@ -88,7 +88,7 @@ def test_a_pruned_prefill_is_the_same_through_every_kernel(llama, monkeypatch, n
     config = {**FULL, "preset": preset}
     with prune(llama, config, prompts.visual) as plain:
         expected = llama(**prompts.inputs).logits
-    monkeypatch.setattr("llava.model.pruning.prefill.choose", lambda *_: KERNELS[name])
+    monkeypatch.setattr("llava.model.pruning.attention.choose", lambda *_: KERNELS[name])
     with prune(llama, config, prompts.visual) as through:
         output = llama(**prompts.inputs).logits
     assert [t.tokens_per_layer for t in through.traces] == [t.tokens_per_layer for t in plain.traces]
@@ -101,9 +101,27 @@ def test_backends_that_cannot_run_say_why(llama):
         session.prune(llama, {"mode": []}, mask, backend="varlen")
     with pytest.raises(ValueError, match="one of auto, sdpa, varlen, flash_attn"):
         session.prune(llama, {"mode": []}, mask, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "capability", "flash"),
+    [
+        (torch.bfloat16, 128, (9, 0), True),
+        (torch.float16, 48, (8, 0), True),
+        (torch.float32, 128, (9, 0), False),
+        (torch.bfloat16, 12, (9, 0), False),
+        (torch.float16, 512, (9, 0), False),
+        (torch.float16, 128, (7, 5), False),
+    ],
+)
+def test_cuda_takes_the_flash_kernel_where_it_runs(monkeypatch, dtype, head_dim, capability, flash):
+    monkeypatch.setattr(kernels, "_capability", lambda device: capability)
     cuda = torch.device("cuda")
-    assert kernels.choose("auto", cuda, torch.float32) is kernels.by_segment
-    assert kernels.choose("auto", cuda, torch.bfloat16) is not kernels.by_segment
+    assert (kernels.choose("auto", cuda, dtype, head_dim) is not kernels.by_segment) == flash
+    assert kernels.choose("sdpa", cuda, dtype, head_dim) is kernels.by_segment
+    if not flash:
+        with pytest.raises(ValueError, match="use 'auto' or 'sdpa'"):
+            kernels.choose("varlen", cuda, dtype, head_dim)
 
 
 @pytest.mark.parametrize("new", [1, 3])

@@ -222,6 +222,22 @@ def test_influence_is_fp32_in_half_precision():
     assert (np.abs(cosines - rounded) > 1e-6).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["paper", "released"])
+def test_half_precision_decides_as_full_precision_does(llama, batch, dtype, name):
+    """Decisions of this batch are far from the thresholds; answers in a batch still equal single ones."""
+    model = random_llama().to(dtype)
+    inputs = {**batch.inputs, "inputs_embeds": batch.embeds.to(dtype)}
+    with prune(llama, CONFIGS[name], batch.visual) as full:
+        llama(**batch.inputs)
+    with prune(model, CONFIGS[name], batch.visual) as half:
+        generated = model.generate(**inputs, max_new_tokens=3)
+    assert [t.tokens_per_layer for t in half.traces] == [t.tokens_per_layer for t in full.traces]
+    assert [t.kept for t in half.traces] == [t.kept for t in full.traces]
+    assert half.traces[0].kv_bytes * 2 == full.traces[0].kv_bytes
+    assert generated.shape == (len(MIXED), 3)
+
+
 def test_the_model_is_restored_also_after_an_exception(llama):
     prompts, before = Prompts(MIXED[0]), dict(vars(llama.model))
     implementation = llama.config._attn_implementation

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from .kernels import Kernel
+from .kernels import Kernel, choose
 from .packed import PackedTokens
 from .policy import AttentionRule
 
@@ -26,7 +26,7 @@ class PrefillCall:
 
     tokens: PackedTokens
     rule: AttentionRule
-    kernel: Kernel
+    backend: str
     query: torch.Tensor | None = None
     key: torch.Tensor | None = None
     value: torch.Tensor | None = None
@@ -52,7 +52,8 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
         mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
         return decode(query, key, value, mask, scaling), None
     pruning.query, pruning.key, pruning.value, pruning.scaling = query, key, value, scaling
-    return attend(query, key, value, pruning.tokens, pruning.rule, pruning.kernel, scaling), None
+    kernel = choose(pruning.backend, query.device, query.dtype, query.shape[-1])
+    return attend(query, key, value, pruning.tokens, pruning.rule, kernel, scaling), None
 
 
 def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel: Kernel, scaling: float):

@@ -18,10 +18,11 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, bool, flo
 BACKENDS = ("auto", "sdpa", "varlen", "flash_attn")
 
 
-def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """Return the kernel for tensors of `dtype` on `device`.
+def choose(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
+    """Return the kernel for states of `dtype` and `head_dim` on `device`.
 
-    `auto` takes torch's `varlen_attn` on CUDA in half precision where the installed torch has it, else SDPA.
+    `auto` takes torch's `varlen_attn` where its flash kernel runs (CUDA from compute capability 8.0, half precision,
+    head size a multiple of 8 up to 256, a torch that has it), else SDPA.
 
     Raises:
         ValueError: unknown backend, or one that this machine, device or dtype cannot run.
@@ -29,11 +30,11 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Kernel:
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    if backend == "sdpa" or (backend == "auto" and not half):
+    obstacle = _flash_obstacle(device, dtype, head_dim)
+    if backend == "sdpa" or (backend == "auto" and obstacle):
         return by_segment
-    if not half:
-        raise ValueError(f"attention backend {backend!r} needs CUDA and fp16 or bf16, got {device.type} and {dtype}")
+    if obstacle:
+        raise ValueError(f"attention backend {backend!r} needs {obstacle}; use 'auto' or 'sdpa'")
     kernel = _flash_attn() if backend == "flash_attn" else _torch_varlen()
     if kernel is not None:
         return kernel
@@ -41,6 +42,22 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Kernel:
         return by_segment
     needed = "the flash-attn package (pip install 'llava[flash]')" if backend == "flash_attn" else "torch ≥ 2.10"
     raise ValueError(f"attention backend {backend!r} needs {needed}")
+
+
+def _flash_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return what flash kernels need and these states lack, or None."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return f"CUDA and fp16 or bf16, got {device.type} and {dtype}"
+    if head_dim % 8 or head_dim > 256:
+        return f"a head size that is a multiple of 8 up to 256, got {head_dim}"
+    if _capability(device) < (8, 0):
+        return "a GPU of compute capability 8.0 or newer"
+    return None
+
+
+@lru_cache(maxsize=16)
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def by_segment(query, key, value, segments: Segments, causal: bool, scale: float) -> torch.Tensor:

@@ -10,7 +10,6 @@ from .cache import RaggedCache
 from .config import PruningConfig
 from .flops import DecoderShape
 from .influence import measure
-from .kernels import choose
 from .packed import PackedTokens
 from .policy import Measurement
 from .trace import Probe, PruningTrace
@@ -43,7 +42,7 @@ class Prefill:
             if hidden_states is not None:
                 hidden_states.append((tokens.hidden, tokens.lengths))
             rule = self.config.attention(index)
-            call = PrefillCall(tokens, rule, choose(self.backend, tokens.hidden.device, tokens.hidden.dtype))
+            call = PrefillCall(tokens, rule, self.backend)
             output = layer(
                 tokens.hidden,
                 attention_mask=None,

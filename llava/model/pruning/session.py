@@ -76,7 +76,7 @@ class PruningSession:
             )
         self._visual_mask = visual_mask
         parameter = next(self._decoder.parameters())
-        choose(backend, parameter.device, parameter.dtype)
+        choose(backend, parameter.device, parameter.dtype, DecoderShape.of(self._text_config).head_dim)
         self._backend = backend
         self._forward_lock = threading.Lock()
         self._hook = None
