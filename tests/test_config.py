@@ -46,6 +46,7 @@ def test_to_dict_round_trips(settings, tmp_path):
     [
         ({**README, "layer_treshold": 0.9}, "unknown key 'layer_treshold'.*did you mean 'layer_threshold'"),
         ({**README, "method": "visiprunner"}, "unknown pruning method.*did you mean 'visipruner'"),
+        ({**README, "method": ["visipruner"]}, "unknown pruning method"),
         ({**README, "preset": "papers"}, "did you mean 'paper'"),
         ({**README, "mode": "shallow"}, "'mode' must be a list"),
         ({**README, "mode": ["shalow"]}, "did you mean 'shallow'"),
@@ -96,6 +97,8 @@ def test_boundaries_are_checked_against_the_models_depth():
     PruningConfig.from_dict(README).check_layers(7)
     with pytest.raises(ValueError, match="'shallow_mid_layer' is 6, but the model has 6 layers; it must be at most 5"):
         PruningConfig.from_dict(README).check_layers(6)
+    with pytest.raises(ValueError, match="'probe_offset' is 8, but the model has 7 layers: no layer would be probed"):
+        PruningConfig.from_dict({**README, "probe_offset": 2}).check_layers(7)
     with pytest.raises(ValueError, match="'mid_deep_layer' is 40"):
         PruningConfig.from_dict({"mode": ["deep"], "mid_deep_layer": 40}).check_layers(32)
     PruningConfig.from_dict({"mode": [], "shallow_mid_layer": 40}).check_layers(32)

@@ -238,6 +238,56 @@ def test_half_precision_decides_as_full_precision_does(llama, batch, dtype, name
     assert generated.shape == (len(MIXED), 3)
 
 
+def test_forwards_that_autograd_follows_prune_and_differentiate():
+    model, prompts = random_llama().requires_grad_(True), Prompts(MIXED[3])
+    with torch.inference_mode(), prune(model, FULL, prompts.visual) as before:
+        model(**prompts.inputs)
+    with prune(model, FULL, prompts.visual) as session:
+        model(**prompts.inputs).logits[0, -1].max().backward()
+    assert session.traces == before.traces
+    assert model.model.layers[-1].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_influence_stays_fp32_under_autocast(llama):
+    """The measurement itself: given one layer's states, autocast does not change a bit of it."""
+    from llava.model.pruning.influence import measure
+    from llava.model.pruning.packed import pack
+
+    prompts, empty = Prompts(*MIXED), torch.zeros(1, 0)
+    tokens, _ = pack(prompts.embeds, prompts.attention_mask, None, prompts.visual, lambda *_: (empty, empty))
+    query, (key, value) = torch.randn(1, 4, 82, 6), torch.randn(2, 1, 2, 82, 6)
+    plain = measure(query, key, value, tokens, [0, 1], 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = measure(query, key, value, tokens, [0, 1], 0.5)
+    assert all(np.array_equal(plain[b].cosine, cast[b].cosine) for b in (0, 1))
+
+
+def test_hidden_states_are_there_in_every_step_of_generate(llama):
+    prompts = Prompts(*MIXED)
+    settings = {"max_new_tokens": 3, "output_hidden_states": True, "return_dict_in_generate": True}
+    expected = llama.generate(**prompts.inputs, **settings).hidden_states
+    with prune(llama, DENSE, prompts.visual):
+        found = llama.generate(**prompts.inputs, **settings).hidden_states
+    assert [len(step) for step in found] == [len(step) for step in expected] == [7, 7, 7]
+    for ours, theirs in zip(found[1] + found[2], expected[1] + expected[2], strict=True):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_a_pruned_prompt_cannot_be_cropped(llama):
+    prompts = Prompts(*MIXED)
+    with prune(llama, FULL, prompts.visual):
+        cache = llama(**prompts.inputs).past_key_values
+        llama(input_ids=torch.full((4, 1), 5), past_key_values=cache)
+        with pytest.raises(ValueError, match="only 1 tokens follow it"):
+            cache.crop(-2)
+        cache.batch_select_indices(torch.tensor([2, 0]))
+        chosen = llama(input_ids=torch.full((2, 1), 6), past_key_values=cache).logits
+        cache = llama(**prompts.inputs).past_key_values
+        llama(input_ids=torch.full((4, 1), 5), past_key_values=cache)
+        whole = llama(input_ids=torch.full((4, 1), 6), past_key_values=cache).logits
+    assert (chosen - whole[[2, 0]]).abs().max() < 1e-5
+
+
 def test_the_model_is_restored_also_after_an_exception(llama):
     prompts, before = Prompts(MIXED[0]), dict(vars(llama.model))
     implementation = llama.config._attn_implementation

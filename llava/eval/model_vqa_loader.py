@@ -56,27 +56,29 @@ def build_parser() -> argparse.ArgumentParser:
     add("--question-file", required=True, help="JSONL with question_id, image and text")
     add("--answers-file", required=True, help="JSONL to write or to continue")
     add("--conv-mode", default="vicuna_v1", choices=list(conv_templates), help="prompt format (default vicuna_v1)")
-    add("--num-chunks", type=_number(int, 1), default=1, help="cut the questions into this many parts (default 1)")
-    add("--chunk-idx", type=_number(int, 0), default=0, help="which part to ask, from 0")
-    add("--temperature", type=_number(float, 0), default=0.0, help="0 (default) is greedy; above, answers are sampled")
-    add("--top_p", type=_number(float, 0, 1), help="sample from this much of the probability")
-    add("--num_beams", type=_number(int, 1), default=1, help="beams of beam search (default 1: none)")
-    add("--max_new_tokens", type=_number(int, 1), default=128, help="longest answer in tokens (default 128)")
+    add("--num-chunks", type=number(int, 1), default=1, help="cut the questions into this many parts (default 1)")
+    add("--chunk-idx", type=number(int, 0), default=0, help="which part to ask, from 0")
+    add("--temperature", type=number(float, 0), default=0.0, help="0 (default) is greedy; above, answers are sampled")
+    add("--top_p", type=number(float, 0, 1), help="sample from this much of the probability")
+    add("--num_beams", type=number(int, 1), default=1, help="beams of beam search (default 1: none)")
+    add("--max_new_tokens", type=number(int, 1), default=128, help="longest answer in tokens (default 128)")
     add("--pruning-config", help="JSON or a path to a .json; without it the model runs dense, untouched")
-    add("--batch-size", type=_number(int, 1), default=1, help="questions a batch (default 1)")
+    add("--batch-size", type=number(int, 1), default=1, help="questions a batch (default 1)")
     add("--device", default="auto", help="auto (default: CUDA, MPS, CPU in this order), cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", help="float32, float16, bfloat16; auto (default) is float32 on CPU, else float16")
-    add("--limit", type=_number(int, 0), help="ask only this many questions from the start of the file, then chunk")
-    add("--seed", type=_number(int, 0), default=0, help="for sampling; question i draws from seed + i at batch size 1")
+    add("--limit", type=number(int, 0), help="ask only this many questions from the start of the file, then chunk")
+    add("--seed", type=number(int, 0), default=0, help="for sampling; question i draws from seed + i at batch size 1")
     add("--skip-bad", action="store_true", help="leave out and count questions whose image is missing or unreadable")
-    add("--workers", type=_number(int, 0), help="processes that prepare inputs (default: at most 4, on CPU none)")
+    add("--workers", type=number(int, 0), help="processes that prepare inputs (default: at most 4, on CPU none)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue an existing answers file (the default)")
     existing.add_argument("--overwrite", action="store_true", help="start the answers file anew")
     return parser
 
 
-def _number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """Return an argparse type: a finite number from `low` to `high`."""
+
     def parse(text: str) -> Any:
         value = kind(text)
         if not low <= value <= high or value == math.inf:

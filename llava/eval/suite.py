@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.eval import eval_gqa, eval_mme, eval_textvqa, model_vqa_loader
+from llava.eval.model_vqa_loader import number
 from llava.eval.paired import paired_times
 from llava.eval.plots import summary_picture
 from llava.model.pruning import PruningConfig
@@ -194,13 +195,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--benchmarks", nargs="+", required=True, help="folders in --data-dir, e.g. gqa MME textvqa, or gqa_mini …")
     add("--config", action="append", type=parse_config, default=[], metavar="NAME=CONFIG", help="a pruning config")
     add("--out", default="runs/suite", help="folder for answers, summary.json and summary.png (default runs/suite)")
-    add("--batch-size", type=int, default=8, help="questions a batch (default 8)")
-    add("--max-new-tokens", type=int, default=16, help="longest answer in tokens (default 16)")
-    add("--limit", type=int, help="ask only the first questions of each benchmark; scores are then partial")
+    add("--batch-size", type=number(int, 1), default=8, help="questions a batch (default 8)")
+    add("--max-new-tokens", type=number(int, 1), default=16, help="longest answer in tokens (default 16)")
+    add("--limit", type=number(int, 1), help="ask only the first questions of each benchmark; scores are then partial")
     add("--device", default="auto")
     add("--dtype", default="auto")
-    add("--rounds", type=int, default=7, help="rounds of the paired timing (default 7)")
-    add("--timed-questions", type=int, default=64, help="questions of each benchmark that are timed (default 64)")
+    add("--rounds", type=number(int, 1), default=7, help="rounds of the paired timing (default 7)")
+    add(
+        "--timed-questions",
+        type=number(int, 1),
+        default=64,
+        help="questions of each benchmark that are timed (default 64)",
+    )
     add("--overwrite", action="store_true", help="answer anew instead of resuming")
     return parser
 
@@ -211,6 +217,8 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     for folder in folders:
         benchmark_of(folder)
     configs: dict[str, PruningConfig | None] = {DENSE: None, **dict(args.config)}
+    if len(configs) <= len(args.config) or len({folder.name for folder in folders}) < len(folders):
+        raise ValueError("two configs, or two benchmark folders, have one name: their answers would share a file")
     runs: dict[str, dict[str, dict]] = {}
     for name, config in configs.items():
         runs[name] = {}

@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from llava.eval.model_vqa_loader import number
 from llava.eval.suite import run_one
 from llava.model.pruning import PruningConfig
 from llava.tiny.accuracy import CHECKPOINT
@@ -67,18 +68,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default="runs/tune")
     parser.add_argument("--write", type=Path, help="the .json file to write the chosen settings to")
     parser.add_argument("--points", type=float, default=1.0, help="accuracy that may be lost, in points (default 1)")
-    parser.add_argument("--limit", type=int, help="ask only the first questions of each benchmark")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--limit", type=number(int, 1), help="ask only the first questions of each benchmark")
+    parser.add_argument("--batch-size", type=number(int, 1), default=16)
     parser.add_argument("--device", default="auto")
     parser.set_defaults(dtype="auto", max_new_tokens=16, overwrite=False)
     args = parser.parse_args(argv)
+    if args.write and not args.write.parent.is_dir():
+        parser.error(f"--write: there is no folder {args.write.parent}")
     try:
         dense = evaluate(args, "dense", None)["accuracy"]
         tried = []
-        for number, settings in enumerate(settings_of(GRID)):
+        for place, settings in enumerate(settings_of(GRID), start=1):
             config = PruningConfig.from_dict(settings)
             label = "-".join(str(settings[key]) for key in GRID).replace(".", "_")
-            print(f"{number + 1} of {len(settings_of(GRID))}: {label}", file=sys.stderr)
+            print(f"{place} of {len(settings_of(GRID))}: {label}", file=sys.stderr)
             tried.append({"settings": settings} | evaluate(args, label, config))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"tune: {error}")

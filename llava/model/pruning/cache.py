@@ -24,7 +24,7 @@ class RaggedCache(Cache):
 
     def __init__(self, length: int, next_position: torch.Tensor):
         super().__init__(layers=[])
-        self.length = length
+        self.length = self.prompt_length = length
         self.next_position = next_position
         self.prompt_tokens: list[tuple[int, ...]] = []
         self._valid: dict[tuple[int, ...], torch.Tensor] = {}
@@ -41,7 +41,7 @@ class RaggedCache(Cache):
             lengths = tuple(n - v + min(v, extra) for n, v in counts)
         layer = DynamicLayer()
         layer.lazy_initialization(key, value)
-        layer.keys, layer.values = _padded(key, lengths), _padded(value, lengths)
+        layer.keys, layer.values = _padded(key, lengths, tokens), _padded(value, lengths, tokens)
         self.layers.append(layer)
         self.prompt_tokens.append(lengths)
         width = max(lengths)
@@ -96,7 +96,8 @@ class RaggedCache(Cache):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the prompts at `indices`, in that order."""
-        super().batch_select_indices(indices)
+        for layer in self.layers:  # which may lie on several devices
+            layer.batch_select_indices(indices.to(layer.keys.device))
         self._pick(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -105,7 +106,17 @@ class RaggedCache(Cache):
         self.batch_select_indices(batch.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` decoded tokens (a negative number, as transformers asks)."""
+        """Forget the last `-tokens_to_remove` decoded tokens (a negative number, as transformers asks).
+
+        Raises:
+            ValueError: more than were decoded; a pruned prompt itself cannot be shortened.
+
+        """
+        decoded = self.length - self.prompt_length
+        if abs(tokens_to_remove) > decoded:
+            raise ValueError(
+                f"crop({tokens_to_remove}) reaches into the pruned prompt: only {decoded} tokens follow it"
+            )
         super().crop(tokens_to_remove)
         self.advance(-abs(tokens_to_remove))
 
@@ -126,12 +137,12 @@ def _kept(tokens: PackedTokens, rule: KVRule) -> np.ndarray:
     return kept
 
 
-def _padded(states: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+def _padded(states: torch.Tensor, lengths: tuple[int, ...], tokens: PackedTokens) -> torch.Tensor:
     width = max(lengths)
     if len(lengths) == 1:
         return states
     stream = states[0].transpose(0, 1)
     if any(n < width for n in lengths):
-        places = left_padded_places(lengths, width, stream.device)
+        places = tokens.tensor(("left padded", lengths), lambda: left_padded_places(lengths, width), stream.device)
         stream = stream.new_zeros(len(lengths) * width, *stream.shape[1:]).index_copy(0, places, stream)
     return stream.unflatten(0, (len(lengths), width)).transpose(1, 2)

@@ -66,7 +66,7 @@ class PruningConfig:
             raise ValueError(f"a pruning config is a JSON object, got {type(settings).__name__}: {settings!r}")
         settings = dict(settings)
         name = settings.pop("method", "visipruner")
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             raise ValueError(f"unknown pruning method {name!r}{_nearest(name, METHODS)}; known: {', '.join(METHODS)}")
         cls = METHODS[name]
         known = [field.name for field in dataclasses.fields(cls)]

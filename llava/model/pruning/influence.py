@@ -14,21 +14,34 @@ from .packed import PackedTokens
 from .policy import Measurement
 
 
+@torch.no_grad()
 def measure(query, key, value, tokens: PackedTokens, prompts: list[int], scaling: float) -> dict[int, Measurement]:
     """Measure the visual tokens of the given prompts at one layer, in fp32, with one host synchronisation.
 
     query [1, H, T, d], key and value [1, Hkv, T, d], after rotary embedding. Returns a `Measurement` by prompt.
     """
+    with torch.autocast(query.device.type, enabled=False):
+        figures = _figures(query, key, value, tokens, tuple(prompts), scaling).cpu().numpy()
+    found = {}
+    for row, b in enumerate(prompts):
+        start, end = tokens.spans[b]
+        found[b] = Measurement(*figures[:, row, np.flatnonzero(tokens.visual[start:end])])
+    return found
+
+
+def _figures(query, key, value, tokens: PackedTokens, prompts: tuple[int, ...], scaling: float) -> torch.Tensor:
+    """Return cosine, L2 and mean attention of every token of the prompts, fp32 [3, b, L], padded on the right."""
     spans = [tokens.spans[b] for b in prompts]
     heads, kv_heads, device = query.shape[1], key.shape[1], query.device
-    last = torch.tensor([end - 1 for _, end in spans], device=device)
+    last = tokens.tensor(("last", prompts), lambda: np.array([end - 1 for _, end in spans]), device)
     q = query[0].transpose(0, 1).index_select(0, last).float()  # [b, H, d]
     q = q.unflatten(1, (kv_heads, heads // kv_heads)).transpose(0, 1)  # [Hkv, b, g, d]
     if len(spans) == 1:
         (start, end), padding = spans[0], None
         k, v = (states[0, :, None, start:end].float() for states in (key, value))  # [Hkv, b, L, d]
     else:
-        places, padding = _padded(spans, device)
+        places = tokens.tensor(("places", prompts), lambda: _padded(spans)[0], device)
+        padding = tokens.tensor(("padding", prompts), lambda: _padded(spans)[1], device)
         k, v = (_gather(states, places) for states in (key, value))
     scores = q @ k.transpose(-1, -2) * scaling  # [Hkv, b, g, L]
     if padding is not None:
@@ -40,11 +53,7 @@ def measure(query, key, value, tokens: PackedTokens, prompts: list[int], scaling
     output2 = output.square().sum((0, 2, 3))[:, None]  # [b, 1]
     rest2 = (output2 - 2 * along + contribution2).clamp_min(0)
     cosine = (output2 - along) / (output2 * rest2).sqrt().clamp_min(1e-8)
-    figures = torch.stack((cosine, contribution2.sqrt(), weights.mean((0, 2)))).cpu().numpy()  # [3, b, L]
-    found = {}
-    for row, (b, (start, end)) in enumerate(zip(prompts, spans, strict=True)):
-        found[b] = Measurement(*figures[:, row, np.flatnonzero(tokens.visual[start:end])])
-    return found
+    return torch.stack((cosine, contribution2.sqrt(), weights.mean((0, 2))))
 
 
 def _gather(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -53,10 +62,9 @@ def _gather(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return rows.view(*places.shape, states.shape[1], -1).permute(2, 0, 1, 3).float().contiguous()
 
 
-def _padded(spans: list[tuple[int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Return places in the stream, int64 [b, L], prompts padded on the right by their own start, and the padding."""
     starts, ends = np.array(spans).T[..., None]
     places = starts + np.arange((ends - starts).max())
     padding = places >= ends
-    places = np.where(padding, starts, places)
-    return torch.from_numpy(places).to(device), torch.from_numpy(padding).to(device)
+    return np.where(padding, starts, places), padding

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .packed import Segments
+from .packed import Segments, upload
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, bool, float], torch.Tensor]
 """(query [1, H, Tq, d], key [1, Hkv, Tk, d], value [1, Hkv, Tk, d], segments, causal, scale) → [1, Tq, H, d]."""
@@ -50,8 +50,10 @@ def _flash_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
         return f"CUDA and fp16 or bf16, got {device.type} and {dtype}"
     if head_dim % 8 or head_dim > 256:
         return f"a head size that is a multiple of 8 up to 256, got {head_dim}"
-    if _capability(device) < (8, 0):
+    if torch.version.hip is None and _capability(device) < (8, 0):
         return "a GPU of compute capability 8.0 or newer"
+    if torch.version.cuda is not None and not torch.backends.cuda.is_flash_attention_available():
+        return "a torch that was built with flash attention"
     return None
 
 
@@ -106,7 +108,8 @@ def flash(function: Callable, query, key, value, segments: Segments, causal: boo
 @lru_cache(maxsize=32)
 def _bounds(segments: Segments, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int, int]:
     ends = [np.concatenate([[0], np.cumsum(part)]).astype(np.int32) for part in (segments.queries, segments.keys)]
-    queries, keys = (torch.from_numpy(end).to(device) for end in ends)
+    with torch.inference_mode(False):  # kept beyond this call, perhaps for one that autograd follows
+        queries, keys = (upload(end, device) for end in ends)
     return queries, keys, max(segments.queries), max(segments.keys)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,7 +91,7 @@ class PackedTokens:
 
     def keep(self, mask: np.ndarray) -> PackedTokens:
         """Return the tokens where `mask` (bool [T]) holds, at their original positions and rotary angles."""
-        index = torch.from_numpy(np.flatnonzero(mask)).to(self.hidden.device, non_blocking=True)
+        index = upload(np.flatnonzero(mask), self.hidden.device)
         return PackedTokens(
             self.hidden.index_select(1, index),
             tuple(part.index_select(-2, index.to(part.device)) for part in self.rope),
@@ -100,9 +100,9 @@ class PackedTokens:
             self.position[mask],
         )
 
-    def tensor(self, name: str, make: Callable[[], np.ndarray], device: torch.device) -> torch.Tensor:
+    def tensor(self, name: Hashable, make: Callable[[], np.ndarray], device: torch.device) -> torch.Tensor:
         """Return the array that `make` builds as a tensor on `device`, made at most once for these tokens."""
-        return self._once((name, device), lambda: torch.from_numpy(np.ascontiguousarray(make())).to(device))
+        return self._once((name, device), lambda: upload(make(), device))
 
     def visual_runs(self) -> VisualRuns:
         """Group visual rows by prompt and by the text before them; rows with no text before read themselves."""
@@ -247,12 +247,16 @@ def unpack(hidden: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
     if all(n == width for n in lengths):
         return hidden.view(len(lengths), width, -1)
     batch = hidden.new_zeros(len(lengths) * width, hidden.shape[-1])
-    return batch.index_copy(0, left_padded_places(lengths, width, hidden.device), hidden[0]).view(
-        len(lengths), width, -1
-    )
+    places = upload(left_padded_places(lengths, width), hidden.device)
+    return batch.index_copy(0, places, hidden[0]).view(len(lengths), width, -1)
 
 
-def left_padded_places(lengths: tuple[int, ...], width: int, device: torch.device) -> torch.Tensor:
+def left_padded_places(lengths: tuple[int, ...], width: int) -> np.ndarray:
     """Return where each packed token lands in the flattened left-padded batch [B · width]: int64 [T]."""
-    places = [np.arange((b + 1) * width - n, (b + 1) * width) for b, n in enumerate(lengths)]
-    return torch.from_numpy(np.concatenate(places)).to(device)
+    return np.concatenate([np.arange((b + 1) * width - n, (b + 1) * width) for b, n in enumerate(lengths)])
+
+
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return the array as a tensor on `device`; on CUDA the host does not wait for the copy."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

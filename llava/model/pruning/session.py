@@ -135,6 +135,8 @@ class PruningSession:
             RuntimeError: two threads run the model at the same moment.
 
         """
+        if output_hidden_states is None:
+            output_hidden_states = self._text_config.output_hidden_states
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if output_attentions:
@@ -149,7 +151,15 @@ class PruningSession:
                 position_ids = self._family.positions(position_ids)
             self._text_config._attn_implementation = NAME
             if isinstance(past_key_values, RaggedCache):
-                return self._decode(inputs_embeds, attention_mask, position_ids, past_key_values, visual_mask, kwargs)
+                return self._decode(
+                    inputs_embeds,
+                    attention_mask,
+                    position_ids,
+                    past_key_values,
+                    visual_mask,
+                    output_hidden_states,
+                    kwargs,
+                )
             if past_key_values is not None and type(past_key_values) is not DynamicCache:
                 raise ValueError(
                     f"pruning makes its own cache and takes the place of a DynamicCache, not of a "
@@ -184,7 +194,7 @@ class PruningSession:
             hidden = (*(unpack(stream, lengths) for stream, lengths in states), last)
         return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=hidden)
 
-    def _decode(self, embeds, attention_mask, position_ids, cache: RaggedCache, visual_mask, kwargs):
+    def _decode(self, embeds, attention_mask, position_ids, cache: RaggedCache, visual_mask, want_hidden, kwargs):
         batch, new = embeds.shape[:2]
         if batch != len(cache.next_position):
             raise ValueError(f"the cache holds {len(cache.next_position)} prompts, the new tokens are of {batch}")
@@ -196,8 +206,10 @@ class PruningSession:
             position_ids = cache.next_position[:, None] + torch.arange(new, device=embeds.device)
         rope = self._rope(embeds, position_ids)
         masks = cache.masks(new)
-        hidden = embeds
+        hidden, states = embeds, []
         for layer, mask in zip(self._decoder.layers, masks, strict=False):
+            if want_hidden:
+                states.append(hidden)
             call = DecodeCall(mask)
             output = layer(
                 hidden,
@@ -210,7 +222,9 @@ class PruningSession:
             )
             hidden = output[0] if isinstance(output, tuple) else output
         cache.advance(new)
-        return BaseModelOutputWithPast(last_hidden_state=self._decoder.norm(hidden), past_key_values=cache)
+        last = self._decoder.norm(hidden)
+        collected = (*states, last) if want_hidden else None
+        return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=collected)
 
     def _rope(self, hidden, position_ids):
         """Return (cos, sin) of the positions that pruning counted itself, or that the model gave."""
@@ -223,7 +237,8 @@ class PruningSession:
         if given is not None:
             if batch % given.shape[0] or width != given.shape[1]:
                 raise ValueError(
-                    f"visual_mask is for prompts of shape {list(given.shape)}, the model reads {[batch, width]}"
+                    f"visual_mask is for prompts of shape {list(given.shape)}, the model reads {[batch, width]} "
+                    "(generate needs use_cache=True: without a cache every step reads a longer prompt)"
                 )
             return given.to(embeds.device).repeat_interleave(batch // given.shape[0], 0)
         if visual_mask is None:

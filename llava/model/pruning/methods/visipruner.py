@@ -168,6 +168,12 @@ class VisiPruner(PruningConfig):
                     f"{key!r} is {getattr(self, key)}, but the model has {num_layers} layers; "
                     f"it must be at most {num_layers - 1}"
                 )
+        first = (self.shallow_mid_layer or 0) + self.probe_offset
+        if self.middle and first > num_layers:  # equal: `released` at its last boundary, which the published code takes
+            raise ValueError(
+                f"'shallow_mid_layer' + 'probe_offset' is {first}, but the model has {num_layers} layers: "
+                "no layer would be probed and nothing pruned"
+            )
 
     def attention(self, layer: int) -> AttentionRule:
         """Merge in layer 0, skip in the other shallow layers, dense from `shallow_mid_layer` on."""
