@@ -85,6 +85,8 @@ def test_each_mistake_is_one_clear_error(settings, message):
     [
         ("{'mode': []}", "is not JSON"),
         ("nowhere/pruning.json", "cannot be read: No such file"),
+        ("off", "pruning config 'off' is not JSON"),
+        ("[" * 3000, "is not JSON"),
         (3, "PruningConfig, a dict or JSON text, got int"),
     ],
 )
@@ -102,3 +104,12 @@ def test_boundaries_are_checked_against_the_models_depth():
     with pytest.raises(ValueError, match="'mid_deep_layer' is 40"):
         PruningConfig.from_dict({"mode": ["deep"], "mid_deep_layer": 40}).check_layers(32)
     PruningConfig.from_dict({"mode": [], "shallow_mid_layer": 40}).check_layers(32)
+
+
+def test_config_files_may_begin_with_a_byte_order_mark_but_are_text(tmp_path):
+    path = tmp_path / "pruning.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(README).encode())
+    assert PruningConfig.of(path) == PruningConfig.from_dict(README)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="pruning.json' is not a text file"):
+        PruningConfig.of(path)

@@ -55,6 +55,14 @@ def test_bad_configs_are_refused_by_the_command_line(data, tmp_path, capsys, con
     assert message in capsys.readouterr().err
 
 
+def test_names_and_boundaries_are_checked_before_anything_is_asked(data, tmp_path, capsys):
+    assert suite.main(arguments(data, tmp_path, "--config", f"a={HALF}", "--config", f"a={HALF}")) == 1
+    assert "one name" in capsys.readouterr().err
+    assert suite.main(arguments(data, tmp_path, "--config", 'b={"method":"random","layer":13,"keep":2}')) == 1
+    assert "config 'b': 'layer' is 13, but the model has 12 layers" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_benchmarks_say_what_to_put_where(tmp_path, capsys):
     assert suite.main(arguments(tmp_path, tmp_path)) == 1
     assert "llava.tiny.benchmarks" in capsys.readouterr().err

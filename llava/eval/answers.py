@@ -41,7 +41,10 @@ class AnswersFile:
         self.repaired = 0
 
     def __enter__(self) -> AnswersFile:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise AnswersError(f"{self.path.parent} is a file, not a folder: give another --answers-file") from None
         self._created = not self.path.exists()
         self._file = open(self.path, "a+b")  # noqa: SIM115 - closed in __exit__
         try:

@@ -26,6 +26,8 @@ from llava.eval import eval_gqa, eval_mme, eval_textvqa, model_vqa_loader
 from llava.eval.model_vqa_loader import number
 from llava.eval.paired import paired_times
 from llava.eval.plots import summary_picture
+from llava.model.checkpoint import find_source
+from llava.model.language_model.configuration_llava import read_config
 from llava.model.pruning import PruningConfig
 
 DENSE = "dense"
@@ -219,6 +221,13 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     configs: dict[str, PruningConfig | None] = {DENSE: None, **dict(args.config)}
     if len(configs) <= len(args.config) or len({folder.name for folder in folders}) < len(folders):
         raise ValueError("two configs, or two benchmark folders, have one name: their answers would share a file")
+    source = find_source(os.path.expanduser(args.model_path), "--model-path", {})
+    layers = read_config(source.folder).num_hidden_layers
+    for name, config in args.config:
+        try:
+            config.check_layers(layers)
+        except ValueError as error:
+            raise ValueError(f"config {name!r}: {error}") from None
     runs: dict[str, dict[str, dict]] = {}
     for name, config in configs.items():
         runs[name] = {}
@@ -259,6 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     console = Console(width=max(120, Console().width))
     print_table(summary["rows"], console)
+    if args.limit is not None:
+        print(f"PARTIAL: the first {args.limit} questions of each benchmark")
     print(f"{summary['device']}, batch {summary['batch_size']}; {args.out}/summary.json, {args.out}/summary.png")
     return 0
 

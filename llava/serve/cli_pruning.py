@@ -139,9 +139,11 @@ def start(args: argparse.Namespace, progress=None) -> Chat:
 
         from llava import load_pretrained_model
         from llava.mm_utils import get_model_name_from_path
+        from llava.utils import pick_device
 
         from .chat import Chat, Sampling
 
+        pick_device(args.device)
         pruning = choose_pruning(args.pruning_config, folder)
         _check_layers(pruning, folder)
         name = get_model_name_from_path(args.model_path)

@@ -34,19 +34,20 @@ class PruningConfig:
 
         """
         text = os.fspath(source)
-        origin = "--pruning-config"
+        origin = text if len(text) <= 120 else text[:117] + "…"
         if text.strip().endswith(".json"):
-            origin = text
             try:
-                with open(text, encoding="utf-8") as file:
+                with open(text, encoding="utf-8-sig") as file:
                     text = file.read()
             except OSError as error:
                 raise ValueError(f"pruning config {origin!r} cannot be read: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise ValueError(f"pruning config {origin!r} is not a text file in UTF-8") from None
         try:
             settings = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
-                f"pruning config {origin!r} is not JSON ({error.msg}, line {error.lineno} column {error.colno}); "
+                f"pruning config {origin!r} is not JSON ({' '.join(str(error).split())}); "
                 'expected an object such as {"mode": ["shallow", "middle", "deep"], …} or a path to a .json file'
             ) from None
         return PruningConfig.from_dict(settings)

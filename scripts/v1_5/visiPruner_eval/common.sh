@@ -127,7 +127,9 @@ check_settings() {
     settings=$(printf 'model %s\nbase %s\nconversation %s\npruning %s' \
         "$MODEL_PATH" "${MODEL_BASE:-none}" "$CONV_MODE" "${config:-none}")
     mkdir -p "$ANSWERS_DIR"
-    if [[ -f "$kept" && "$OVERWRITE" != 1 && "$(<"$kept")" != "$settings" ]]; then
+    # A run that was refused before its first answer binds nobody.
+    if [[ -n "$(find "$ANSWERS_DIR" -maxdepth 1 -name '[0-9]*_[0-9]*.jsonl' -size +0 -print -quit)" &&
+        -f "$kept" && "$OVERWRITE" != 1 && "$(<"$kept")" != "$settings" ]]; then
         fail "$ANSWERS_DIR holds answers of other settings (settings.txt); set EXPERIMENT=name or OVERWRITE=1"
     fi
     # Chunks of another number of GPUs too: none of them may be resumed under the new settings.
@@ -163,7 +165,7 @@ run_chunks() {
     CHUNKS=${#gpus[@]}
     if ((CHUNKS <= 1)); then
         CHUNKS=1
-        (ask 0 "" "$1") || fail "$BENCHMARK stopped; start the script again to resume"
+        (ask 0 "" "$1") || fail "$BENCHMARK stopped, see above; mend that and start the script again: it resumes"
         return
     fi
     for ((index = 0; index < CHUNKS; index++)); do
