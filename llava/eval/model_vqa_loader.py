@@ -15,8 +15,8 @@ import torch
 from llava.conversation import conv_templates
 from llava.eval.answers import AnswersFile, unanswered
 from llava.eval.plan import make_plan
-from llava.eval.running import Run, describe
 from llava.eval.runfile import check_settings, read_run_file, run_file_of
+from llava.eval.running import Run, describe
 
 UNDERSCORED = ("top_p", "num_beams", "max_new_tokens")
 
