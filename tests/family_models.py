@@ -1,4 +1,4 @@
-"""A small random model of every family, and left-padded batches for it: what tests/test_families.py runs on.
+"""A small random model of every family, and left-padded batches for it: what the family tests and the matrix run on.
 
 A prompt is spelled as a word: t text, i image, j larger image, v video. `Batch` writes the placeholders and makes the
 pixels that each family's processor would, so that no processor has to be loaded. A new family is one `Case`.
@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import torch
 import transformers as hf
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.language_model.configuration_llava import LlavaConfig
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.pruning import PruningSession, prune
+from llava.model.pruning.families import family_of
 
 START, END, IMAGE, VIDEO, VOCABULARY = 93, 94, 95, 96, 97
 LAYERS = 6
@@ -19,13 +26,22 @@ LAYERS = 6
 
 @dataclass(frozen=True)
 class Case:
-    """One family: how to make its model, the tokens and pixels of its media, and the media it reads."""
+    """One family: how to make its model, the tokens and pixels of its media, and the media it reads.
+
+    layout:
+        `placeholders` one id a visual token; `markers` one id an image (original LLaVA); `bare` embeddings and a mask
+    plain:
+        whether tests/reference.py knows the decoder's projections
+    frame:
+        text tokens before and after each image or video
+    """
 
     make: Callable[[], torch.nn.Module]
     media: Callable[[torch.nn.Module, str, torch.Generator], tuple[int, dict]]
     prompts: tuple[str, ...] = ("tttittt", "ttittjttt", "ttttt", "jttt")
-    plain: bool = True  # whether tests/reference.py knows the decoder's projections
-    frame: tuple[int, ...] = ()  # text tokens before and after each image or video
+    plain: bool = True
+    frame: tuple[int, ...] = ()
+    layout: Literal["placeholders", "markers", "bare"] = "placeholders"
 
     @cached_property
     def model(self) -> torch.nn.Module:
@@ -37,7 +53,7 @@ class Case:
                 torch.nn.init.constant_(parameter, 1.6)
             if parameter.ndim < 2 or name.endswith(("norm.weight", "cls_token", "position_embeddings")):
                 continue
-            gain = 1.5 if "language_model" in name else 1.0
+            gain = 1.5 if "language_model" in name or name.startswith("model.layers") else 1.0
             gain = 0.5 if "lm_head" in name else gain
             std = 1.0 if "embed_tokens" in name else gain * parameter[0].numel() ** -0.5
             torch.nn.init.normal_(parameter, std=std)
@@ -48,34 +64,52 @@ class Case:
     @property
     def decoder(self) -> torch.nn.Module:
         """The decoder stack."""
-        return self.model.model.language_model
+        return family_of(self.model).decoder(self.model)
+
+    def prune(self, config, batch: Batch) -> PruningSession:
+        """Open a session for the prompts of one batch."""
+        return prune(self.model, config, batch.visual if self.layout == "bare" else None)
 
 
 class Batch:
-    """`words` as a left-padded batch; a word alone gives the ids and pixels that it has among others."""
+    """`words` as a left-padded batch; a word alone gives the ids and pixels that it has among others.
+
+    ids, attention_mask, visual:
+        [B, T] as the decoder sees the prompts, placeholders at visual tokens
+    inputs:
+        keywords of the model's `forward` and `generate`
+    """
 
     def __init__(self, case: Case, *words: str):
-        rows, media = [], {}
+        rows, marked, media = [], [], {}
         for word in words:
             generator = torch.Generator().manual_seed(sum(map(ord, word)))
             ids: list[int] = []
+            marks: list[int] = []
             for letter in word:
                 if letter == "t":
                     ids.append(int(torch.randint(5, 90, (), generator=generator)))
+                    marks.append(ids[-1])
                     continue
                 count, inputs = case.media(case.model, letter, generator)
                 ids += [*case.frame[:1], *[VIDEO if letter == "v" else IMAGE] * count, *case.frame[1:]]
+                marks += [IMAGE_TOKEN_INDEX] * len(inputs.get("images", ()))
                 for name, value in inputs.items():
                     media.setdefault(name, []).append(value)
             rows.append(ids)
-        width = max(map(len, rows))
+            marked.append(marks)
         self.words, self.lengths = words, [len(ids) for ids in rows]
-        self.ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in rows])
-        self.attention_mask = torch.tensor([[0] * (width - n) + [1] * n for n in self.lengths])
+        self.ids, self.attention_mask = pad_left(rows)
         self.visual = (self.ids == IMAGE) | (self.ids == VIDEO)
         self.inputs = {"input_ids": self.ids, "attention_mask": self.attention_mask}
         self.inputs |= {name: torch.cat(values) for name, values in media.items()}
-        if "qwen" in case.model.config.model_type:
+        if case.layout == "markers":
+            self.inputs |= dict(zip(("input_ids", "attention_mask"), pad_left(marked), strict=True))
+        if case.layout == "bare":
+            embeds = case.model.get_input_embeddings()(self.inputs.pop("input_ids"))
+            embeds[self.visual] = self.inputs.pop("features", embeds[:0, 0])
+            self.inputs["inputs_embeds"] = embeds
+        if "qwen" in case.model.config.model_type and case.layout == "placeholders":
             self.inputs["mm_token_type_ids"] = (self.ids == IMAGE).int() + 2 * (self.ids == VIDEO).int()
 
     def positions(self, case: Case) -> torch.Tensor:
@@ -84,6 +118,13 @@ class Batch:
             named = {k: v for k, v in self.inputs.items() if "pixel" not in k}
             return case.model.model.get_rope_index(**named)[0]
         return (self.attention_mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as [B, T] with zeros before the shorter ones, and their attention mask."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
 
 
 def fields(**kwargs) -> dict:
@@ -124,6 +165,23 @@ def llava_media(model, letter, generator):
     return 16 * images, {"pixel_values": torch.randn(images, 3, 16, 16, generator=generator)}
 
 
+def llava_original(image_size=16, **settings):
+    """LLaVA's own layout; MobileVLM-V2 is the same with another projector."""
+    vision = hf.CLIPVisionConfig(**{**clip().to_dict(), "image_size": image_size})
+    settings = {"mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "clip", **settings}
+    return LlavaLlamaForCausalLM(LlavaConfig(**fields(), **settings), vision)
+
+
+def markers_media(model, letter, generator):
+    images, side = 1 + (letter == "j"), model.get_vision_tower().config.image_size
+    return model.visual_tokens_per_image * images, {"images": torch.randn(images, 3, side, side, generator=generator)}
+
+
+def bare_media(model, letter, generator):
+    count = 7 if letter == "i" else 16
+    return count, {"features": torch.randn(count, 48, generator=generator)}
+
+
 def llava_next(text):
     pinpoints = [[16, 32], [32, 16]]
     config = hf.LlavaNextConfig(
@@ -138,6 +196,28 @@ def llava_next_media(model, letter, generator):
     pixels = torch.randn(1, 3, 3, 16, 16, generator=generator)
     rows, columns = height // 4, width // 4
     return 16 + rows * (columns + 1), {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+
+
+def llava_onevision():
+    vision = hf.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
+    )
+    config = hf.LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=hf.Qwen2Config(**fields()),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        image_grid_pinpoints=[[16, 32], [32, 16]],
+        tie_word_embeddings=False,
+    )
+    return hf.LlavaOnevisionForConditionalGeneration(config)
+
+
+def llava_onevision_media(model, letter, generator):
+    """Images as LLaVA-NeXT's; three frames of a video, each pooled to 2×2 tokens, and one newline after them."""
+    if letter == "v":
+        return 3 * 4 + 1, {"pixel_values_videos": torch.randn(1, 3, 3, 16, 16, generator=generator)}
+    return llava_next_media(model, letter, generator)
 
 
 def internvl(text):
@@ -187,16 +267,28 @@ def qwen_media(model, letter, generator):
     return patches // 4, dict(zip(names, (pixels, torch.tensor([grid])), strict=True))
 
 
-VIDEOS = ("tttittt", "ttittjttt", "ttttt", "ttvttjttt")
+VIDEOS = ("tttittt", "ttittjttt", "ttttt", "ttvttjttt", "vtvtit")
 CASES = {
+    "llava original": Case(llava_original, markers_media, layout="markers"),
+    "mobilevlm": Case(
+        lambda: llava_original(48, mm_projector_type="ldpnetv2"),
+        markers_media,
+        ("ttitt", "titttit", "ttttt", "itt"),
+        layout="markers",
+    ),
     "llava": Case(llava, llava_media),
     "llava_next": Case(lambda: llava_next(llama()), llava_next_media),
     "llava_next mistral": Case(lambda: llava_next(hf.MistralConfig(**fields(sliding_window=None))), llava_next_media),
+    "llava_onevision": Case(llava_onevision, llava_onevision_media, VIDEOS),
     "internvl qwen2": Case(lambda: internvl(hf.Qwen2Config(**fields())), internvl_media, frame=(START, END)),
     "internvl qwen3": Case(lambda: internvl(hf.Qwen3Config(**fields(head_dim=12))), internvl_media, plain=False),
     "internvl llama": Case(lambda: internvl(llama()), internvl_media),
     "qwen2_vl": Case(qwen2_vl, qwen_media, VIDEOS, frame=(START, END)),
     "qwen2_5_vl": Case(qwen2_5_vl, qwen_media, VIDEOS, frame=(START, END)),
+    "bare llama": Case(lambda: hf.LlamaForCausalLM(llama()), bare_media, layout="bare"),
+    "bare qwen3": Case(
+        lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**fields(head_dim=12))), bare_media, plain=False, layout="bare"
+    ),
 }
 
 

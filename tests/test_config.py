@@ -1,10 +1,13 @@
 """Configs: presets fill keys, mistakes give one clear error, JSON round trips."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from llava.model.pruning import PruningConfig
+from llava.model.pruning.families import FAMILIES
 
 README = {
     "mode": ["shallow", "middle", "deep"],
@@ -12,6 +15,8 @@ README = {
     "layer_threshold": 0.995,
     "tokens_threshold": 0.2,
 }
+OPEN = {key: value for key, value in README.items() if key != "shallow_mid_layer"}
+RANDOM = {"layer": 4, "keep": 20}
 
 
 def test_the_readme_form_is_valid_and_means_the_paper_preset():
@@ -53,8 +58,7 @@ def test_to_dict_round_trips(settings, tmp_path):
         ({**README, "mode": ["deep", "deep", "middle"]}, "twice"),
         ({**README, "mode": [["deep"]]}, "'mode' must be one of"),
         ({}, 'needs "mode"'),
-        ({"mode": ["middle"]}, "needs 'shallow_mid_layer' and 'layer_threshold' and 'tokens_threshold'"),
-        ({"mode": ["shallow"]}, "needs 'shallow_mid_layer'"),
+        ({"mode": ["middle"]}, "needs 'layer_threshold' and 'tokens_threshold'"),
         ({"mode": ["deep"]}, "needs 'mid_deep_layer'"),
         ({**README, "shallow_mid_layer": "6"}, "integer.*got str"),
         ({**README, "shallow_mid_layer": 6.0}, "integer.*got float"),
@@ -104,6 +108,49 @@ def test_boundaries_are_checked_against_the_models_depth():
     with pytest.raises(ValueError, match="'mid_deep_layer' is 40"):
         PruningConfig.from_dict({"mode": ["deep"], "mid_deep_layer": 40}).check_layers(32)
     PruningConfig.from_dict({"mode": [], "shallow_mid_layer": 40}).check_layers(32)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"), [(1, 1), (2, 1), (12, 2), (24, 5), (28, 5), (32, 6), (36, 7), (40, 8), (48, 9)]
+)
+def test_an_open_shallow_boundary_scales_6_of_32_with_the_depth(layers, expected):
+    config = PruningConfig.from_dict(OPEN)
+    resolved = config.resolved(layers)
+    assert resolved.shallow_mid_layer == expected
+    assert resolved == PruningConfig.from_dict({**README, "shallow_mid_layer": expected})
+    assert config.filled_in(layers) == {"shallow_mid_layer": expected}
+    assert resolved.resolved(99) is resolved and resolved.filled_in(99) == {}
+
+
+def test_the_table_of_models_names_every_family_and_its_filled_in_boundaries():
+    table = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|.*\| (\d+) \| (\d+) \|[^|]*\|$", table, re.MULTILINE)
+    assert len(rows) == 12
+    for layers, boundary in rows:
+        assert PruningConfig.from_dict(OPEN).filled_in(int(layers)) == {"shallow_mid_layer": int(boundary)}
+    for family in FAMILIES[:-1]:
+        for name in family.models.split(" and "):
+            assert f"`{name}`" in table
+
+
+def test_what_is_open_stays_open_until_the_depth_is_known():
+    config = PruningConfig.from_dict(OPEN)
+    config.resolved(28)
+    assert "shallow_mid_layer" not in config.to_dict()
+    assert PruningConfig.from_json(json.dumps(config.to_dict())) == config != config.resolved(32)
+    for settings in (README, {"mode": []}, {"mode": ["deep"], "mid_deep_layer": 3}, {"method": "random", **RANDOM}):
+        config = PruningConfig.from_dict(settings)
+        assert config.resolved(32) is config and config.filled_in(32) == {}
+
+
+def test_a_filled_in_boundary_is_checked_like_a_given_one():
+    PruningConfig.from_dict(OPEN).check_layers(2)
+    with pytest.raises(ValueError, match="'shallow_mid_layer' is 1, but the model has 1 layers"):
+        PruningConfig.from_dict(OPEN).check_layers(1)
+    early = PruningConfig.from_dict({"mode": ["shallow", "deep"], "mid_deep_layer": 4})
+    early.check_layers(12)
+    with pytest.raises(ValueError, match=r"'mid_deep_layer' \(4\) lies before 'shallow_mid_layer' \(6\)"):
+        early.check_layers(32)
 
 
 def test_config_files_may_begin_with_a_byte_order_mark_but_are_text(tmp_path):

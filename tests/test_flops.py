@@ -3,8 +3,9 @@
 import pytest
 import torch
 from conftest import FULL, MIXED, Prompts
+from family_models import CASES, batch_of
 
-from llava.model.pruning import prune
+from llava.model.pruning import prune, shapes
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.policy import AttentionRule
 from llava.model.pruning.trace import PruningTrace
@@ -12,6 +13,8 @@ from llava.model.pruning.trace import PruningTrace
 LLAVA_7B = DecoderShape(layers=32, hidden=4096, mlp=11008, heads=32, kv_heads=32, head_dim=128)
 LLAVA_13B = DecoderShape(layers=40, hidden=5120, mlp=13824, heads=40, kv_heads=40, head_dim=128)
 MOBILEVLM_3B = DecoderShape(layers=32, hidden=2560, mlp=6912, heads=32, kv_heads=32, head_dim=80)
+QWEN2_VL_7B = DecoderShape(layers=28, hidden=3584, mlp=18944, heads=28, kv_heads=4, head_dim=128)
+INTERNVL2_5_8B = DecoderShape(layers=32, hidden=4096, mlp=14336, heads=32, kv_heads=8, head_dim=128)
 
 
 def trace(shape: DecoderShape, visual: list[int], text: int = 0) -> PruningTrace:
@@ -25,6 +28,9 @@ def trace(shape: DecoderShape, visual: list[int], text: int = 0) -> PruningTrace
         (LLAVA_7B, [576] * 32, 3.817),
         (LLAVA_13B, [576] * 40, 7.444),
         (MOBILEVLM_3B, [144] * 32, 0.369),
+        (QWEN2_VL_7B, [1413] * 28, 9.621),
+        (INTERNVL2_5_8B, [1492] * 32, 10.997),
+        (INTERNVL2_5_8B, [1493] * 32, 11.0045),
         (LLAVA_7B, [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8, 1.777),
         (LLAVA_7B, [192] * 32, 1.253),
         (LLAVA_7B, [128] * 32, 0.833),
@@ -34,6 +40,43 @@ def trace(shape: DecoderShape, visual: list[int], text: int = 0) -> PruningTrace
 def test_traces_count_what_the_papers_print(shape, visual, printed):
     assert trace(shape, visual).flops() / 1e12 == pytest.approx(printed, abs=5e-4)
     assert trace(shape, visual).dense_flops() == shape.layers * shape.layer_flops(visual[0])
+
+
+def test_the_token_counts_of_the_printed_totals_are_the_only_ones():
+    """9.62T arises at 1413 visual tokens alone, 11.00T at 1492 and 1493, with grouped projections as they are."""
+    for shape, printed, counts in ((QWEN2_VL_7B, 9.62, [1413]), (INTERNVL2_5_8B, 11.00, [1492, 1493])):
+        totals = {count: shape.layers * shape.layer_flops(count) / 1e12 for count in range(1, 3000)}
+        assert [count for count, total in totals.items() if round(total, 2) == printed] == counts
+
+
+def test_the_table_of_published_models_rounds_to_what_the_paper_prints(capsys):
+    assert shapes.main([]) == 0
+    header, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+    ]
+    assert [row[0] for row in rows] == list(shapes.MODELS)
+    for row in rows:
+        cells = dict(zip(header, row, strict=True))
+        assert f"{float(cells['FLOPs'].rstrip('T')):.2f}T" == cells["printed"]
+    assert shapes.main(["--model", "Qwen2-VL-7B", "--visual-tokens", "1000"]) == 0
+    (row,) = capsys.readouterr().out.splitlines()[2:]
+    assert (
+        f"{28 * QWEN2_VL_7B.layer_flops(1000) / 1e12:.3f}T" in row and f"{28 * 1000 * 2 * 512 * 2 / 1e6:.1f} MB" in row
+    )
+    assert shapes.main(["--visual-tokens", "-1"]) == 2
+    assert capsys.readouterr().err == "error: --visual-tokens must be at least 0, got -1\n"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_familys_projections_and_cache_are_counted_as_they_are(name):
+    """Per token: the weights of all matrices of its layers; per cached token: the numbers that its layers hold."""
+    case, batch = CASES[name], batch_of(name, "ttttt")
+    shape = DecoderShape.of(case.decoder.config)
+    matrices = [module for module in case.decoder.layers.modules() if isinstance(module, torch.nn.Linear)]
+    assert shape.layers * shape.layer_flops(1, pairs=0) == sum(module.weight.numel() for module in matrices)
+    with case.prune({"mode": []}, batch) as session:
+        cache = case.model(**batch.inputs).past_key_values
+    assert session.traces[0].kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 @pytest.mark.parametrize(("full", "printed"), [(15, 1.767), (12, 1.424)])

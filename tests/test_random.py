@@ -46,3 +46,20 @@ def test_mistakes_are_refused(settings, message):
 def test_boundaries_are_checked_against_the_models_depth():
     with pytest.raises(ValueError, match="'layer' is 6, but the model has 6 layers"):
         PruningConfig.from_dict({**CONFIG, "layer": 6}).check_layers(6)
+
+
+def test_without_a_layer_the_draw_is_before_the_decoder_alone_or_before_another_method(llama):
+    prompts = Prompts(*MIXED)
+    before = {"method": "random", "share": 0.5, "seed": 3}
+    with prune(llama, before, prompts.visual) as alone:
+        llama(**prompts.inputs)
+    with prune(llama, {**CONFIG, "before": before}, prompts.visual) as composed:
+        llama(**prompts.inputs)
+    for kind, first, both in zip(MIXED, alone.traces, composed.traces, strict=True):
+        half = round(kind.count("v") / 2)
+        assert first.visual_per_layer == [half] * 6
+        assert (first.prompt_tokens, first.visual_tokens) == (len(kind), kind.count("v"))
+        assert first.dense_flops() == 6 * first.shape.layer_flops(kind.count("v"))
+        assert both.visual_per_layer == [half] * 3 + [min(half, 5)] * 3
+        if half:
+            assert set(both.kept) <= set(first.cuts[0][1])

@@ -33,6 +33,14 @@ class PrefillCall:
     scaling: float = 1.0
 
 
+class PeekCall(PrefillCall):
+    """A layer asked for its query, key and value alone: it raises `Peeked` where it would attend."""
+
+
+class Peeked(Exception):
+    """Control flow: a `PeekCall` has what it wanted."""
+
+
 @dataclass(frozen=True)
 class DecodeCall:
     """One layer reading new tokens: which cached and new keys each row may read, bool [B, 1, q, L], None for all."""
@@ -52,6 +60,8 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
         mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
         return decode(query, key, value, mask, scaling), None
     pruning.query, pruning.key, pruning.value, pruning.scaling = query, key, value, scaling
+    if isinstance(pruning, PeekCall):
+        raise Peeked
     kernel = choose(pruning.backend, query.device, query.dtype, query.shape[-1])
     return attend(query, key, value, pruning.tokens, pruning.rule, kernel, scaling), None
 

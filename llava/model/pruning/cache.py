@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -27,10 +30,22 @@ class RaggedCache(Cache):
         self.length = self.prompt_length = length
         self.next_position = next_position
         self.prompt_tokens: list[tuple[int, ...]] = []
+        self.shifts: list[tuple[int, ...] | None] = []
         self._valid: dict[tuple[int, ...], torch.Tensor] = {}
+        self._shift: dict[tuple[int, ...], torch.Tensor] = {}
 
-    def store(self, key: torch.Tensor, value: torch.Tensor, tokens: PackedTokens, rule: KVRule) -> tuple[int, ...]:
-        """Append the next layer: key and value [1, Hkv, T, d] of `tokens`. Returns the tokens kept of each prompt."""
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        tokens: PackedTokens,
+        rule: KVRule,
+        shift: tuple[int, ...] | None = None,
+    ) -> tuple[int, ...]:
+        """Append the next layer: key and value [1, Hkv, T, d] of `tokens`. Returns the tokens kept of each prompt.
+
+        shift: by how much the positions of this layer run behind the prompt's own, where they were renumbered.
+        """
         lengths = tokens.lengths
         if rule.visual != "all" and tokens.visual.any():
             name, places = ("kv", rule), lambda: np.flatnonzero(_kept(tokens, rule))
@@ -44,6 +59,9 @@ class RaggedCache(Cache):
         layer.keys, layer.values = _padded(key, lengths, tokens), _padded(value, lengths, tokens)
         self.layers.append(layer)
         self.prompt_tokens.append(lengths)
+        self.shifts.append(shift)
+        if shift is not None and shift not in self._shift:
+            self._shift[shift] = torch.tensor(shift, device=self.next_position.device)
         width = max(lengths)
         if lengths not in self._valid and any(n < width for n in lengths):
             filled = np.arange(width)[None] >= width - np.array(lengths)[:, None]
@@ -57,6 +75,14 @@ class RaggedCache(Cache):
             if lengths not in made:
                 made[lengths] = self._mask(lengths, self.layers[layer].get_seq_length(), new)
         return [made[lengths] for lengths in self.prompt_tokens]
+
+    def ropes(self, position_ids: torch.Tensor, rotary: Callable[[torch.Tensor], Any]) -> list[Any]:
+        """Return (cos, sin) of the new tokens in each layer; position_ids [B, q] before any renumbering."""
+        made = {None: rotary(position_ids)}
+        for shift in self.shifts:
+            if shift not in made:
+                made[shift] = rotary(position_ids - self._shift[shift][:, None])
+        return [made[shift] for shift in self.shifts]
 
     def _mask(self, lengths: tuple[int, ...], cached: int, new: int) -> torch.Tensor | None:
         valid = self._valid.get(lengths)
@@ -128,6 +154,7 @@ class RaggedCache(Cache):
         self.next_position = self.next_position.index_select(0, rows.to(self.next_position.device))
         # masks stay under the key of the layer's prompt lengths: all layers that share it are reordered alike
         self._valid = {key: valid.index_select(0, rows.to(valid.device)) for key, valid in self._valid.items()}
+        self._shift = {key: shift.index_select(0, rows.to(shift.device)) for key, shift in self._shift.items()}
 
 
 def _kept(tokens: PackedTokens, rule: KVRule) -> np.ndarray:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from .policy import AttentionRule, KVRule, Policy
@@ -19,11 +19,43 @@ class PruningConfig:
     """Base class of all methods: a method *is* a frozen dataclass of its settings (see `methods/`).
 
     `PruningConfig.from_json` and `from_dict` return an instance of the subclass that the key `"method"` names
-    (default `"visipruner"`). A subclass implements `check`, `check_layers` and `start`, and overrides
-    `attention` and `cached` when its layers attend to, or remember, less than everything.
+    (default `"visipruner"`). A subclass implements `check_layers` and `start`; it overrides `resolved` when a setting
+    can be left open for the depth of the model to decide, and `attention` and `cached` when its layers attend to, or
+    remember, less than everything.
+
+    before:
+        a second method that prunes the visual tokens before the decoder reads them, None for none
     """
 
+    before: PruningConfig | None = dataclasses.field(default=None, kw_only=True)
+
     method: ClassVar[str]
+    positions = "original"
+    """Positions of the tokens after pruning: `original`, or `compact` where a method counts them anew."""
+    reads_vision = False
+    """Whether the method asks for what the image encoder left behind."""
+
+    def __post_init__(self):
+        if self.before is None:
+            return
+        object.__setattr__(self, "before", PruningConfig.of(self.before))
+        if self.before.before is not None or not self.before.before_decoder:
+            from .methods import BEFORE
+
+            raise ValueError(
+                f"'before' takes a method that prunes before the decoder ({', '.join(BEFORE)}) and names no layer; "
+                f"got {json.dumps(self.before.to_dict())}"
+            )
+
+    @property
+    def before_decoder(self) -> bool:
+        """Whether all that this config does happens before layer 0, so that it can stand as another's `before`."""
+        return False
+
+    @property
+    def stages(self) -> tuple[PruningConfig, ...]:
+        """The methods that run, in order: the one before the decoder, if any, and this one."""
+        return (self,) if self.before is None else (self.before, self)
 
     @staticmethod
     def from_json(source: str | os.PathLike) -> PruningConfig:
@@ -95,12 +127,26 @@ class PruningConfig:
         settings = {"method": self.method}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None:
+            if isinstance(value, PruningConfig):
+                settings[field.name] = value.to_dict()
+            elif value is not None:
                 settings[field.name] = list(value) if isinstance(value, tuple) else value
         return settings
 
+    def resolved(self, num_layers: int) -> Self:
+        """Return the config with every open setting that depends on the decoder's depth filled in.
+
+        Itself where none is open. What runs is always a resolved config; `filled_in` tells what was open.
+        """
+        return self
+
+    def filled_in(self, num_layers: int) -> dict[str, Any]:
+        """Return the settings that `resolved` adds for a decoder of `num_layers` layers, by key; `{}` for none."""
+        given, resolved = self.to_dict(), self.resolved(num_layers).to_dict()
+        return {key: value for key, value in resolved.items() if key not in given}
+
     def check_layers(self, num_layers: int) -> None:
-        """Raise `ValueError` when a layer boundary does not fit a decoder of `num_layers` layers."""
+        """Raise `ValueError` when a layer boundary, resolved, does not fit a decoder of `num_layers` layers."""
 
     def attention(self, layer: int) -> AttentionRule:
         """How tokens attend in `layer` (0-based) while a prompt is read; dense unless overridden."""
@@ -117,6 +163,14 @@ class PruningConfig:
     def start(self, num_layers: int) -> Policy:
         """Return the decision maker of one prompt (state of that prompt lives there, never on the config)."""
         raise NotImplementedError
+
+
+def scaled_boundary(layer: int, num_layers: int) -> int:
+    """Return boundary `layer` of a decoder of 32 layers in one of `num_layers`: rounded, halves up, at least 1.
+
+    6 of 32 (LLaVA-1.5-7B) is 5 of 28, 7 of 36, 8 of 40, 9 of 48.
+    """
+    return max(1, (2 * layer * num_layers + 32) // 64)
 
 
 def check_number(name: str, value: Any, kind: type, low: float, high: float | None = None) -> None:

@@ -7,26 +7,57 @@ visual token j contributes c_j = concat_h(A[h, j] · v[h, j]); cos_j = cos(O, O 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from .packed import PackedTokens
-from .policy import Measurement
+from .probes import LayerStates, Probe, run
 
 
-@torch.no_grad()
+class Measurement(NamedTuple):
+    """What was measured of one prompt's visual tokens at one layer; fp32 [V], V visual tokens now.
+
+    cosine:
+        cos(O, O − c_j), O the attention output of the last prompt token (heads concatenated, before `o_proj`) and
+        c_j the part that visual token j contributes to it
+    l2:
+        ‖c_j‖₂
+    attention:
+        attention of the last prompt token to token j, averaged over heads
+    """
+
+    cosine: np.ndarray
+    l2: np.ndarray
+    attention: np.ndarray
+
+
+@dataclass(frozen=True)
+class Influence(Probe):
+    """Influence of a prompt's visual tokens on its last token: a `Measurement`."""
+
+    def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> tuple[torch.Tensor]:
+        """Measure the prompts together: fp32 [3, b, L], L the longest of them."""
+        return (_figures(states.query, states.key, states.value, states.tokens, prompts, states.scaling),)
+
+    def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[Measurement]:
+        """Pick each prompt's visual tokens out of its padded row."""
+        tokens = states.tokens
+        return [
+            Measurement(*arrays[0][:, row, np.flatnonzero(tokens.visual[slice(*tokens.spans[b])])])
+            for row, b in enumerate(prompts)
+        ]
+
+
 def measure(query, key, value, tokens: PackedTokens, prompts: list[int], scaling: float) -> dict[int, Measurement]:
     """Measure the visual tokens of the given prompts at one layer, in fp32, with one host synchronisation.
 
     query [1, H, T, d], key and value [1, Hkv, T, d], after rotary embedding. Returns a `Measurement` by prompt.
     """
-    with torch.autocast(query.device.type, enabled=False):
-        figures = _figures(query, key, value, tokens, tuple(prompts), scaling).cpu().numpy()
-    found = {}
-    for row, b in enumerate(prompts):
-        start, end = tokens.spans[b]
-        found[b] = Measurement(*figures[:, row, np.flatnonzero(tokens.visual[start:end])])
-    return found
+    return run(LayerStates(tokens, query, key, value, scaling), dict.fromkeys(prompts, Influence()))
 
 
 def _figures(query, key, value, tokens: PackedTokens, prompts: tuple[int, ...], scaling: float) -> torch.Tensor:

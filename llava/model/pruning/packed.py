@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+Rotary = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(x, position_ids) → (cos, sin)."""
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -75,6 +78,18 @@ class PackedTokens:
         )
 
     @property
+    def visual_places(self) -> list[np.ndarray]:
+        """Places in the stream of each prompt's visual tokens: int [V] each."""
+        return self._once(
+            "visual_places", lambda: [start + np.flatnonzero(self.visual[start:end]) for start, end in self.spans]
+        )
+
+    @property
+    def visual_positions(self) -> list[np.ndarray]:
+        """Places of the same tokens in their own prompts, as they were given: int [V] each."""
+        return self._once("visual_positions", lambda: [self.position[places] for places in self.visual_places])
+
+    @property
     def everything(self) -> Segments:
         """Each prompt reads itself."""
         return Segments(self.lengths, self.lengths)
@@ -84,6 +99,12 @@ class PackedTokens:
         """Each prompt's text reads itself, in the stream of text tokens only."""
         counts = tuple(n - v for n, v in zip(self.lengths, self.visual_counts, strict=True))
         return Segments(counts, counts)
+
+    def visual_hidden(self, prompt: int) -> torch.Tensor:
+        """Return the hidden states [V, D] of a prompt's visual tokens."""
+        device = self.hidden.device
+        places = self.tensor(("visual places", prompt), lambda: self.visual_places[prompt], device)
+        return self.hidden[0].index_select(0, places)
 
     def with_hidden(self, hidden: torch.Tensor) -> PackedTokens:
         """Return the same tokens with the hidden states that a layer made of them."""
@@ -99,6 +120,18 @@ class PackedTokens:
             self.visual[mask],
             self.position[mask],
         )
+
+    def rewrite(self, places: np.ndarray, states: list[torch.Tensor]) -> PackedTokens:
+        """Return the same tokens, those at `places` (int [n], in the stream) with other hidden states, n [*, D]."""
+        index = upload(places, self.hidden.device)
+        new = torch.cat(states).to(self.hidden)[None]
+        return self.with_hidden(self.hidden.index_copy(1, index, new))
+
+    def renumber(self, rotary: Rotary) -> PackedTokens:
+        """Return the same tokens at the rotary angles of positions counted anew, 0, 1, 2, … in each prompt."""
+        places = np.concatenate([np.arange(n) for n in self.lengths])
+        rope = tuple(rotary(self.hidden, upload(places, self.hidden.device)[None]))
+        return PackedTokens(self.hidden, rope, self.lengths, self.visual, self.position, self._memo)
 
     def tensor(self, name: Hashable, make: Callable[[], np.ndarray], device: torch.device) -> torch.Tensor:
         """Return the array that `make` builds as a tensor on `device`, made at most once for these tokens."""
@@ -193,7 +226,7 @@ def pack(
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
     visual_mask: torch.Tensor,
-    rotary: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    rotary: Rotary,
 ) -> tuple[PackedTokens, torch.Tensor]:
     """Pack a padded batch (padding on either side). One host synchronisation.
 

@@ -1,16 +1,22 @@
-"""The vocabulary a method speaks to the engine: attention rules, cache rules, measurements, and a prompt's policy.
+"""The vocabulary a method speaks to the engine: attention rules, cache rules, selections, and a prompt's policy.
 
 A method says *what* (which tokens a row may read, what to measure, which tokens stay); the engine knows *how*.
-Everything a policy sees and returns lives on the host as numpy arrays over one prompt's visual tokens, so that a
-method is plain Python and the engine synchronises at most once per probed layer.
+Everything a policy sees and decides lives on the host as numpy arrays over one prompt's visual tokens, so that a
+method is plain Python and the engine synchronises at most once per probed layer. What it measures is a `Probe`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from .probes import Probe
 
 
 @dataclass(frozen=True)
@@ -48,33 +54,46 @@ class KVRule:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What was measured of one prompt's visual tokens at one layer; fp32 arrays of shape [V], V visual tokens now.
+class Selection:
+    """Which of a prompt's visual tokens enter the next layer, and what they carry.
 
-    cosine:
-        cos(O, O − c_j), O the attention output of the last prompt token (heads concatenated, before `o_proj`) and
-        c_j the part that visual token j contributes to it
-    l2:
-        ‖c_j‖₂
-    attention:
-        attention of the last prompt token to token j, averaged over heads
+    keep:
+        bool [V]
+    rewrite:
+        the hidden states [V, D] of all visual tokens → those of the kept ones [keep.sum(), D], in their order; None
+        leaves them as they are. How tokens are merged: a kept place carries what `rewrite` makes of several.
     """
 
-    cosine: np.ndarray
-    l2: np.ndarray
-    attention: np.ndarray
+    keep: np.ndarray
+    rewrite: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 class Policy:
-    """Decides for one prompt, layer by layer. The base class measures nothing and keeps everything."""
+    """Decides for one prompt, layer by layer. The base class measures nothing and keeps everything.
+
+    Layer −1 is the moment before layer 0, when the visual tokens are what the projector made of the image.
+    """
 
     filter_layer: int | None = None
-    """The layer after which only chosen visual tokens remain; a policy sets it when it chooses."""
+    """The layer after which only chosen visual tokens remain; a policy sets it when it chooses for the first time."""
 
-    def measures(self, layer: int) -> bool:
-        """Whether this prompt's visual tokens are to be measured at `layer`."""
-        return False
-
-    def keep(self, layer: int, visual_tokens: int, measured: Measurement | None) -> np.ndarray | None:
-        """Return which visual tokens enter the next layer: bool [visual_tokens], or None for all of them."""
+    def probe(self, layer: int) -> Probe | None:
+        """Return what to measure of this prompt after `layer`, None for nothing."""
         return None
+
+    def keep(self, layer: int, positions: np.ndarray, measured: Any) -> np.ndarray | Selection | None:
+        """Return which visual tokens enter the next layer: bool [V], a `Selection`, or None for all of them.
+
+        positions:
+            int [V], places in the prompt of the visual tokens that `layer` ran with
+        measured:
+            what the probe of `layer` measured (a named tuple of fp32 arrays), None where there was none
+        """
+        return None
+
+
+def strongest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return bool [V]: the `count` highest scores, the earlier token first where two are equal."""
+    chosen = np.zeros(len(scores), bool)
+    chosen[np.argsort(-scores, kind="stable")[:count]] = True
+    return chosen

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
 
-from .attention import PrefillCall
+from .attention import PeekCall, Peeked, PrefillCall
 from .cache import RaggedCache
 from .config import PruningConfig
 from .flops import DecoderShape
-from .influence import measure
-from .packed import PackedTokens
-from .policy import Measurement
+from .influence import Measurement
+from .packed import PackedTokens, Rotary
+from .policy import Selection
+from .probes import LayerStates, run
 from .trace import Probe, PruningTrace
 
 
@@ -22,13 +27,27 @@ class Prefill:
         the decoder's layers, called as they are
     cache:
         an empty `RaggedCache` to fill, or None
+    rotary:
+        maps (x, position_ids) to (cos, sin); needed where the config renumbers positions
+    vision:
+        what the image encoder left behind (`EncoderStates` by prompt), for a config that asks for it
     """
 
-    def __init__(self, layers, config: PruningConfig, backend: str, cache: RaggedCache | None):
+    def __init__(
+        self,
+        layers,
+        config: PruningConfig,
+        backend: str,
+        cache: RaggedCache | None,
+        rotary: Rotary | None = None,
+        vision: dict[int, Any] | None = None,
+    ):
         self.layers = layers
         self.config = config
         self.backend = backend
         self.cache = cache
+        self.rotary = rotary
+        self.vision = vision
 
     def run(self, tokens: PackedTokens, hidden_states: list | None = None, **kwargs) -> PackedTokens:
         """Run all layers and return the surviving tokens, before the final norm.
@@ -36,59 +55,106 @@ class Prefill:
         hidden_states collects (stream [1, T, D], lengths) at the entry of every layer.
         """
         prompts = range(len(tokens.lengths))
-        self.policies = [self.config.start(len(self.layers)) for _ in prompts]
-        self.records = [_Record() for _ in prompts]
+        self.kwargs = kwargs
+        self.given, self.shift = tokens.lengths, None
+        self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b]) for b in prompts]
+        for stage in self.config.stages:
+            self.stage, self.policies = stage, [stage.start(len(self.layers)) for _ in prompts]
+            tokens = self._prune(-1, tokens, None)
         for index, layer in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append((tokens.hidden, tokens.lengths))
             rule = self.config.attention(index)
             call = PrefillCall(tokens, rule, self.backend)
-            output = layer(
-                tokens.hidden,
-                attention_mask=None,
-                position_embeddings=tokens.rope,
-                past_key_values=None,
-                use_cache=False,
-                pruning=call,
-                **kwargs,
-            )
+            output = self._call(layer, tokens, call)
             if self.cache is not None:
-                kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index))
+                kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index), self.shift)
             else:
                 kept = tokens.lengths
             for b in prompts:
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b])
             tokens = tokens.with_hidden(output[0] if isinstance(output, tuple) else output)
-            chosen = self._decide(index, tokens, call)
-            if chosen is not None and index + 1 < len(self.layers):
-                tokens = tokens.keep(chosen)
+            tokens = self._prune(index, tokens, call)
         return tokens
 
-    def _decide(self, index: int, tokens: PackedTokens, call: PrefillCall) -> np.ndarray | None:
-        """Ask every prompt's policy which visual tokens stay; bool [T] over all tokens, or None when all do."""
-        asked = [b for b, n in enumerate(tokens.visual_counts) if n and self.policies[b].measures(index)]
-        found: dict[int, Measurement] = {}
+    def _call(self, layer, tokens: PackedTokens, call: PrefillCall):
+        return layer(
+            tokens.hidden,
+            attention_mask=None,
+            position_embeddings=tokens.rope,
+            past_key_values=None,
+            use_cache=False,
+            pruning=call,
+            **self.kwargs,
+        )
+
+    def _peek(self, index: int, tokens: PackedTokens) -> LayerStates:
+        """Return query, key and value that layer `index` makes of the tokens; the layer goes no further."""
+        call = PeekCall(tokens, self.config.attention(index), self.backend)
+        with suppress(Peeked):
+            self._call(self.layers[index], tokens, call)
+        return LayerStates(tokens, call.query, call.key, call.value, call.scaling)
+
+    def _prune(self, index: int, tokens: PackedTokens, call: PrefillCall | None) -> PackedTokens:
+        """Ask every prompt's policy what stays after layer `index`, and return the tokens of the next one."""
+        asked = {
+            b: probe
+            for b, n in enumerate(tokens.visual_counts)
+            if n and (probe := self.policies[b].probe(index)) is not None
+        }
+        found = {}
         if asked:
-            found = measure(call.query, call.key, call.value, tokens, asked, call.scaling)
-        keep = None
-        for b, (start, end) in enumerate(tokens.spans):
-            if not tokens.visual_counts[b]:
-                continue
-            if b in found:
-                self.records[b].probed(index, found[b])
-            policy = self.policies[b]
-            undecided = policy.filter_layer is None
-            chosen = policy.keep(index, tokens.visual_counts[b], found.get(b))
-            if chosen is None:
-                continue
-            places = start + np.flatnonzero(tokens.visual[start:end])
-            if undecided and policy.filter_layer is not None:
-                influence = found[b].l2[chosen] if b in found else []
-                self.records[b].filtered(tokens.position[places[chosen]], influence)
-            if keep is None:
-                keep = np.ones(len(tokens.visual), bool)
-            keep[places] = chosen
-        return keep
+            peek = partial(self._peek, index + 1, tokens)
+            if call is None:
+                states = LayerStates(tokens, peek=peek, vision=self.vision)
+            else:
+                states = LayerStates(tokens, call.query, call.key, call.value, call.scaling, peek)
+            found = run(states, asked)
+        selections = {
+            b: selection
+            for b, positions in enumerate(tokens.visual_positions)
+            if len(positions) and (selection := self._ask(b, index, positions, found.get(b))) is not None
+        }
+        return self._apply(selections, tokens) if selections and index + 1 < len(self.layers) else tokens
+
+    def _apply(self, selections: dict[int, Selection], tokens: PackedTokens) -> PackedTokens:
+        """Return the tokens that the prompts' selections leave, rewritten and renumbered where they say so."""
+        mask = np.ones(len(tokens.visual), bool)
+        rewritten, states = [], []
+        for b, selection in selections.items():
+            places = tokens.visual_places[b]
+            mask[places] = selection.keep
+            if selection.rewrite is not None:
+                rewritten.append(places[selection.keep])
+                states.append(selection.rewrite(tokens.visual_hidden(b)))
+        if rewritten:
+            tokens = tokens.rewrite(np.concatenate(rewritten), states)
+        if mask.all():
+            return tokens
+        tokens = tokens.keep(mask)
+        if self.stage.positions == "compact":
+            tokens = tokens.renumber(self.rotary)
+            self.shift = tuple(given - left for given, left in zip(self.given, tokens.lengths, strict=True))
+        return tokens
+
+    def _ask(self, b: int, index: int, positions: np.ndarray, measured: Any) -> Selection | None:
+        """Ask the policy of prompt `b`, and write down what it measured and chose."""
+        policy, record = self.policies[b], self.records[b]
+        if isinstance(measured, Measurement):
+            record.probed(index, measured)
+        undecided = policy.filter_layer is None
+        selection = policy.keep(index, positions, measured)
+        if selection is None:
+            return None
+        if not isinstance(selection, Selection):
+            selection = Selection(selection)
+        chosen = positions[selection.keep]
+        if undecided and policy.filter_layer is not None:
+            influence = measured.l2[selection.keep] if isinstance(measured, Measurement) else []
+            record.filtered(chosen, influence)
+        if index + 1 < len(self.layers):
+            record.cut(index, chosen)
+        return selection
 
     def traces(self, shape: DecoderShape, dtype: torch.dtype) -> list[PruningTrace]:
         """Return the trace of every prompt, after `run`."""
@@ -99,9 +165,10 @@ class Prefill:
 
 
 class _Record:
-    def __init__(self):
+    def __init__(self, tokens: int, visual: int):
+        self.given = (tokens, visual)
         self.tokens, self.visual, self.rules, self.kv, self.probes = [], [], [], [], []
-        self.kept, self.influence = [], []
+        self.kept, self.influence, self.cuts = [], [], []
 
     def enter(self, tokens, visual, rule, kv):
         self.tokens.append(tokens)
@@ -116,6 +183,11 @@ class _Record:
         self.kept = [int(place) for place in positions]
         self.influence = [float(value) for value in influence]
 
+    def cut(self, layer, positions):
+        if self.cuts and self.cuts[-1][0] == layer:
+            del self.cuts[-1]
+        self.cuts.append((layer, [int(place) for place in positions]))
+
     def trace(self, shape, itemsize, filter_layer) -> PruningTrace:
         blind = [layer for layer, visual in enumerate(self.visual) if not visual]
         return PruningTrace(
@@ -127,7 +199,9 @@ class _Record:
             filter_layer=filter_layer,
             kept=self.kept,
             influence=self.influence,
-            exit_layer=blind[0] if blind and self.visual[0] else None,
+            exit_layer=blind[0] if blind and self.given[1] else None,
             kv_tokens_per_layer=self.kv,
             probes=self.probes,
+            cuts=self.cuts,
+            given=self.given,
         )

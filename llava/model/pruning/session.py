@@ -6,6 +6,7 @@ import inspect
 import os
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .kernels import choose
 from .packed import pack, unpack
 from .prefill import Prefill
 from .trace import PruningTrace
+from .vision import EncoderWatch
 
 _entering = threading.Lock()
 
@@ -55,16 +57,22 @@ def prune(
 
 
 class PruningSession:
-    """An active `prune` block; `traces` holds one `PruningTrace` per prompt of every prefill, in order."""
+    """An active `prune` block.
+
+    traces:
+        one `PruningTrace` per prompt of every prefill, in order
+    config:
+        the config that runs: the given one, resolved for the depth of the model
+    """
 
     def __init__(self, model, config: PruningConfig, visual_mask: torch.Tensor | None, backend: str):
         self.model = model
-        self.config = config
         self.traces: list[PruningTrace] = []
         self._family: Family = family_of(model)
         self._decoder = self._family.decoder(model)
         self._text_config = self._decoder.config
-        config.check_layers(self._text_config.num_hidden_layers)
+        self.config = config.resolved(self._text_config.num_hidden_layers)
+        self.config.check_layers(self._text_config.num_hidden_layers)
         if visual_mask is None and self._family.needs_mask:
             raise ValueError(
                 f"{type(model).__name__} does not know which tokens are visual: "
@@ -80,6 +88,8 @@ class PruningSession:
         self._backend = backend
         self._forward_lock = threading.Lock()
         self._hook = None
+        self._watch = self._watch_encoder()
+        self._check_positions()
 
     def __enter__(self) -> PruningSession:
         attributes = vars(self._decoder)
@@ -92,6 +102,8 @@ class PruningSession:
             self._replaced = attributes.get("forward")
             self._original = self._decoder.forward
             self._decoder.forward = self.forward
+        if self._watch is not None:
+            self._watch.start()
         entry = self._family.entry(self.model)
         if entry is not None:
             self._hook = entry.register_forward_pre_hook(self._find_visual, with_kwargs=True)
@@ -105,6 +117,29 @@ class PruningSession:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        if self._watch is not None:
+            self._watch.stop()
+
+    def _check_positions(self) -> None:
+        rows = self._family.positions(torch.zeros(1, 1, dtype=torch.long))
+        if rows.ndim > 2 and any(stage.positions == "compact" for stage in self.config.stages):
+            raise ValueError(
+                f"'positions' is 'compact', but {type(self.model).__name__} gives each token three positions (M-RoPE), "
+                "which cannot be counted anew; use 'original'"
+            )
+
+    def _watch_encoder(self) -> EncoderWatch | None:
+        """Return what keeps an eye on the image encoder, for a config that reads it."""
+        reading = [stage.method for stage in self.config.stages if stage.reads_vision]
+        if not reading:
+            return None
+        encoder = self._family.encoder(self.model)
+        if encoder is None:
+            raise ValueError(
+                f"method {reading[0]!r} reads a CLIP image encoder with a class token and one visual token per patch, "
+                f"which this {type(self.model).__name__} lacks; 'divprune' and 'random' prune before any decoder"
+            )
+        return EncoderWatch(encoder)
 
     def _find_visual(self, module, args, kwargs):
         """Forward pre-hook of the family's entry module: read the visual mask off its inputs and send it along."""
@@ -184,7 +219,9 @@ class PruningSession:
         visual_mask = self._mask_for(embeds, visual_mask)
         tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope)
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
-        prefill = Prefill(decoder.layers[: self._text_config.num_hidden_layers], self.config, self._backend, cache)
+        layers = decoder.layers[: self._text_config.num_hidden_layers]
+        vision = None if self._watch is None else self._watch.find(tokens)
+        prefill = Prefill(layers, self.config, self._backend, cache, self._rope, vision)
         states = [] if want_hidden else None
         tokens = prefill.run(tokens, states, **kwargs)
         last = unpack(decoder.norm(tokens.hidden), tokens.lengths)
@@ -204,10 +241,10 @@ class PruningSession:
             raise ValueError("new tokens of a pruned prompt cannot be padded; continue the prompts one by one")
         if position_ids is None:
             position_ids = cache.next_position[:, None] + torch.arange(new, device=embeds.device)
-        rope = self._rope(embeds, position_ids)
+        ropes = cache.ropes(position_ids, partial(self._rope, embeds))
         masks = cache.masks(new)
         hidden, states = embeds, []
-        for layer, mask in zip(self._decoder.layers, masks, strict=False):
+        for layer, mask, rope in zip(self._decoder.layers, masks, ropes, strict=False):
             if want_hidden:
                 states.append(hidden)
             call = DecodeCall(mask)

@@ -36,7 +36,12 @@ class PruningTrace:
     kv_tokens_per_layer:
         tokens whose keys and values each layer holds after the prefill
     probes:
-        every measurement, in order
+        every measurement of influence, in order
+    cuts:
+        every choice that was made: after which layer (−1: before the decoder), and the positions of the visual tokens
+        that remained
+    given:
+        tokens of the prompt and the visual ones among them, before anything was pruned; None: as in layer 0
     """
 
     shape: DecoderShape
@@ -50,16 +55,18 @@ class PruningTrace:
     exit_layer: int | None
     kv_tokens_per_layer: list[int]
     probes: list[Probe]
+    cuts: list[tuple[int, list[int]]] = dataclasses.field(default_factory=list)
+    given: tuple[int, int] | None = None
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt, visual ones included."""
-        return self.tokens_per_layer[0]
+        """Tokens of the prompt as it was given, visual ones included."""
+        return self.tokens_per_layer[0] if self.given is None else self.given[0]
 
     @property
     def visual_tokens(self) -> int:
-        """Visual tokens of the prompt."""
-        return self.visual_per_layer[0]
+        """Visual tokens of the prompt as it was given."""
+        return self.visual_per_layer[0] if self.given is None else self.given[1]
 
     def flops(self, count: Literal["visual", "all"] = "visual") -> float:
         """Multiply-adds of the prefill as it ran.
@@ -92,7 +99,14 @@ class PruningTrace:
         return self.shape.kv_bytes(self.prompt_tokens * self.shape.layers, self.itemsize)
 
     def summary(self) -> dict[str, Any]:
-        """Return the trace in a dozen numbers, JSON-ready: what an answers file keeps of every question."""
+        """Return the trace in a dozen numbers, JSON-ready: what an answers file keeps of every question.
+
+        `cuts` are there where filter and exit layer do not tell the whole plan.
+        """
+        plan = [] if self.filter_layer is None else [(self.filter_layer, self.kept)]
+        if self.exit_layer is not None and (self.kept or self.filter_layer is None):
+            plan.append((self.exit_layer - 1, []))
+        more = {} if self.cuts in ([], plan) else {"cuts": self.cuts}
         return {
             "prompt_tokens": self.prompt_tokens,
             "visual_tokens": self.visual_tokens,
@@ -108,6 +122,7 @@ class PruningTrace:
             "dense_flops_all_tokens": self.dense_flops("all"),
             "kv_bytes": self.kv_bytes,
             "dense_kv_bytes": self.dense_kv_bytes,
+            **more,
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..vision import Encoder
+
 
 class Family:
     """Adapter of one model family.
@@ -51,3 +53,12 @@ class Family:
         position_ids [B, T], or whatever leading rows the model gives to its decoder.
         """
         return position_ids
+
+    def encoder(self, model: nn.Module) -> Encoder | None:
+        """Return where the image encoder is, for methods that read it; None where it is not as `Encoder` says.
+
+        Raises:
+            ValueError: this model projects something else than the output of one encoder layer.
+
+        """
+        return None

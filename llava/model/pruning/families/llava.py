@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from ..vision import Encoder, clip_encoder
 from .base import Family
 
 
@@ -21,3 +22,13 @@ class Llava(Family):
     def decoder(self, model: nn.Module) -> nn.Module:
         """Return the `LlavaLlamaModel`, which is a `LlamaModel` with a vision tower beside its layers."""
         return model.model
+
+    def encoder(self, model: nn.Module) -> Encoder | None:
+        """Return the CLIP tower's selected layer and the projector.
+
+        None for a model without a tower, and for a projector that mixes patches (MobileVLM's).
+        """
+        tower, projector = model.model.vision_tower, model.model.mm_projector
+        if tower is None or hasattr(projector, "num_tokens"):
+            return None
+        return clip_encoder(tower.vision_tower, tower.select_layer, projector)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from ..vision import Encoder, clip_encoder
 from .placeholders import Placeholders
 
 
@@ -17,3 +18,10 @@ class LlavaHF(Placeholders):
     def knows(cls, model: nn.Module) -> bool:
         """Whether `model` is transformers' LLaVA."""
         return isinstance(model, LlavaForConditionalGeneration)
+
+    def encoder(self, model: nn.Module) -> Encoder | None:
+        """Return the CLIP tower's selected layer and the projector; None where several layers are projected."""
+        layer = model.config.vision_feature_layer
+        if not isinstance(layer, int):
+            return None
+        return clip_encoder(model.model.vision_tower, layer, model.model.multi_modal_projector)

@@ -6,6 +6,7 @@ with the paper computes. Layers count from 0.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,8 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..config import PruningConfig, check_choice, check_number
-from ..policy import AttentionRule, KVRule, Measurement, Policy
+from ..config import PruningConfig, check_choice, check_number, scaled_boundary
+from ..influence import Influence, Measurement
+from ..policy import AttentionRule, KVRule, Policy
 
 STAGES = ("shallow", "middle", "deep")
 
@@ -49,7 +51,7 @@ class VisiPruner(PruningConfig):
     mode:
         any of `shallow`, `middle`, `deep`; empty is dense
     shallow_mid_layer:
-        number of shallow layers; needed by `shallow` and `middle`
+        number of shallow layers; left open, 6 of 32 scaled with the depth of the model (`scaled_boundary`)
     layer_threshold:
         the filter layer is the first probed one where some cosine falls below it; needed by `middle`
     tokens_threshold:
@@ -92,6 +94,7 @@ class VisiPruner(PruningConfig):
     method: ClassVar[str] = "visipruner"
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("preset", self.preset, tuple(PRESETS))
         for key, value in PRESETS[self.preset].items():
             if getattr(self, key) is None:
@@ -116,8 +119,6 @@ class VisiPruner(PruningConfig):
             if getattr(self, key) is not None:
                 check_number(key, getattr(self, key), kind, low, high)
         needed = []
-        if self.shallow or self.middle:
-            needed += ["shallow_mid_layer"]
         if self.middle:
             needed += ["layer_threshold", "tokens_threshold"]
         if self.deep and not self.middle:
@@ -125,7 +126,7 @@ class VisiPruner(PruningConfig):
         missing = [key for key in needed if getattr(self, key) is None]
         if missing:
             raise ValueError(f"mode {list(self.mode)} needs {' and '.join(map(repr, missing))} in the pruning config")
-        if "mid_deep_layer" in needed and self.shallow and self.mid_deep_layer < self.shallow_mid_layer:
+        if "mid_deep_layer" in needed and self.shallow and self.mid_deep_layer < (self.shallow_mid_layer or 0):
             raise ValueError(
                 f"'mid_deep_layer' ({self.mid_deep_layer}) lies before 'shallow_mid_layer' ({self.shallow_mid_layer}); "
                 "vision cannot end inside the shallow stage"
@@ -159,8 +160,16 @@ class VisiPruner(PruningConfig):
         """Whether the deep stage is on."""
         return "deep" in self.mode
 
+    def resolved(self, num_layers: int) -> VisiPruner:
+        """Fill in `shallow_mid_layer` where the mode needs it: 6 of 32 layers, scaled."""
+        if self.shallow_mid_layer is not None or not (self.shallow or self.middle):
+            return self
+        return dataclasses.replace(self, shallow_mid_layer=scaled_boundary(6, num_layers))
+
     def check_layers(self, num_layers: int) -> None:
         """Raise `ValueError` when a boundary that the mode uses is not a layer of the model."""
+        if self.resolved(num_layers) is not self:
+            return self.resolved(num_layers).check_layers(num_layers)
         used = [("shallow_mid_layer", self.shallow or self.middle), ("mid_deep_layer", self.deep and not self.middle)]
         for key, on in used:
             if on and getattr(self, key) >= num_layers:
@@ -199,19 +208,19 @@ class _Prompt(Policy):
         self.config = config
         self.votes = 0
 
-    def measures(self, layer: int) -> bool:
+    def probe(self, layer: int) -> Influence | None:
         config = self.config
         if not config.middle:
-            return False
+            return None
         if self.filter_layer is None:
-            return layer >= config.shallow_mid_layer + config.probe_offset
-        return config.deep
+            return Influence() if layer >= config.shallow_mid_layer + config.probe_offset else None
+        return Influence() if config.deep else None
 
-    def keep(self, layer: int, visual_tokens: int, measured: Measurement | None) -> np.ndarray | None:
+    def keep(self, layer: int, positions: np.ndarray, measured: Measurement | None) -> np.ndarray | None:
         config = self.config
         if measured is None:
             ends = config.deep and not config.middle and layer + 1 == config.mid_deep_layer
-            return np.zeros(visual_tokens, bool) if ends else None
+            return np.zeros(len(positions), bool) if ends else None
         if self.filter_layer is None:
             if not (measured.cosine < config.layer_threshold).any():
                 return None
@@ -221,4 +230,4 @@ class _Prompt(Policy):
             self.votes += 1
         elif config.exit_votes == "consecutive":
             self.votes = 0
-        return np.zeros(visual_tokens, bool) if self.votes == config.exit_patience else None
+        return np.zeros(len(positions), bool) if self.votes == config.exit_patience else None

@@ -1,0 +1,138 @@
+"""Fit FitPrune's numbers (arXiv 2409.10197, section 3) to a model, on a handful of prompts that need no answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .config import PruningConfig, check_number
+from .methods.fitprune import SCORES, FitPrune
+from .policy import Policy
+from .session import prune
+from .trace import PruningTrace
+
+
+@dataclass(frozen=True)
+class _Search(PruningConfig):
+    """Drop, in every layer, the tokens that both attention distributions can miss; alpha None: only measure.
+
+    alpha:
+        share of the dense mass that a layer may lose
+    dense:
+        [text, visual] mass of every layer, fp64 [layers, 2] of each prompt, in the order the prompts are read
+    masses:
+        what was measured, to be filled
+    """
+
+    alpha: float | None = None
+    dense: list[np.ndarray] = field(default_factory=list)
+    masses: list[np.ndarray] = field(default_factory=list)
+
+    method: ClassVar[str] = "fitprune search"
+
+    def start(self, num_layers: int) -> Policy:
+        """Return the decision maker of one prompt; prompts are told apart by the order in which they start."""
+        self.masses.append(np.zeros((num_layers, 2)))
+        number = len(self.masses) - 1
+        return _Prompt(self.masses[number], self.alpha, self.dense[number] if self.alpha is not None else None)
+
+
+class _Prompt(Policy):
+    def __init__(self, masses: np.ndarray, alpha: float | None, dense: np.ndarray | None):
+        self.masses, self.alpha, self.dense = masses, alpha, dense
+
+    def probe(self, layer: int) -> Any:
+        return SCORES if layer >= 0 else None
+
+    def keep(self, layer: int, positions: np.ndarray, measured: Any) -> np.ndarray | None:
+        if measured is None:
+            return None
+        scores = (measured.text, measured.visual)
+        self.masses[layer] = [part.sum() for part in scores]
+        if self.alpha is None:
+            return None
+        spared = [spare(part, (1 - self.alpha) * mass) for part, mass in zip(scores, self.dense[layer], strict=True)]
+        return ~(spared[0] & spared[1])
+
+
+def spare(scores: np.ndarray, least: float) -> np.ndarray:
+    """Return bool [V]: the lowest scores that can go while the others' sum stays at or above `least`."""
+    order = np.argsort(scores, kind="stable")
+    left = scores.sum(dtype=np.float64) - np.cumsum(scores[order], dtype=np.float64)
+    chosen = np.zeros(len(scores), bool)
+    chosen[order[: int((left >= least).sum())]] = True
+    return chosen
+
+
+@torch.no_grad()
+def fit(
+    model: torch.nn.Module,
+    read: Callable[[], Any],
+    reduction: float,
+    *,
+    visual_mask: torch.Tensor | None = None,
+    precision: float = 0.01,
+) -> FitPrune:
+    """Return the FitPrune config that saves the share `reduction` of the visual tokens' FLOPs of the prompts.
+
+    read:
+        has the model read all calibration prompts (`model(**inputs)` or `generate`), the same ones in every call
+    reduction:
+        wanted saving in (0, 1), by the field's FLOPs (`trace.flops()`)
+    visual_mask:
+        for a bare decoder, as `prune` takes it
+    precision:
+        bisection ends when α is known to this width
+
+    Reads the prompts about ⌈log2(1 / precision)⌉ + 1 times.
+
+    Raises:
+        ValueError: a reduction outside (0, 1), or prompts without visual tokens.
+
+    """
+    check_number("reduction", reduction, float, 0, 1)
+    if not 0 < reduction < 1:
+        raise ValueError(f"'reduction' must lie between 0 and 1, got {reduction}")
+
+    def run(**settings) -> tuple[list[PruningTrace], list[np.ndarray]]:
+        search = _Search(**settings)
+        with prune(model, search, visual_mask) as session:
+            read()
+        shown = [
+            (trace, mass) for trace, mass in zip(session.traces, search.masses, strict=True) if trace.visual_tokens
+        ]
+        return [trace for trace, _ in shown], search.masses
+
+    traces, dense = run()
+    if not traces:
+        raise ValueError("none of the calibration prompts has visual tokens; give prompts with images")
+    low, high, found = 0.0, 1.0, None
+    with tqdm(desc="fitting", unit="pass") as progress:
+        while high - low > precision or found is None:
+            alpha = (low + high) / 2 if high - low > precision else 1.0
+            keep = _reached(run(alpha=alpha, dense=dense)[0], reduction)
+            low, high, found = (alpha, high, found) if keep is None else (low, alpha, keep)
+            progress.update()
+            if keep is None and alpha == 1.0:
+                raise ValueError(f"no numbers of tokens save {reduction:.0%} on these prompts; ask for less")
+    return found
+
+
+def _reached(traces: list[PruningTrace], reduction: float) -> FitPrune | None:
+    """Return the numbers of these traces, dropping no more once the saving is reached; None if it is not."""
+    shape, visual_tokens = traces[0].shape, traces[0].visual_tokens
+    entering = np.array([np.array([*trace.visual_per_layer[1:], trace.visual_per_layer[-1]]) for trace in traces])
+    shares = (entering / np.array([[trace.visual_tokens] for trace in traces])).mean(0)
+    keep = np.ceil(shares * visual_tokens - 1e-9).astype(int).tolist()
+    dense = shape.layers * shape.layer_flops(visual_tokens)
+    for last in range(shape.layers - 1):
+        plan = keep[: last + 1] + [keep[last]] * (shape.layers - last - 1)
+        flops = sum(shape.layer_flops(count) for count in [visual_tokens, *plan[:-1]])
+        if flops <= (1 - reduction) * dense:
+            return FitPrune(keep=plan, visual_tokens=visual_tokens)
+    return None

@@ -1,0 +1,255 @@
+"""SparseVLM (arXiv 2410.04417, ICML 2025): text raters score the visual tokens; what is pruned is recycled by merging.
+
+Raters (section 3.2): before layer 0, text token t after the image weighs mean_j softmax_t(x_j · x_t) over the visual
+tokens j; those above the mean weight rate. At a pruning layer, token j scores its attention from the raters, averaged
+over raters and heads. How many stay (3.3): a number per pruning layer, or adaptively `scale · rank(P) + bias`, P
+[raters × V] that attention. Recycling (3.4): of the tokens that do not stay, the share `recycle` with the highest
+scores is clustered (density peaks over the ‖x − y‖ / √D of the layer's output, k nearest neighbours) into one token
+per `cluster` of them, the mean of its members.
+
+The original code (Gumpest/SparseVLMs): the first release computed the numbers from the rank, later ones look 192, 128
+or 64 up in a table; the defaults here are its 192. It adds noise of 1e-6 to densities against ties (here the earlier
+token wins), puts merged tokens after the last kept visual one, and counts all positions anew: `"positions": "compact"`
+does both; by default tokens keep their positions here and a merged one takes that of its cluster's centre. It forms
+the whole attention matrix in the pruning layers, and knows one image and batch 1. SparseVLM+, which keeps positions,
+corrects the scores by rotary weights and does not merge, is not included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+
+from ..config import PruningConfig, check_number, scaled_boundary
+from ..packed import upload
+from ..policy import Policy, Selection, strongest
+from ..probes import LayerStates, Probe, attention_to_visual, rows_of
+from .budget import as_tuple, check_in_decoder, check_positions
+
+COUNTS = (300, 200, 110)
+
+
+@dataclass(frozen=True)
+class SparseVLM(PruningConfig):
+    """Keep what text raters look at, and merge the best of the rest.
+
+    layers:
+        layers that are measured and pruned after, from 0; None: 2, 6 and 15 of 32, scaled to the model's depth
+    keep:
+        visual tokens that stay after each, merged ones not counted; None: 300, 200, 110, or adaptively with `scale`
+    visual_tokens:
+        the number of visual tokens that `keep` is meant for; prompts with others scale it
+    scale, bias:
+        adaptive numbers instead of `keep`: int(rank · scale + bias)
+    recycle, cluster:
+        share of the pruned tokens that is merged (0: none), and about how many of them make one
+    positions:
+        `original`, or `compact` as in the original code
+    """
+
+    layers: tuple[int, ...] | None = None
+    keep: tuple[int, ...] | None = None
+    visual_tokens: int = 576
+    scale: float | None = None
+    bias: float = 0.0
+    recycle: float = 0.3
+    cluster: int = 10
+    positions: str = "original"
+
+    method: ClassVar[str] = "sparsevlm"
+
+    def __post_init__(self):
+        super().__post_init__()
+        as_tuple(self, "layers", int, 0)
+        if self.scale is None and self.keep is None:
+            object.__setattr__(self, "keep", COUNTS)
+        as_tuple(self, "keep", int, 0)
+        check_number("visual_tokens", self.visual_tokens, int, 1)
+        if self.scale is not None:
+            check_number("scale", self.scale, float, 0)
+            if self.keep is not None:
+                raise ValueError("'keep' and 'scale' both say how many tokens stay; give one of them")
+        check_number("bias", self.bias, float, 0)
+        check_number("recycle", self.recycle, float, 0, 1)
+        check_number("cluster", self.cluster, int, 1)
+        check_positions(self)
+        if self.layers is not None:
+            if list(self.layers) != sorted(set(self.layers)):
+                raise ValueError(f"'layers' must rise, got {list(self.layers)}")
+            if self.keep is not None and len(self.keep) != len(self.layers):
+                raise ValueError(f"'layers' names {len(self.layers)} and 'keep' {len(self.keep)} of them; give as many")
+
+    def resolved(self, num_layers: int) -> Self:
+        """Fill in `layers`: 2, 6 and 15 of 32 layers, scaled."""
+        if self.layers is not None:
+            return self
+        return replace(self, layers=tuple(scaled_boundary(layer, num_layers) for layer in (2, 6, 15)))
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise `ValueError` when a pruning layer is not a layer of the model."""
+        check_in_decoder(self, num_layers, "layers")
+
+    def start(self, num_layers: int) -> Policy:
+        """Return the decision maker of one prompt."""
+        return _Prompt(self)
+
+    def count(self, layer: int, visual_tokens: int) -> int | None:
+        """Return how many stay after pruning layer `layer`, of a prompt that came with `visual_tokens`."""
+        if self.keep is None:
+            return None
+        return round(self.keep[self.layers.index(layer)] * visual_tokens / self.visual_tokens)
+
+
+@dataclass(frozen=True)
+class Relevance(Probe):
+    """Weight of each text token after the first visual one: mean over visual tokens of a softmax over the text."""
+
+    def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> list[torch.Tensor]:
+        """Return [text tokens] of each prompt."""
+        tokens, result = states.tokens, []
+        for b in prompts:
+            rows = upload(tokens.spans[b][0] + rows_of(tokens, b, "text"), tokens.hidden.device)
+            text = tokens.hidden[0].index_select(0, rows).float()
+            result.append((tokens.visual_hidden(b).float() @ text.T).softmax(-1).mean(0))
+        return result
+
+    def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the positions of the raters: text tokens above the mean weight, all where none is."""
+        chosen = []
+        for b, weights in zip(prompts, arrays, strict=True):
+            above = weights > weights.mean()
+            rows = rows_of(states.tokens, b, "text")[above if above.any() else slice(None)]
+            chosen.append(states.tokens.position[states.tokens.spans[b][0] + rows])
+        return chosen
+
+
+class Rating(NamedTuple):
+    """Scores [V], rank of the raters' attention [1], and distances [n, n] of the visual tokens `members` [n]."""
+
+    scores: np.ndarray
+    rank: np.ndarray
+    members: np.ndarray
+    distance: np.ndarray
+
+
+@dataclass(frozen=True)
+class RaterProbe(Probe):
+    """What raters (positions) attend to after a layer, and how far its candidates for merging lie apart.
+
+    keep, merge: visual tokens that stay, and how many of the next best are candidates; None for a number that depends
+    on the rank, where all are measured.
+    """
+
+    raters: tuple[int, ...]
+    keep: int | None
+    merge: int | None
+
+    def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> list[torch.Tensor]:
+        """Return the fields of `Rating` of each prompt, one after the other."""
+        tokens, result = states.tokens, []
+        for b in prompts:
+            start, end = tokens.spans[b]
+            rows = np.flatnonzero(np.isin(tokens.position[start:end], self.raters) & ~tokens.visual[start:end])
+            attention = torch.cat(list(attention_to_visual(states, b, rows, "mean")))  # [R, V]
+            scores = attention.mean(0)
+            adaptive = self.keep is None
+            rank = torch.linalg.matrix_rank(attention) if adaptive else scores.new_zeros(())
+            order = scores.argsort(descending=True, stable=True)
+            members = order if adaptive else order[self.keep : self.keep + self.merge]
+            hidden = tokens.visual_hidden(b).index_select(0, members).float()
+            distance = torch.cdist(hidden, hidden, compute_mode="donot_use_mm_for_euclid_dist")
+            result += [scores, rank, members, distance / hidden.shape[-1] ** 0.5]
+        return result
+
+    def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[Rating]:
+        """Group the fields again."""
+        return [Rating(*arrays[4 * row : 4 * row + 4]) for row in range(len(prompts))]
+
+
+class _Prompt(Policy):
+    def __init__(self, config: SparseVLM):
+        self.config = config
+        self.visual_tokens = self.left = 0
+        self.raters: tuple[int, ...] = ()
+
+    def probe(self, layer: int) -> Probe | None:
+        if layer < 0:
+            return Relevance()
+        if layer not in self.config.layers:
+            return None
+        count = self.config.count(layer, self.visual_tokens)
+        if count is None:
+            return RaterProbe(self.raters, None, None)
+        count = min(count, self.left - 1)
+        return RaterProbe(self.raters, count, self._merged(self.left - count))
+
+    def _merged(self, pruned: int) -> int:
+        return min(int(pruned * self.config.recycle) + 1, pruned) if self.config.recycle else 0
+
+    def keep(self, layer: int, positions: np.ndarray, measured: np.ndarray | Rating | None) -> Selection | None:
+        if layer < 0:
+            self.raters = tuple(map(int, measured))
+            self.visual_tokens = self.left = len(positions)
+        if layer < 0 or measured is None:
+            return None
+        count = self.config.count(layer, self.visual_tokens)
+        if count is None:
+            rank = int(measured.rank)
+            if rank == len(positions):
+                return None
+            count = int(rank * self.config.scale + self.config.bias)
+        count = min(count, len(positions) - 1)
+        if self.filter_layer is None:
+            self.filter_layer = layer
+        kept = strongest(measured.scores, count)
+        members, distance = measured.members.astype(int), measured.distance
+        if self.config.keep is None:
+            merged = slice(count, count + self._merged(len(positions) - count))
+            members, distance = members[merged], distance[merged, merged]
+        selection = self._recycle(kept, members, distance)
+        self.left = int(selection.keep.sum())
+        return selection
+
+    def _recycle(self, kept: np.ndarray, members: np.ndarray, distance: np.ndarray) -> Selection:
+        if not len(members):
+            return Selection(kept)
+        centres, cluster = density_peaks(distance, len(members) // self.config.cluster + 1)
+        keep = kept.copy()
+        keep[members[centres]] = True
+        slots = np.flatnonzero(keep)
+        if self.config.positions == "compact":
+            own = np.concatenate([np.flatnonzero(kept), members[centres]])
+            merged = np.arange(int(kept.sum()), len(own))
+        else:
+            own, merged = slots, np.searchsorted(slots, members[centres])
+        weights = (cluster == np.arange(len(centres))[:, None]).astype(np.float32)
+        weights /= weights.sum(1, keepdims=True)
+
+        def rewrite(visual: torch.Tensor) -> torch.Tensor:
+            """[V, D] → [slots, D]: the kept tokens as they are, each centre's place the mean of its cluster."""
+            source, target, part, mix = (upload(array, visual.device) for array in (own, merged, members, weights))
+            means = mix @ visual.index_select(0, part).float()
+            return visual.index_select(0, source).index_copy(0, target, means.to(visual.dtype))
+
+        return Selection(keep, rewrite)
+
+
+def density_peaks(distance: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster by density peaks with nearest neighbours (DPC-KNN): distance [n, n] → centres [clusters], cluster [n].
+
+    Density: exp(−mean d²) over the `clusters` nearest, itself included. Centres: the highest products of density and
+    distance to the nearest denser token (the largest distance of all where there is none). Others join the nearest
+    centre.
+    """
+    nearest = np.sort(distance, 1)[:, :clusters]
+    density = np.exp(-(nearest**2).mean(1))
+    denser = density[None] > density[:, None]
+    separation = np.where(denser, distance, distance.max()).min(1)
+    centres = np.argsort(-separation * density, kind="stable")[:clusters]
+    cluster = distance[centres].argmin(0)
+    cluster[centres] = np.arange(len(centres))
+    return centres, cluster
