@@ -133,7 +133,7 @@ def test_conversation_modes_follow_the_name():
 
 
 def test_the_checkpoints_own_pruning_config_is_the_default(tmp_path):
-    assert choose_pruning(None, tmp_path).shallow_mid_layer == 6
+    assert choose_pruning(None, tmp_path).resolved(32).shallow_mid_layer == 6
     (tmp_path / "pruning.json").write_text(CONFIG)
     assert choose_pruning(None, tmp_path).shallow_mid_layer == choose_pruning("none", tmp_path).shallow_mid_layer == 1
     assert choose_pruning('{"mode": []}', tmp_path).mode == ()

@@ -10,16 +10,19 @@ import threading
 import numpy as np
 import pytest
 import torch
+from method_examples import EXAMPLES
 from PIL import Image
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
+from transformers.utils.logging import warning_once
 
 from llava import PruningConfig, load_pretrained_model
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.pruning.methods import METHODS
 from llava.serve.chat import Chat, Sampling
 from llava.serve.cli_pruning import PRUNING_7B, SMALL_MODEL
 from llava.serve.generation import AnswerStream
@@ -27,7 +30,7 @@ from llava.serve.loop import COMMANDS, ChatLoop
 from llava.serve.prompt import history_file, open_history, plain_reader, terminal_reader
 from llava.tiny.scenes import render
 
-PRUNING = PruningConfig.from_dict(PRUNING_7B)
+PRUNING = PruningConfig.from_dict(PRUNING_7B | {"shallow_mid_layer": 6})
 QUESTIONS = ("What color is the circle?", "Is there a blue cross?", "How many objects are there?")
 
 
@@ -181,7 +184,7 @@ def test_ctrl_c_keeps_what_was_said_and_the_chat_goes_on(rambling):
 
     reply = rambling.ask(QUESTIONS[0], interrupt_at_third)
     assert reply.ended == "stopped" and 3 <= reply.new_tokens <= 10
-    assert rambling.conversation.messages[-1][1] == reply.text == "".join(pieces)
+    assert rambling.said[-1].answer == reply.text == "".join(pieces)
     assert reply.trace is not None and signal.getsignal(signal.SIGINT) is before
     rambling.sampling = Sampling(max_new_tokens=3)
     assert rambling.ask(QUESTIONS[1]).ended in ("limit", "end") and rambling.turns == 2
@@ -234,6 +237,7 @@ def test_a_seed_makes_sampling_repeatable(rambling):
 @pytest.mark.filterwarnings("error")
 def test_a_checkpoints_own_sampling_settings_do_not_disturb_greedy_answers(chat, monkeypatch):
     warned = []
+    warning_once.cache_clear()  # what another test has seen already counts too
     handler = logging.Handler()
     handler.emit = warned.append
     monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
@@ -319,3 +323,14 @@ def test_history_without_a_place_to_write_stays_in_memory(tmp_path):
     kept.append_string("line")
     assert list(open_history(tmp_path / "state" / "history").load_history_strings()) == ["line"]
     assert (tmp_path / "state" / "history").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_tables_show_every_method_s_cuts(chat, method):
+    twelve = {"keep": [144, 144, 100, 80, 60, 40, 20, 20, 9, 9, 0, 0], "visual_tokens": 144}
+    chat.pruning = PruningConfig.from_dict(EXAMPLES[method] | (twelve if method == "fitprune" else {}))
+    answers, notes = serve(chat, QUESTIONS[0], "/trace")
+    assert answers
+    for after, left in chat.last.trace.cuts:
+        assert f"keeps {len(left)}" in notes or after + 1 == chat.last.trace.exit_layer
+    assert ("input" in notes) == any(after < 0 for after, _ in chat.last.trace.cuts)

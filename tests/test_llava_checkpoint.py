@@ -185,7 +185,7 @@ def test_bin_files_cannot_run_code(tmp_path):
     [
         ({"model_type": "llava_mistral"}, "model_type 'llava_mistral'"),
         ({"model_type": "llama"}, "model_type 'llama'"),
-        ({"text_config": {}}, "Hugging Face's layout"),
+        ({"text_config": {}}, "has no processor that loads"),
         ({"mm_vision_tower": None}, "mm_vision_tower None"),
         ({"mm_vision_tower": "/nowhere/clip"}, "mm_vision_tower '/nowhere/clip': no such folder"),
         ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from llava_fixtures import IMAGE_SIZE, PATCHES, WIDTH, hf_inputs, make_hf_twin, make_model, prompts
+from PIL import Image
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
@@ -215,3 +216,19 @@ def test_generate_with_a_pruning_config_equals_a_session(model):
     assert len(session.traces) == len(MIXED)
     assert torch.equal(model.generate(ids, images, pruning_config=config, **options), inside)
     assert "forward" not in vars(model.model)
+
+
+def test_pictures_instead_of_tensors_are_refused():
+    model = make_model()
+    ids, mask, _ = prompts("tit")
+    with pytest.raises(ValueError, match="images of type Image: expected tensors, as process_images makes them"):
+        model.generate(ids, attention_mask=mask, images=[Image.new("RGB", (28, 28))])
+
+
+@torch.no_grad()
+def test_asking_for_hidden_states_leaves_the_features_of_later_images_alone():
+    model = make_model()
+    ids, mask, images = prompts("titt")
+    before = model.encode_images(images)
+    model(ids, attention_mask=mask, images=images, output_hidden_states=True)
+    assert torch.equal(model.encode_images(images), before)

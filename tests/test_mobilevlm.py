@@ -6,12 +6,11 @@ import math
 import pytest
 import torch
 from llava_fixtures import LLAMA, LLAVA, make_model, prompts, vision_config, write_checkpoint, write_json
-from loader_fixtures import Bench, questions, write_images
+from loader_fixtures import Bench, prompt_of, questions, write_images
 from transformers import CLIPVisionConfig
 
 from llava import load_pretrained_model, prune
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.batches import prompt_of
 from llava.mm_utils import tokenizer_image_token
 from llava.model.language_model.configuration_llava import read_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -287,7 +286,7 @@ def test_nothing_pruned_equals_the_untouched_model(model):
 def test_the_evaluation_counts_the_tokens_that_the_projector_makes(model, folder, tmp_path, pruning):
     """A prompt that fits exactly with 144 visual tokens is asked; with the tower's 576 it would not be."""
     tokenizer = load(folder)[0]
-    prompts_asked = [prompt_of(question["text"], "vicuna_v1", False) for question in questions()]
+    prompts_asked = [prompt_of(question["text"]) for question in questions()]
     lengths = [len(tokenizer_image_token(prompt, tokenizer)) for prompt in prompts_asked]
     path = write(tmp_path / "m", model, tokenizer_model_max_length=max(lengths) - 1 + TOKENS)
     bench = Bench(tmp_path, path, write_images(tmp_path / "images"))

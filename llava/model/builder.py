@@ -1,4 +1,4 @@
-"""`load_pretrained_model`: a LLaVA checkpoint in its original layout to tokenizer, model and image processor."""
+"""`load_pretrained_model`: a checkpoint in any known layout to tokenizer, model, processor and context length."""
 
 from __future__ import annotations
 
@@ -7,20 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoTokenizer,
+    BaseImageProcessor,
     BitsAndBytesConfig,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    GenerationConfig,
     LlamaConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
+from transformers.utils import is_torchvision_available
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model import checkpoint
 from llava.model.language_model.configuration_llava import LlavaConfig, read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.layouts import read_layout
+from llava.model.loading import (
+    from_state_dict,
+    load_transformers,
+    raise_if_reported,
+    set_generation_config,
+)
+from llava.model.silence import silence
 from llava.utils import pick_device, pick_dtype
 
 DEFAULT_CONTEXT_LENGTH = 2048
@@ -36,11 +46,15 @@ def load_pretrained_model(
     device_map: Any = "auto",
     device: str | torch.device = "cuda",
     **kwargs: Any,
-) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, CLIPImageProcessorPil, int]:
-    """Load LLaVA as its callers know it: `(tokenizer, model, image_processor, context_len)`, the model in eval mode.
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, BaseImageProcessor | ProcessorMixin, int]:
+    """Load a model as LLaVA's callers know it: `(tokenizer, model, image_processor, context_len)`, in eval mode.
 
-    `model_path`: a folder in LLaVA's original layout or a hub name; with `model_base` (a Llama folder or hub name) the
-    path holds a projector alone (`mm_projector.bin`). `model_name` only serves to recognise LoRA checkpoints.
+    `model_path`: a folder or a hub name, in one of these layouts, told by its config.json:
+    LLaVA's original (LLaVA-1.5, MobileVLM-V2; with `model_base`, a Llama folder or hub name, the path holds a projector
+    alone, `mm_projector.bin`); transformers' own of `llava-hf/llava-1.5-*-hf`, `llava-hf/llava-v1.6-*-hf`, Qwen2-VL,
+    Qwen2.5-VL, InternVL2.5 and 3 (`-hf`); and InternVL's original. Of all but the first the third item is the family's
+    processor (`ProcessorMixin`), which has a chat template.
+    `model_name` only serves to recognise LoRA checkpoints.
     `device="auto"`, and LLaVA's default (`device_map="auto", device="cuda"`), take CUDA, then MPS, then CPU; several
     CUDA devices share the model. `kwargs`: `dtype` or `torch_dtype` (default float16, on CPU float32),
     `attn_implementation` (default sdpa), `use_flash_attn`, `cache_dir`, `revision`, `token`, `local_files_only`; the
@@ -60,9 +74,39 @@ def load_pretrained_model(
     if kwargs.pop("use_flash_attn", False):
         kwargs["attn_implementation"] = "flash_attention_2"
     kwargs.setdefault("attn_implementation", "sdpa")
+    options = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization, **kwargs}
 
     source = checkpoint.find_source(str(model_path), "model_path", hub)
     _refuse_lora(source.folder, model_name or "")
+    layout = read_layout(source.folder)
+    if layout.kind == "llava":
+        return _load_llava(source, model_base, hub, options)
+    if model_base is not None:
+        raise ValueError(f"model_base was given, but {source.folder} (model_type {layout.model_type!r}) needs none")
+    if layout.kind == "internvl":
+        model, processor = _load_internvl(source, options)
+    else:
+        model, processor = load_transformers(source, options)
+    return processor.tokenizer, model.eval(), processor, model.config.get_text_config().max_position_embeddings
+
+
+def _load_internvl(source: checkpoint.Source, options: dict[str, Any]) -> tuple[PreTrainedModel, ProcessorMixin]:
+    # imported here because only this layout needs it
+    from llava.model.internvl_original import load_internvl_original
+
+    if options.pop("quantization_config") is not None:
+        raise ValueError(
+            f"{source.folder} is in InternVL's original layout, which load_8bit and load_4bit do not serve: "
+            "load the -hf checkpoint"
+        )
+    with silence():
+        return load_internvl_original(source, **options)
+
+
+def _load_llava(
+    source: checkpoint.Source, model_base: str | Path | None, hub: dict[str, Any], options: dict[str, Any]
+) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, BaseImageProcessor, int]:
+    """Load LLaVA's original layout."""
     config = read_config(source.folder)
     tower = checkpoint.find_source(config.mm_vision_tower, "mm_vision_tower", hub, beside=source.folder)
     vision_config = read_vision_config(tower.folder, config)
@@ -73,14 +117,10 @@ def load_pretrained_model(
     with torch.device("meta"):
         expected = LlavaLlamaForCausalLM(config, vision_config).state_dict()
     weights = _gather_weights(source, base, tower, expected, config.tie_word_embeddings)
-    options = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization, **kwargs}
-    model = _load_model(config, vision_config, weights, options)
-    if (base.folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(base.folder)
-        # there it is the context length, copied in by old transformers; generate would warn of it beside max_new_tokens
-        model.generation_config.max_length = None
-    if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    options = {"config": config, "vision_config": vision_config, **options}
+    model, report = from_state_dict(LlavaLlamaForCausalLM, weights, **options)
+    raise_if_reported(report)
+    set_generation_config(model, base.folder, tokenizer)
     context_len = config.max_sequence_length or config.tokenizer_model_max_length or DEFAULT_CONTEXT_LENGTH
     return tokenizer, model.eval(), image_processor, context_len
 
@@ -117,10 +157,12 @@ def load_tokenizer(folder: Path, config: LlavaConfig) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _load_image_processor(folder: Path) -> CLIPImageProcessorPil:
+def _load_image_processor(folder: Path) -> BaseImageProcessor:
     if not (folder / "preprocessor_config.json").exists():
         raise ValueError(f"the vision tower in {folder} has no preprocessor_config.json: images cannot be prepared")
-    return CLIPImageProcessorPil.from_pretrained(folder)
+    # asked for by name: the class of the other name, where torchvision is missing, would warn
+    name = "CLIPImageProcessor" if is_torchvision_available() else "CLIPImageProcessorPil"
+    return getattr(transformers, name).from_pretrained(folder)
 
 
 def _quantization(load_8bit: bool, load_4bit: bool) -> BitsAndBytesConfig | None:
@@ -130,7 +172,7 @@ def _quantization(load_8bit: bool, load_4bit: bool) -> BitsAndBytesConfig | None
         raise ValueError("load_8bit and load_4bit were both given: choose one")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("load_8bit and load_4bit need bitsandbytes, which is not installed: pip install bitsandbytes")
-    keep = {"llm_int8_skip_modules": ["vision_tower", "mm_projector", "lm_head"]}
+    keep = {"llm_int8_skip_modules": ["vision_tower", "mm_projector", "multi_modal_projector", "visual", "lm_head"]}
     if load_8bit:
         return BitsAndBytesConfig(load_in_8bit=True, **keep)
     return BitsAndBytesConfig(
@@ -171,23 +213,3 @@ def _gather_weights(
         expected = {name: tensor for name, tensor in expected.items() if name != "lm_head.weight"}
     checkpoint.check_weights(expected, weights, source.folder)
     return weights
-
-
-def _load_model(
-    config: LlavaConfig,
-    vision_config: CLIPVisionConfig,
-    weights: dict[str, torch.Tensor],
-    options: dict[str, Any],
-) -> LlavaLlamaForCausalLM:
-    model, report = LlavaLlamaForCausalLM.from_pretrained(
-        None, config=config, vision_config=vision_config, state_dict=weights, output_loading_info=True, **options
-    )
-    failed = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
-    if failed:
-        raise RuntimeError(f"transformers did not load every weight as it is in the files: {failed}")
-    # weights that needed no conversion are still the mapped file: they would change, or crash, with it
-    mapped = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
-    for parameter in model.parameters():
-        if parameter.untyped_storage().data_ptr() in mapped:
-            parameter.data = parameter.data.clone()
-    return model

@@ -21,10 +21,10 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-_SMALL_FILES = ("*.json", "tokenizer.model", "mm_projector.bin")
+_SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "mm_projector.bin")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Buffers that older transformers saved and that are computed from the configuration today.
-_STALE_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|.*\bembeddings\.position_ids")
+_STALE_BUFFER = re.compile(r".+\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|.*\bembeddings\.position_ids")
 _TOWER = "model.vision_tower.vision_tower."
 _CLIP_TEXT_PART = re.compile(r"text_model\..*|logit_scale|(text|visual)_projection\.weight")
 
@@ -90,9 +90,9 @@ def read_weights(source: Source) -> dict[str, torch.Tensor]:
     if not isinstance(index, dict):
         raise ValueError(f"{folder / name} has no weight_map: the index of a sharded checkpoint needs one")
     shards = sorted(set(index.values()))
-    _raise_if_any("shards are missing", folder, [shard for shard in shards if not (folder / shard).is_file()])
+    raise_if_any("shards are missing", folder, [shard for shard in shards if not (folder / shard).is_file()])
     weights = {key: tensor for shard in shards for key, tensor in read_file(folder / shard).items()}
-    _raise_if_any(f"weights of {name} are not in its shards", folder, index.keys() - weights.keys())
+    raise_if_any(f"weights of {name} are not in its shards", folder, index.keys() - weights.keys())
     return weights
 
 
@@ -140,19 +140,25 @@ def match_tower_names(weights: Mapping[str, torch.Tensor], expected: Iterable[st
 
 def check_weights(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Raise `ValueError` naming weights that are missing, unexpected, mis-shaped or not floating point."""
-    _raise_if_any("weights are missing", folder, expected.keys() - found.keys())
-    _raise_if_any("weights are unexpected", folder, found.keys() - expected.keys())
+    raise_if_any("weights are missing", folder, expected.keys() - found.keys())
+    raise_if_any("weights are unexpected", folder, found.keys() - expected.keys())
     wrong = [
         f"{name} {list(tensor.shape)} instead of {list(expected[name].shape)}"
         for name, tensor in found.items()
         if tensor.shape != expected[name].shape
     ]
-    _raise_if_any("weights have the wrong shape", folder, wrong)
+    raise_if_any("weights have the wrong shape", folder, wrong)
+    check_floating(found, folder)
+
+
+def check_floating(found: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Raise `ValueError` naming weights that are not floating point."""
     quantized = [f"{name} ({tensor.dtype})" for name, tensor in found.items() if not tensor.is_floating_point()]
-    _raise_if_any("weights are not floating point", folder, quantized)
+    raise_if_any("weights are not floating point", folder, quantized)
 
 
-def _raise_if_any(what: str, folder: Path, names: Iterable[str], shown: int = 5) -> None:
+def raise_if_any(what: str, folder: Path, names: Iterable[str], shown: int = 5) -> None:
+    """Raise `ValueError` with the first of `names`, if there are any."""
     if names := sorted(names):
         more = f" and {len(names) - shown} more" if len(names) > shown else ""
         raise ValueError(f"{folder}: {len(names)} {what}: {', '.join(names[:shown])}{more}")

@@ -30,10 +30,12 @@ def flatten_images(images: torch.Tensor | Sequence[torch.Tensor] | None) -> list
     """Return every image `[3, H, W]` of a batch in order.
 
     `images`: `[N, 3, H, W]`, `[B, n, 3, H, W]`, or a list of `[3, H, W]` or `[n, 3, H, W]`.
-    Raises `ValueError` for another shape.
+    Raises `ValueError` for another shape, and for images that are no tensors.
     """
     flat: list[torch.Tensor] = []
     for image in [] if images is None else images:
+        if not isinstance(image, torch.Tensor):
+            raise ValueError(f"images of type {type(image).__name__}: expected tensors, as process_images makes them")
         if image.ndim not in (3, 4):
             raise ValueError(f"an image has shape {list(image.shape)}: expected [3, H, W] or [n, 3, H, W]")
         flat += [image] if image.ndim == 3 else list(image)

@@ -1,10 +1,9 @@
-"""`llava-chat` (`python -m llava.serve.cli_pruning`): talk with a LLaVA model about an image, visual tokens pruned."""
+"""`llava-chat` (`python -m llava.serve.cli_pruning`): talk with a model about an image, visual tokens pruned."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import sys
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 SMALL_MODEL = Path(__file__).resolve().parents[2] / "playground" / "checkpoints" / "llava-tiny"
 PRUNING_7B = {
     "mode": ["shallow", "middle", "deep"],
-    "shallow_mid_layer": 6,
     "layer_threshold": 0.995,
     "tokens_threshold": 0.2,
 }
-"""Boundaries and thresholds of LLaVA-1.5-7B, for a checkpoint without a `pruning.json`."""
+"""The settings of LLaVA-1.5-7B, for a checkpoint without a `pruning.json`; the boundary scales with its depth."""
 
 INTERRUPTED = 130
 
@@ -46,10 +44,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pruning-config",
         metavar="JSON|FILE",
-        help="JSON, a path to a .json, or none (default: pruning.json in the model's folder, else the settings of 7B)",
+        help="JSON, a path to a .json, or none (default: the model's pruning.json, else LLaVA-1.5-7B's settings)",
     )
     parser.add_argument("--no-pruning", action="store_true", help="begin with pruning off")
-    parser.add_argument("--conv-mode", help="prompt format (default: from the model's name)")
+    parser.add_argument("--conv-mode", help="prompt format of LLaVA's original layout (default: from its name)")
     parser.add_argument("--temperature", type=_at_least(0.0, float), default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-p", type=_at_least(0.0, float, 1.0), help="nucleus sampling, with a temperature")
     parser.add_argument("--max-new-tokens", type=_at_least(1, int), default=512, help="per answer (default 512)")
@@ -139,15 +137,20 @@ def start(args: argparse.Namespace, progress=None) -> Chat:
 
         from llava import load_pretrained_model
         from llava.mm_utils import get_model_name_from_path
+        from llava.model.checkpoint import find_source
+        from llava.model.layouts import read_layout
         from llava.utils import pick_device
 
         from .chat import Chat, Sampling
 
         pick_device(args.device)
-        pruning = choose_pruning(args.pruning_config, folder)
-        _check_layers(pruning, folder)
+        source = find_source(str(folder) if folder.is_dir() else args.model_path, "--model-path", {})
+        layout = read_layout(source.folder)
+        layout.check_conv_mode(args.conv_mode)
+        pruning = choose_pruning(args.pruning_config, source.folder).resolved(layout.layers)
+        pruning.check_layers(layout.layers)
         name = get_model_name_from_path(args.model_path)
-        conv_mode = choose_conv_mode(args.conv_mode, name)
+        conv_mode = choose_conv_mode(args.conv_mode, name) if layout.has_conversations else None
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # what matters of its warnings is an error of the chat, in one line
         if args.seed is not None:
@@ -164,7 +167,6 @@ def start(args: argparse.Namespace, progress=None) -> Chat:
             device=args.device,
             dtype=args.dtype,
         )
-        pruning.check_layers(loaded[1].config.num_hidden_layers)
         sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens)
         chat = Chat(loaded, conv_mode, pruning, sampling, not (args.no_pruning or args.pruning_config == "none"))
         if image is not None:
@@ -185,14 +187,6 @@ def choose_pruning(given: str | None, folder: Path) -> PruningConfig:
     if (folder / "pruning.json").is_file():
         return PruningConfig.from_json(folder / "pruning.json")
     return PruningConfig.from_dict(PRUNING_7B)
-
-
-def _check_layers(pruning: PruningConfig, folder: Path) -> None:
-    # a boundary that does not fit is found before gigabytes are read; the engine checks again
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        layers = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("num_hidden_layers")
-        if isinstance(layers, int):
-            pruning.check_layers(layers)
 
 
 def choose_conv_mode(given: str | None, model_name: str) -> str:
@@ -220,7 +214,7 @@ def choose_conv_mode(given: str | None, model_name: str) -> str:
 
 def banner(args: argparse.Namespace, chat: Chat, loop: ChatLoop) -> list[str]:
     """Return the lines that greet on a terminal."""
-    lines = [f"{args.model_path} · {chat.conv_mode} · pruning {'on' if chat.pruning_on else 'off'}"]
+    lines = [f"{args.model_path} · {chat.inputs.name} · pruning {'on' if chat.pruning_on else 'off'}"]
     card = card_sentence(Path(args.model_path).expanduser())
     if card:
         lines.append(card)

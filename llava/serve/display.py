@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from itertools import groupby
 from pathlib import Path
@@ -69,11 +68,14 @@ def trace_tables(reply: Reply) -> RenderableType:
     for name in ("layer", "tokens", "visual", "KV", "text reads", "min cos", "max L2"):
         layers.add_column(name, justify="left" if name == "text reads" else "right", no_wrap=True)
     layers.add_column("")
+    for after, left in trace.cuts:
+        if after < 0:
+            layers.add_row("input", str(trace.prompt_tokens), str(trace.visual_tokens), *[""] * 4, f"keeps {len(left)}")
     for first, last in _equal_layers(trace):
         layers.add_row(str(first) if first == last else f"{first}–{last}", *_layer_cells(trace, first))
     parts: list[RenderableType] = [layers]
     if trace.kept:
-        parts.append(_kept_table(trace, reply.visual_start))
+        parts.append(_kept_table(trace, reply.visual_start, reply.grid))
     parts.append(Text(_totals(trace)))
     return Group(*parts)
 
@@ -81,7 +83,8 @@ def trace_tables(reply: Reply) -> RenderableType:
 def _layer_cells(trace: PruningTrace, layer: int) -> tuple[str, ...]:
     visual = trace.visual_per_layer[layer]
     probe = next((probe for probe in trace.probes if probe.layer == layer), None)
-    event = ""
+    left = dict(trace.cuts).get(layer)
+    event = "" if left is None else f"keeps {len(left)}"
     if layer == trace.filter_layer:
         event = f"filter layer: keeps {len(trace.kept)}"
     if layer == trace.exit_layer:
@@ -104,20 +107,22 @@ def _equal_layers(trace: PruningTrace) -> list[tuple[int, int]]:
     return [(group[0], group[-1]) for group in groups]
 
 
-def _kept_table(trace: PruningTrace, visual_start: int | None) -> Table:
-    ranked = sorted(zip(trace.kept, trace.influence, strict=True), key=lambda pair: -pair[1])
-    shown = f"the strongest {MOST_POSITIONS} of {len(ranked)}" if len(ranked) > MOST_POSITIONS else str(len(ranked))
+def _kept_table(trace: PruningTrace, visual_start: int | None, grid: tuple[int, int] | None) -> Table:
+    """Tell the kept positions, the strongest first where the method measured influence, else in their order."""
+    influence = dict(zip(trace.kept, trace.influence, strict=True)) if trace.influence else {}
+    ranked = sorted(trace.kept, key=lambda position: -influence.get(position, 0))
+    which = "the strongest" if influence else "the first"
+    shown = f"{which} {MOST_POSITIONS} of {len(ranked)}" if len(ranked) > MOST_POSITIONS else str(len(ranked))
     table = Table(title=f"kept: {shown}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("position", justify="right")
-    side = math.isqrt(trace.visual_tokens)
-    square = visual_start is not None and side * side == trace.visual_tokens
-    if square:
+    if grid is not None:
         table.add_column("patch: row, column from 0", justify="right")
-    table.add_column("influence (L2)", justify="right")
-    for position, influence in ranked[:MOST_POSITIONS]:
-        patch = divmod(position - visual_start, side) if square else ()
-        place = [f"{patch[0]}, {patch[1]} of {side}×{side}"] if square else []
-        table.add_row(str(position), *place, f"{influence:.3f}")
+    if influence:
+        table.add_column("influence (L2)", justify="right")
+    for position in ranked[:MOST_POSITIONS]:
+        patch = divmod(position - visual_start, grid[1]) if grid is not None else ()
+        place = [f"{patch[0]}, {patch[1]} of {grid[0]}×{grid[1]}"] if grid is not None else []
+        table.add_row(str(position), *place, *([f"{influence[position]:.3f}"] if influence else []))
     return table
 
 

@@ -138,7 +138,7 @@ class ChatLoop:
         image = self.chat.image
         if image is None:
             return "no image: text only; /image PATH|URL loads one"
-        return f"image {image.name} ({image.size[0]}×{image.size[1]} pixels, {len(image.features)} visual tokens)"
+        return f"image {image.name} ({image.size[0]}×{image.size[1]} pixels, {image.seen.visual} visual tokens)"
 
     def clear(self, argument: str) -> None:
         """Begin a new conversation."""

@@ -124,8 +124,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
                 raise ValueError(f"generate makes {key} from the token ids: give inputs, with images, instead")
         if inputs is None:
             raise ValueError("generate needs inputs: token ids [B, L], with one image marker per image")
-        prompt = self.prepare_prompt(inputs, kwargs.pop("attention_mask", None), images, image_features)
         with nullcontext() if pruning_config is None else self._pruned(pruning_config):
+            # inside, because a method may watch the vision tower
+            prompt = self.prepare_prompt(inputs, kwargs.pop("attention_mask", None), images, image_features)
             return super().generate(
                 inputs_embeds=prompt.inputs_embeds,
                 attention_mask=prompt.attention_mask,

@@ -25,6 +25,7 @@ class CLIPVisionTower(nn.Module):
         states = vision_config.num_hidden_layers + 1
         if not -states <= self.select_layer < states:
             raise ValueError(f"mm_vision_select_layer {self.select_layer} is not one of the tower's {states} states")
+        self.layers_read = self.select_layer % states
         self.vision_tower = CLIPVisionModel(vision_config)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -35,8 +36,11 @@ class CLIPVisionTower(nn.Module):
         size = self.config.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
             raise ValueError(f"images have shape {list(images.shape)}, the vision tower takes [N, 3, {size}, {size}]")
-        pixels = images.to(self.device, self.dtype)
-        features = self.vision_tower(pixels, output_hidden_states=True).hidden_states[self.select_layer]
+        # not through output_hidden_states: transformers captures a tower twice that lies inside a captured decoder
+        tower = self.vision_tower
+        features = tower.pre_layrnorm(tower.embeddings(images.to(self.device, self.dtype)))
+        for layer in tower.encoder.layers[: self.layers_read]:
+            features = layer(features, attention_mask=None)
         return features[:, 1:] if self.select_feature == "patch" else features
 
     @property

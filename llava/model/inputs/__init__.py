@@ -1,0 +1,33 @@
+"""How models take questions and images: LLaVA's convention, and the processors of transformers' families."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import ProcessorMixin
+
+from .base import Inputs, Picture, Seen, Turn, left_padded
+from .convention import DEFAULT_CONV_MODE, ConventionInputs
+from .llava_hf import LlavaHFInputs
+from .processor import ProcessorInputs
+
+
+def inputs_for(tokenizer: Any, processor: Any, model_config: Any, conv_mode: str | None = None) -> Inputs:
+    """Return how a model takes questions and images; the first three are what `load_pretrained_model` gives.
+
+    `processor`: its third item; `model_config`: the model's `config`; `conv_mode`: LLaVA's conversation template
+    (None: vicuna_v1), for the original layout alone. Raises `ValueError` for an unknown template, and for one given
+    with a model that has a chat template.
+    """
+    if not isinstance(processor, ProcessorMixin):
+        return ConventionInputs(tokenizer, processor, model_config, conv_mode or DEFAULT_CONV_MODE)
+    if conv_mode is not None:
+        raise ValueError(
+            f"--conv-mode {conv_mode} was given, but the prompts of {type(processor).__name__} come from its own chat "
+            "template: leave it out"
+        )
+    is_llava = model_config.model_type == "llava" and model_config.get_text_config().model_type == "llama"
+    return (LlavaHFInputs if is_llava else ProcessorInputs)(processor, model_config)
+
+
+__all__ = ["DEFAULT_CONV_MODE", "Inputs", "Picture", "Seen", "Turn", "inputs_for", "left_padded"]

@@ -1,0 +1,136 @@
+"""`Inputs`: from questions and images to the keywords of `generate`; all that the loader and the chat know of prompts.
+
+A worker process writes prompts (`encode`) and prepares images (`prepare`) without the model; the process that has the
+model looks at the images once (`see`), makes batches (`collate`) and reads the answers (`new_tokens`, `decode`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, how many images are shown with it, and its answer: None where the model is to write it."""
+
+    question: str
+    images: int = 0
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a worker process prepares it: arrays of the model's vision part by name, no tensors.
+
+    `ids`: the token ids that stand for it in a prompt, its visual tokens among them; empty where only the model knows.
+    Tensors would come from the workers through shared memory, of which a container has little.
+    """
+
+    arrays: dict[str, np.ndarray]
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image ready for batches: `content` is its features, or what is to become of them in every prefill.
+
+    `tokens`: length of what stands for it in a prompt; `visual`: how many of those tokens are visual, from the
+    `first` of them on; `grid`: rows and columns of the visual tokens where they are one row-major grid.
+    """
+
+    tokens: int
+    visual: int
+    content: Any
+    first: int = 0
+    grid: tuple[int, int] | None = None
+
+
+class Inputs(ABC):
+    """How a model takes questions and images.
+
+    A row is a prompt's token ids, int list, with one `marker` for each image. `limit`: tokens that a prompt may have,
+    images included, or None; `name`: what writes the prompts, for people; `stop_string`: text that ends an answer
+    where that is not the tokenizer's end token; `reserved`: texts that stand for images and that a question may not
+    hold.
+    """
+
+    marker: int
+    name: str
+    limit: int | None
+    stop_string: str | None = None
+    reserved: tuple[str, ...]
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def encode(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the row of a conversation whose last turn has no answer yet.
+
+        Raises `ValueError` for a question or answer that holds one of the `reserved` texts.
+        """
+        for turn in turns:
+            for text in (turn.question, turn.answer or ""):
+                held = next((word for word in self.reserved if word in text), None)
+                if held is not None:
+                    raise ValueError(f"the text holds {held}, which stands for an image in a prompt: leave it out")
+        return self.tokenize(self.prompt(turns))
+
+    def clean(self, answer: str) -> str:
+        """Return an answer that may become part of a prompt: without the `reserved` texts."""
+        for word in self.reserved:
+            answer = answer.replace(word, "image")
+        return answer
+
+    def length(self, row: Sequence[int], seen: Sequence[Seen]) -> int:
+        """Count the tokens of a prompt with its images."""
+        return len(row) - len(seen) + sum(image.tokens for image in seen)
+
+    def visual_start(self, row: Sequence[int], seen: Sequence[Seen]) -> int | None:
+        """Return the prompt position of the first visual token, None without an image."""
+        return list(row).index(self.marker) + seen[0].first if seen else None
+
+    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """Turn new tokens into answers, without special tokens and surrounding whitespace."""
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    @abstractmethod
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """Return the exact text of a conversation, up to where the model is to write; one marker's text an image."""
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Picture:
+        """Preprocess one image (any mode); needs no model."""
+
+    @abstractmethod
+    def see(self, model: Any, pictures: Sequence[Picture]) -> list[Seen]:
+        """Look at images with the model, once for all prompts that show them, as far as the model allows it."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[Seen]], model: Any) -> dict[str, Any]:
+        """Return the keywords of `model.generate` for a left-padded batch, on the model's device, in its dtype."""
+
+    @abstractmethod
+    def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the new tokens `[B, n]` of what `generate` returned for `batch`."""
+
+    @abstractmethod
+    def tokenize(self, prompt: str) -> list[int]:
+        """Return the row of a prompt's text."""
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack prompts of L_i ids into int64 `[B, L]`, padded on the left, and their attention mask `[B, L]`."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
+    return ids, mask

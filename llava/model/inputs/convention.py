@@ -1,0 +1,76 @@
+"""LLaVA's convention: conversation templates, an `<image>` marker, one square of pixels and one grid of tokens each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import SeparatorStyle, conv_templates
+from llava.mm_utils import process_images, tokenizer_image_token
+
+from .base import Inputs, Picture, Seen, Turn, left_padded
+
+DEFAULT_CONV_MODE = "vicuna_v1"
+
+
+class ConventionInputs(Inputs):
+    """Prompts of LLaVA's original layout; images go through tower and projector once, however often they are shown."""
+
+    marker = IMAGE_TOKEN_INDEX
+    reserved = (DEFAULT_IMAGE_TOKEN,)
+
+    def __init__(self, tokenizer: Any, image_processor: Any, model_config: Any, conv_mode: str = DEFAULT_CONV_MODE):
+        super().__init__(tokenizer)
+        if conv_mode not in conv_templates:
+            raise ValueError(f"unknown --conv-mode {conv_mode!r}; known: {', '.join(conv_templates)}")
+        self.image_processor, self.model_config, self.name = image_processor, model_config, conv_mode
+        self.limit = model_config.tokenizer_model_max_length
+        template = conv_templates[conv_mode]
+        styles = (SeparatorStyle.SINGLE, SeparatorStyle.MPT, SeparatorStyle.PLAIN)
+        self.stop_string = template.sep if template.sep_style in styles else None
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """Return the conversation in the template's words, images before the text of their question."""
+        marker = DEFAULT_IMAGE_TOKEN
+        if self.model_config.mm_use_im_start_end:
+            marker = DEFAULT_IM_START_TOKEN + marker + DEFAULT_IM_END_TOKEN
+        conversation = conv_templates[self.name].copy()
+        for turn in turns:
+            conversation.append_message(conversation.roles[0], f"{marker}\n" * turn.images + turn.question)
+            conversation.append_message(conversation.roles[1], turn.answer)
+        return conversation.get_prompt()
+
+    def prepare(self, image: Image.Image) -> Picture:
+        """Pad or crop an image to the tower's square, as the model's configuration says."""
+        pixels = process_images([image], self.image_processor, self.model_config)
+        return Picture({"pixel_values": pixels[0].numpy()}, [])
+
+    def see(self, model: Any, pictures: Sequence[Picture]) -> list[Seen]:
+        """Run tower and projector: `content` is an image's features `[V, D]`."""
+        if not pictures:
+            return []
+        features = model.encode_images([torch.from_numpy(picture.arrays["pixel_values"]) for picture in pictures])
+        count = features.shape[1]
+        side = math.isqrt(count)
+        grid = (side, side) if side * side == count else None
+        return [Seen(count, count, image, grid=grid) for image in features]
+
+    def collate(self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[Seen]], model: Any) -> dict[str, Any]:
+        """Return ids with markers, mask and features; the model puts the features in."""
+        ids, mask = left_padded(rows, self.tokenizer.pad_token_id)
+        features = [image.content for images in seen for image in images]
+        device = model.device
+        return {"inputs": ids.to(device), "attention_mask": mask.to(device), "image_features": features}
+
+    def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the output as it is: these models generate from embeddings."""
+        return output
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """Return the row of a prompt's text."""
+        return tokenizer_image_token(prompt, self.tokenizer)

@@ -1,0 +1,120 @@
+"""Prompts of transformers' families: the processor's chat template, its image preprocessing, its placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedConfig, ProcessorMixin
+
+from .base import Inputs, Picture, Seen, Turn, left_padded
+
+TOKEN_TYPES = "mm_token_type_ids"
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class ProcessorInputs(Inputs):
+    """Any processor that writes placeholders for images: LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL, InternVL.
+
+    A prompt is tokenised with one placeholder an image; what the processor makes of an image, prepared once, takes the
+    placeholder's place. That gives the ids of the processor called with text and images together, and an image of many
+    questions is preprocessed once. The vision part runs in every prefill.
+    """
+
+    name = "chat template"
+
+    def __init__(self, processor: ProcessorMixin, model_config: PreTrainedConfig):
+        super().__init__(processor.tokenizer)
+        self.processor = processor
+        self.marker = processor.image_token_id
+        self.limit = model_config.get_text_config().max_position_embeddings
+        names = ("image_token", "video_token", "start_image_token", "end_image_token")
+        tokens = (getattr(processor, name, None) for name in names)
+        self.reserved = tuple(dict.fromkeys(token for token in tokens if token))
+        self._has_types = TOKEN_TYPES in processor(text=["a"], return_tensors="pt")
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """Return the conversation in the words of the processor's chat template, one placeholder an image."""
+        return self.processor.apply_chat_template(self.messages(turns), add_generation_prompt=True, tokenize=False)
+
+    def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        """Return the conversation as chat templates take it."""
+        messages = []
+        for turn in turns:
+            content = [{"type": "image"}] * turn.images + [{"type": "text", "text": turn.question}]
+            messages.append({"role": "user", "content": content})
+            if turn.answer is not None:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        return messages
+
+    def prepare(self, image: Image.Image) -> Picture:
+        """Run the processor over one image and its placeholder."""
+        made = self.processor(
+            images=[image.convert("RGB")],
+            text=[self.processor.image_token],
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        arrays = {name: value.numpy() for name, value in made.items() if name not in _PER_TOKEN}
+        return Picture(arrays, made["input_ids"][0].tolist())
+
+    def see(self, model: Any, pictures: Sequence[Picture]) -> list[Seen]:
+        """Leave the images to the prefills: `content` is the picture."""
+        return [
+            Seen(len(picture.ids), picture.ids.count(self.marker), picture, picture.ids.index(self.marker))
+            for picture in pictures
+        ]
+
+    def collate(self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[Seen]], model: Any) -> dict[str, Any]:
+        """Return what the processor returns for the whole batch, left padded."""
+        pictures = [[image.content for image in images] for images in seen]
+        full = [self._expand(row, shown) for row, shown in zip(rows, pictures, strict=True)]
+        ids, mask = left_padded([ids for ids, _ in full], self.tokenizer.pad_token_id)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if self._has_types:
+            batch[TOKEN_TYPES], _ = left_padded([types for _, types in full], 0)
+        shown = list(chain.from_iterable(pictures))
+        for name in dict.fromkeys(chain.from_iterable(picture.arrays for picture in shown)):
+            if name != TOKEN_TYPES:
+                batch[name] = torch.from_numpy(_stack([picture.arrays[name] for picture in shown]))
+        return {
+            name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+            for name, value in batch.items()
+        }
+
+    def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        """Return what follows the prompt."""
+        return output[:, batch["input_ids"].shape[1] :]
+
+    def _expand(self, row: Sequence[int], pictures: Sequence[Picture]) -> tuple[list[int], list[int]]:
+        """Put what stands for each image in its placeholder's place; return ids and token types."""
+        ids, types, following = [], [], iter(pictures)
+        for token in row:
+            if token != self.marker:
+                ids.append(token)
+                types.append(0)
+                continue
+            picture = next(following)
+            ids += picture.ids
+            types += picture.arrays[TOKEN_TYPES][0].tolist() if self._has_types else [0] * len(picture.ids)
+        return ids, types
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """Return the row of a prompt's text."""
+        begun = self.tokenizer.bos_token is not None and prompt.startswith(self.tokenizer.bos_token)
+        return self.tokenizer(prompt, add_special_tokens=not begun).input_ids
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Join along the first axis; images of fewer tiles (the second axis, LLaVA-NeXT) are filled up with zeros."""
+    tiles = max(array.shape[1] if array.ndim > 1 else 0 for array in arrays)
+    filled = []
+    for array in arrays:
+        missing = tiles - array.shape[1] if array.ndim > 1 else 0
+        widths = [(0, missing if axis == 1 else 0) for axis in range(array.ndim)]
+        filled.append(np.pad(array, widths) if missing else array)
+    return np.concatenate(filled)

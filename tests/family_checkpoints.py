@@ -1,0 +1,203 @@
+"""Small random checkpoints of transformers' families on disk, laid out as published: weights, tokenizer, processor.
+
+Chat templates have the structure of the published ones, in few lines; tokenizers are trained on a few sentences, with
+the families' own special tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers as hf
+from family_models import PATCHES, ROPE, clip, fields
+from llava_fixtures import write_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers.utils import logging
+
+SENTENCES = ["user assistant system", "What is the colour of the small circle? blue", "a red square on the left, 42"]
+CHAT_ML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+QWEN_TOKENS = [*CHAT_ML, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+INTERNVL_TOKENS = [*CHAT_ML, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+
+LLAVA_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'].upper() + ': ' }}{% endif %}"
+    "{% for part in m['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+INTERNVL_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CLIP_IMAGES = {
+    "image_processor_type": "CLIPImageProcessor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "do_convert_rgb": True,
+    "resample": 3,
+}
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_byte_tokenizer(folder: Path, special: list[str], settings: dict) -> int:
+    """A byte-level BPE as Qwen2's; returns the size of its vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    given = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "additional_special_tokens": special}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer", **given, **settings})
+    return tokenizer.get_vocab_size()
+
+
+def write_llama_tokenizer(folder: Path) -> int:
+    """A sentencepiece BPE as Llama's, with llava-hf's two added tokens; returns the size of its vocabulary."""
+    write_tokenizer(folder)
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder, config=hf.LlamaConfig(), legacy=True, add_bos_token=True)
+    tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)
+    tokenizer.pad_token = "<pad>"
+    tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.model").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", settings | {"tokenizer_class": "LlamaTokenizer"})
+    return len(tokenizer)
+
+
+def ids_of(folder: Path, *tokens: str) -> list[int]:
+    known = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    found = {token["content"]: token["id"] for token in known}
+    return [found[token] for token in tokens]
+
+
+def text_fields(vocabulary: int, **changes) -> dict:
+    return fields(vocab_size=vocabulary, max_position_embeddings=1024, **changes)
+
+
+def llava(folder: Path) -> torch.nn.Module:
+    vocabulary = write_llama_tokenizer(folder)
+    write_json(folder / "preprocessor_config.json", CLIP_IMAGES | square("crop_size") | {"size": {"shortest_edge": 16}})
+    write_json(folder / "processor_config.json", {"processor_class": "LlavaProcessor", **clip_tokens()})
+    write_json(folder / "chat_template.json", {"chat_template": LLAVA_TEMPLATE})
+    [image] = ids_of(folder, "<image>")
+    text = hf.LlamaConfig(**text_fields(vocabulary))
+    config = hf.LlavaConfig(vision_config=clip(), text_config=text, image_token_index=image)
+    return hf.LlavaForConditionalGeneration(config)
+
+
+def llava_next(folder: Path) -> torch.nn.Module:
+    vocabulary = write_llama_tokenizer(folder)
+    pinpoints = [[16, 32], [32, 16], [32, 32]]
+    images = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pinpoints}
+    images = CLIP_IMAGES | square("crop_size") | {"size": {"shortest_edge": 16}} | images
+    write_json(folder / "preprocessor_config.json", images)
+    write_json(folder / "processor_config.json", {"processor_class": "LlavaNextProcessor", **clip_tokens()})
+    (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE)
+    [image] = ids_of(folder, "<image>")
+    text = hf.LlamaConfig(**text_fields(vocabulary))
+    pins = {"image_grid_pinpoints": pinpoints, "image_token_index": image}
+    return hf.LlavaNextForConditionalGeneration(hf.LlavaNextConfig(vision_config=clip(), text_config=text, **pins))
+
+
+def clip_tokens() -> dict:
+    strategy = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return {"patch_size": 4, "image_token": "<image>", **strategy}
+
+
+def square(name: str, side: int = 16) -> dict:
+    return {name: {"height": side, "width": side}}
+
+
+def qwen(folder: Path, version: str) -> torch.nn.Module:
+    vocabulary = write_byte_tokenizer(folder, QWEN_TOKENS, {"chat_template": QWEN_TEMPLATE})
+    images = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 128, "max_pixels": 1024}
+    images |= {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    images |= {name: CLIP_IMAGES[name] for name in ("image_mean", "image_std")}
+    write_json(folder / "preprocessor_config.json", images | {"processor_class": f"Qwen{version}VLProcessor"})
+    write_json(folder / "chat_template.json", {"chat_template": QWEN_TEMPLATE})
+    named = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    tokens = dict(zip(keys, ids_of(folder, *named), strict=True))
+    text = text_fields(vocabulary, rope_parameters=ROPE)
+    if version == "2":
+        vision = {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2, **PATCHES}
+        config = hf.Qwen2VLConfig(text_config=text, vision_config=vision, **tokens)
+        return hf.Qwen2VLForConditionalGeneration(config)
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 48, "num_heads": 2, **PATCHES}
+    vision |= {"window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 4}
+    config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
+    return hf.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def internvl(folder: Path) -> torch.nn.Module:
+    names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
+    settings = {"extra_special_tokens": dict(zip(names, INTERNVL_TOKENS[3:], strict=True))}
+    settings |= dict(zip(names, INTERNVL_TOKENS[3:], strict=True))
+    vocabulary = write_byte_tokenizer(folder, INTERNVL_TOKENS, settings)
+    images = {"image_processor_type": "GotOcr2ImageProcessorFast", "crop_to_patches": False, "max_patches": 4}
+    images |= {"min_patches": 1, "size": {"height": 16, "width": 16}, "resample": 3, "do_convert_rgb": True}
+    images |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    write_json(folder / "preprocessor_config.json", images | {"processor_class": "InternVLProcessor"})
+    write_json(folder / "processor_config.json", {"processor_class": "InternVLProcessor", "image_seq_length": 16})
+    (folder / "chat_template.jinja").write_text(INTERNVL_TEMPLATE)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = hf.InternVLConfig(
+        vision_config=hf.InternVLVisionConfig(image_size=16, patch_size=2, **sizes),
+        text_config=hf.Qwen2Config(**text_fields(vocabulary)),
+        image_token_id=ids_of(folder, "<IMG_CONTEXT>")[0],
+        tie_word_embeddings=False,
+    )
+    return hf.InternVLForConditionalGeneration(config)
+
+
+FAMILIES: dict[str, Callable[[Path], torch.nn.Module]] = {
+    "llava": llava,
+    "llava_next": llava_next,
+    "qwen2_vl": lambda folder: qwen(folder, "2"),
+    "qwen2_5_vl": lambda folder: qwen(folder, "2_5"),
+    "internvl": internvl,
+}
+
+
+def write_family(folder: Path, name: str, layers: int | None = None) -> Path:
+    """Write a checkpoint of one family, its attention peaked enough that single tokens matter."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    model = FAMILIES[name](folder).eval().requires_grad_(False)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or parameter_name.endswith(("norm.weight", "cls_token", "position_embeddings")):
+            continue
+        gain = 1.5 if "language_model" in parameter_name else 1.0
+        gain = 0.5 if "lm_head" in parameter_name else gain
+        std = 1.0 if "embed_tokens" in parameter_name else gain * parameter[0].numel() ** -0.5
+        torch.nn.init.normal_(parameter, std=std)
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    words = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
+    for token, word in enumerate(words):  # answers are readable: bytes of broken characters are not chosen
+        if not word.isascii() or not word.isprintable() or not word:
+            model.lm_head.weight[token] = 0
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    # what Qwen2-VL's own checkpoints hold: greedy decoding must not stumble over it
+    sampling = {"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1, "repetition_penalty": 1.0}
+    write_json(folder / "generation_config.json", sampling | {"eos_token_id": [2], "pad_token_id": 0})
+    return folder

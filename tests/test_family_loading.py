@@ -1,0 +1,184 @@
+"""Checkpoints in transformers' own layout: what loads, what is said of a damaged one, and which processor is taken."""
+
+import json
+import warnings
+
+import pytest
+import torch
+import transformers as hf
+from family_checkpoints import FAMILIES, write_family, write_json
+from llava_fixtures import make_model, write_checkpoint
+from safetensors.torch import load_file, save_file
+
+from llava import load_pretrained_model
+from llava.model import builder, processors
+from llava.model.layouts import TRANSFORMERS, read_layout
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """A family's name and a checkpoint of it, not to be written to."""
+    return request.param, write_family(tmp_path_factory.mktemp(request.param) / "m", request.param)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint to damage."""
+    return write_family(tmp_path / "m", "qwen2_vl")
+
+
+def load(folder, **options):
+    return load_pretrained_model(folder, None, "m", device="cpu", **options)
+
+
+def edit_json(path, **changes):
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+def test_every_family_loads_as_llava_does_and_says_nothing(family, capfd):
+    name, folder = family
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer, model, processor, context = load(folder)
+    assert type(model).__name__ == TRANSFORMERS[name] and not model.training and model.dtype == torch.float32
+    assert isinstance(processor, hf.ProcessorMixin) and processor.tokenizer is tokenizer
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token_id is not None and context == 1024
+    assert model.config._attn_implementation == "sdpa" and model.generation_config.top_k == 1
+    written = getattr(hf, TRANSFORMERS[name]).from_pretrained(folder).state_dict()
+    assert all(torch.equal(written[key], tensor) for key, tensor in model.state_dict().items())
+    assert read_layout(folder).layers == model.config.get_text_config().num_hidden_layers == 6
+    capfd.readouterr()
+    load(folder)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_do_not_change_with_their_file(folder):
+    model = load(folder)[1]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(-2000, 2)
+        file.write(b"\x55" * 2000)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda s, k: s.pop(k), r"1 weights are missing: .*layers.2.mlp.up_proj.weight"),
+        (
+            lambda s, k: s.update({"model.extra.weight": torch.ones(2)}),
+            "1 weights are unexpected: .*extra.weight",
+        ),
+        (
+            lambda s, k: s.update({k: torch.ones(7, 48)}),
+            r"wrong shape: .*up_proj.weight \[7, 48\] instead of",
+        ),
+        (lambda s, k: s.update({k: s[k].to(torch.int8)}), r"not floating point: .*up_proj.weight \(torch.int8\)"),
+    ],
+)
+def test_wrong_weights_are_named(family, tmp_path, edit, message):
+    name, folder = family
+    copy = copy_of(folder, tmp_path / "m")
+    state = load_file(folder / "model.safetensors")
+    edit(state, next(key for key in state if key.endswith("layers.2.mlp.up_proj.weight")))
+    save_file(state, copy / "model.safetensors")
+    with pytest.raises(ValueError, match=message) as raised:
+        load(copy)
+    assert "\n" not in str(raised.value)
+
+
+def copy_of(folder, target):
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_rotary_buffers_of_old_checkpoints_are_ignored(folder):
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, folder / "model.safetensors")
+    load(folder)
+
+
+def test_broken_and_missing_files_are_named(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="model.safetensors is not a readable weight file"):
+        load(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match="holds no weights"):
+        load(folder)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="no processor that loads"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "idefics"}, "model_type 'idefics', which is not known here; known are llava, .*internvl_chat"),
+        ({"model_type": None}, "model_type None"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised checkpoint: load the original"),
+        ({"text_config": {"num_attention_heads": "many"}}, "not a configuration that transformers reads"),
+        ({"image_token_id": 7}, r"image token '<\|image_pad\|>' has the id \d+, the model's is 7"),
+    ],
+)
+def test_configurations_that_cannot_load_say_why_before_weights_are_read(folder, changes, message):
+    (folder / "model.safetensors").write_bytes(b"not read")
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(ValueError, match=message) as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_processor_without_a_chat_template_is_refused(folder):
+    (folder / "chat_template.json").unlink()
+    load(folder)  # the tokenizer's own is there
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    write_json(folder / "tokenizer_config.json", settings)
+    with pytest.raises(ValueError, match="has no chat template"):
+        load(folder)
+
+
+def test_a_tokenizer_larger_than_the_model_and_a_model_base_are_refused(folder):
+    with pytest.raises(ValueError, match="model_base was given"):
+        load_pretrained_model(folder, folder, "m", device="cpu")
+    config = json.loads((folder / "config.json").read_text())
+    edit_json(folder / "config.json", text_config=config["text_config"] | {"vocab_size": 200})
+    with pytest.raises(ValueError, match="298 tokens, the model 200"):
+        load(folder)
+
+
+class Recorder:
+    """Stands in for a class that is loaded from a folder, and notes that it was."""
+
+    def __init__(self, made):
+        self.made, self.asked = made, []
+
+    def from_pretrained(self, folder):
+        self.asked.append(folder)
+        return self.made
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_torchvision_decides_the_processor(folder, monkeypatch, there):
+    processor = load(folder)[2]
+    automatic, alone = Recorder(processor), Recorder(processor)
+    monkeypatch.setattr(processors, "is_torchvision_available", lambda: there)
+    monkeypatch.setattr(processors, "AutoProcessor", automatic)
+    monkeypatch.setitem(processors.IMAGES_ALONE, "qwen2_vl", alone)
+    load(folder)
+    assert (automatic.asked, alone.asked) == (([folder], []) if there else ([], [folder]))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_torchvision_decides_the_image_processor_of_the_original_layout(tmp_path, monkeypatch, there):
+    folder = write_checkpoint(tmp_path / "m", make_model())
+    made = load(folder)[2]
+    fast, plain = Recorder(made), Recorder(made)
+    monkeypatch.setattr(builder, "is_torchvision_available", lambda: there)
+    monkeypatch.setattr(hf, "CLIPImageProcessor", fast, raising=False)
+    monkeypatch.setattr(hf, "CLIPImageProcessorPil", plain)
+    load(folder)
+    assert (len(fast.asked), len(plain.asked)) == ((1, 0) if there else (0, 1))

@@ -1,0 +1,226 @@
+"""Every family through loader and chat: prompts and pixels of its processor, whatever the batch holds."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from family_checkpoints import FAMILIES, write_family
+from loader_fixtures import CONFIG, Bench, comparable, questions, write_images, write_jsonl
+from PIL import Image
+from transformers.utils.logging import warning_once
+
+from llava import PruningConfig, load_pretrained_model, prune
+from llava.eval.timing import ForwardTimer
+from llava.model.inputs import Turn, inputs_for
+from llava.serve import cli_pruning
+from llava.serve.chat import Chat, Sampling
+
+PRUNED = json.dumps(CONFIG | {"layer_threshold": 0.99, "tokens_threshold": 0.3})
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+QWEN = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    "<|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>\n<|im_start|>assistant\n"
+    "{}<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+)
+SECOND_TURN = {
+    "llava": SYSTEM + "USER: <image>\nWhat is it? ASSISTANT: {} USER: Why? ASSISTANT:",
+    "llava_next": "USER: <image>\nWhat is it? ASSISTANT: {} USER: Why? ASSISTANT:",
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
+    "internvl": (
+        "<|im_start|>user\n<IMG_CONTEXT>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
+        "{}<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    ),
+}
+CONVERSATIONS = (
+    ([Turn("What is it?", 1)], "a"),
+    ([Turn("Is it red, or what is it?")], ""),
+    ([Turn("Which one?", 2, "the left one"), Turn("And now?", 1)], "bca"),
+    ([Turn("x", 1)], "c"),
+)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp(request.param)
+    return request.param, write_family(root / "model", request.param), write_images(root / "images")
+
+
+@pytest.fixture(scope="module")
+def loaded(family):
+    return load_pretrained_model(family[1], None, "model", device="cpu")
+
+
+@pytest.fixture
+def bench(tmp_path, family):
+    """Ten questions, every third in text alone."""
+    bench = Bench(tmp_path, family[1], family[2])
+    rows = questions()
+    for row in rows[1::3]:
+        del row["image"]
+    write_jsonl(bench.question_file, rows)
+    return bench
+
+
+def pictures(family):
+    return {name: Image.open(family[2] / path) for name, path in (("a", "a.png"), ("b", "sub/b.png"), ("c", "c.png"))}
+
+
+def padded(image, name):
+    """LLaVA-1.5 sees an image in the middle of a square of its mean colour."""
+    if name != "llava":
+        return image
+    side = max(image.size)
+    whole = Image.new("RGB", (side, side), (122, 116, 104))
+    whole.paste(image.convert("RGB"), ((side - image.width) // 2, (side - image.height) // 2))
+    return whole
+
+
+def answer(loaded, prompt, images, limit=6):
+    """Ask transformers itself."""
+    _, model, processor, _ = loaded
+    given = processor(text=[prompt], images=images or None, return_tensors="pt")
+    arguments = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "max_new_tokens": limit}
+    output = model.generate(**given, **arguments)
+    return processor.decode(output[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_a_batch_is_what_the_processor_makes_of_it(family, loaded):
+    """Mixed sizes, several images, several turns and text alone: ids, masks, pixels and grids, to the bit."""
+    _, model, processor, _ = loaded
+    inputs = pickle.loads(pickle.dumps(inputs_for(loaded[0], processor, model.config)))
+    images = pictures(family)
+    rows = [inputs.encode(turns) for turns, _ in CONVERSATIONS]
+    seen = [inputs.see(model, [inputs.prepare(images[name]) for name in shown]) for _, shown in CONVERSATIONS]
+    batch = inputs.collate(rows, seen, model)
+    flat = [padded(images[name], family[0]).convert("RGB") for _, shown in CONVERSATIONS for name in shown]
+    texts = [inputs.prompt(turns) for turns, _ in CONVERSATIONS]
+    expected = processor(text=texts, images=flat, padding=True, return_tensors="pt")
+    assert set(batch) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(batch[name], value.to(batch[name].dtype), atol=0, rtol=0)
+    lengths = [inputs.length(row, shown) for row, shown in zip(rows, seen, strict=True)]
+    assert lengths == expected["attention_mask"].sum(-1).tolist()
+    visual = [sum(image.visual for image in shown) for shown in seen]
+    assert visual == (expected["input_ids"] == model.config.image_token_id).sum(-1).tolist()
+    starts = [inputs.visual_start(row, shown) for row, shown in zip(rows, seen, strict=True)]
+    for row, start, length in zip(expected["input_ids"], starts, lengths, strict=True):
+        found = (row[-length:] == model.config.image_token_id).nonzero()
+        assert start == (int(found[0]) if len(found) else None)
+
+
+def test_the_dense_loader_answers_as_transformers_does(family, loaded, bench, capfd):
+    warning_once.cache_clear()
+    assert bench.run() == 0
+    assert "[transformers]" not in capfd.readouterr().err
+    assert bench.record()["settings"]["conv_mode"] is None
+    for line, row in zip(bench.question_file.read_text().splitlines(), bench.rows(), strict=True):
+        question = json.loads(line)
+        parts = [{"type": "image"}] * ("image" in question) + [{"type": "text", "text": question["text"]}]
+        messages = [{"role": "user", "content": parts}]
+        if family[0] == "llava":
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM.strip()}]})
+        prompt = loaded[2].apply_chat_template(messages, add_generation_prompt=True)
+        images = [padded(Image.open(family[2] / question["image"]), family[0])] if "image" in question else []
+        assert row["text"] == answer(loaded, prompt, images)
+
+
+@pytest.mark.parametrize("pruning", [None, PRUNED])
+def test_answers_and_traces_do_not_depend_on_the_batch(bench, pruning):
+    seen = []
+    for size, workers in ((1, 0), (4, 0), (10, 1)):
+        bench.answers = bench.root / f"{size}.jsonl"
+        assert bench.run(pruning_config=pruning, batch_size=size, workers=workers) == 0
+        seen.append(comparable(bench.rows()))
+    assert seen[0] == seen[1] == seen[2]
+    traces = [row["metadata"] for row in seen[0]]
+    assert [trace["visual_tokens"] > 0 for trace in traces] == [number % 3 != 1 for number in range(10)]
+    if pruning:
+        assert any(0 < trace["kept_tokens"] < trace["visual_tokens"] for trace in traces if trace["kept_tokens"])
+        assert bench.record()["totals"]["flops"] < bench.record()["totals"]["dense_flops"]
+
+
+def test_vision_is_timed_apart(loaded, family):
+    _, model, processor, _ = loaded
+    inputs = inputs_for(loaded[0], processor, model.config)
+    for turns, shown, there in (([Turn("x", 1)], "a", True), ([Turn("x")], "", False)):
+        seen = inputs.see(model, [inputs.prepare(pictures(family)[name]) for name in shown])
+        batch = inputs.collate([inputs.encode(turns)], [seen], model)
+        with torch.inference_mode(), ForwardTimer(model) as timer:
+            model.generate(**batch, max_new_tokens=3, min_new_tokens=3)
+        spent = timer.take()
+        assert (spent.prefills, spent.decode_steps, spent.vision > 0) == (1, 2, there)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_chat_of_two_turns_asks_what_one_would_write_by_hand(family, loaded, pruned):
+    config = PruningConfig.from_json(PRUNED)
+    chat = Chat(loaded, None, config, Sampling(max_new_tokens=6), pruning_on=pruned)
+    image = pictures(family)["b"]
+    assert chat.see(image.convert("RGB"), "b.png").seen.visual > 0
+    first, second = chat.ask("What is it?"), chat.ask("Why?")
+    prompt = SECOND_TURN[family[0]].format(first.text)
+    if pruned:
+        with prune(loaded[1], config) as session:
+            assert second.text == answer(loaded, prompt, [padded(image, family[0])])
+        assert second.trace.summary() == session.traces[-1].summary()
+        assert second.trace.visual_tokens == chat.image.seen.visual
+    else:
+        assert second.text == answer(loaded, prompt, [padded(image, family[0])])
+    assert second.prompt_tokens > first.prompt_tokens and chat.turns == 2
+
+
+def test_a_text_that_holds_a_placeholder_is_refused(family, loaded, bench, capsys):
+    token = loaded[2].image_token
+    inputs = inputs_for(loaded[0], loaded[2], loaded[1].config)
+    with pytest.raises(ValueError, match="stands for an image"):
+        inputs.encode([Turn(f"What is {token}?", 1)])
+    assert token not in inputs.clean(f"a {token}!")
+    chat = Chat(loaded, None, PruningConfig.from_json(PRUNED))
+    with pytest.raises(ValueError, match="the image's place"):
+        chat.ask(f"What is {token}?")
+    rows = questions()
+    rows[2]["text"] = f"Is {token} there?"
+    write_jsonl(bench.question_file, rows)
+    assert bench.run() == 1
+    assert "questions.jsonl:3: the text " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_conversation_template_is_refused_before_the_model_loads(family, bench, capsys, monkeypatch):
+    monkeypatch.setattr("llava.eval.running.load_pretrained_model", None)
+    assert bench.run(conv_mode="vicuna_v1") == 1
+    said = capsys.readouterr().err
+    assert "--conv-mode vicuna_v1 was given" in said and said.count("\n") == 1
+    arguments = ["-p", "hi", "--model-path", str(family[1]), "--conv-mode", "vicuna_v1"]
+    assert cli_pruning.main(arguments) == 1
+    assert "--conv-mode vicuna_v1 was given" in capsys.readouterr().err
+
+
+def test_a_boundary_beyond_the_decoder_is_refused_and_an_open_one_is_filled_in(family, bench, capsys):
+    config = {key: value for key, value in json.loads(PRUNED).items() if key != "shallow_mid_layer"}
+    assert bench.run(pruning_config=json.dumps(config | {"shallow_mid_layer": 6})) == 1
+    assert "the model has 6 layers" in capsys.readouterr().err and not bench.answers.exists()
+    assert bench.run(pruning_config=json.dumps(config), limit=2) == 0
+    assert bench.record()["filled_in"] == {"shallow_mid_layer": 1}
+    assert bench.record()["settings"]["pruning_config"]["shallow_mid_layer"] == 1
+    assert bench.run(pruning_config=json.dumps(config | {"shallow_mid_layer": 1})) == 0  # the same settings, resumed
+    assert len(bench.rows()) == 10
+
+
+def test_the_chats_command_line_takes_every_family(family, capsys):
+    command = ["--model-path", str(family[1]), "--image-file", str(family[2] / "c.png"), "--device", "cpu"]
+    assert cli_pruning.main([*command, "-p", "What is it?", "--max-new-tokens", "3"]) == 0
+    said = capsys.readouterr()
+    assert "visual tokens" in said.err and said.err.count("\n") <= 2
+
+
+def test_images_of_any_mode_are_taken(family, loaded):
+    inputs = inputs_for(loaded[0], loaded[2], loaded[1].config)
+    grey = Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40))
+    one, other = inputs.prepare(grey), inputs.prepare(grey.convert("RGB"))
+    assert one.ids == other.ids and all(np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays)
