@@ -9,6 +9,7 @@ import numpy as np
 from llava_fixtures import make_model, write_checkpoint, write_json
 from PIL import Image
 
+from llava.conversation import conv_templates
 from llava.eval.model_vqa_loader import main
 
 CONFIG = {
@@ -41,6 +42,14 @@ def write_images(folder: Path) -> Path:
     for name, size in (("a.png", (28, 28)), ("sub/b.png", (20, 40)), ("c.png", (50, 30))):
         Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     return folder
+
+
+def prompt_of(text: str) -> str:
+    """The prompt of one question about one image, written with LLaVA's template alone."""
+    conversation = conv_templates["vicuna_v1"].copy()
+    conversation.append_message(conversation.roles[0], f"<image>\n{text}")
+    conversation.append_message(conversation.roles[1], None)
+    return conversation.get_prompt()
 
 
 def questions() -> list[dict]:

@@ -50,6 +50,7 @@ def test_a_chunk_that_is_not_there(bench, capsys):
         ({"question_id": 1, "image": "a.png"}, ':3: key "text" is missing'),
         ({"question_id": 1, "image": "a.png", "text": 5}, ':3: key "text" should be str'),
         ({"question_id": 1, "image": 5, "text": "x"}, ':3: key "image" should be str'),
+        ({"question_id": 1, "image": None, "text": "x"}, ':3: key "image" should be str'),
         ({"question_id": 1, "image": "a.png", "text": "<image>\nx"}, ":3: the text contains <image>"),
         (questions()[1], ":3: question_id 'a.png' was asked with the same text in line 2"),
         ({"question_id": 1, "image": "/etc/hostname", "text": "x"}, ":3: image '/etc/hostname' must be a path inside"),
@@ -81,16 +82,14 @@ def test_a_link_out_of_the_image_folder_is_refused_but_one_within_is_not(tmp_pat
         read_questions(outside, images)
 
 
-@pytest.mark.parametrize("skip_bad", [False, True])
-def test_missing_images(tmp_path, skip_bad):
-    rows = [{"question_id": i, "text": "x"} | image for i, image in enumerate([{}, {"image": None}, {"image": "no"}])]
+def test_a_missing_image_file_is_bad_and_a_question_without_an_image_is_not(tmp_path):
+    rows = [{"question_id": i, "text": "x"} | image for i, image in enumerate([{}, {"image": "no"}])]
     asked = read_questions(write_jsonl(tmp_path / "q.jsonl", rows), tmp_path)
-    if skip_bad:
-        good, bad = require_images(asked, True)
-        assert good == [] and [skipped.question for skipped in bad] == asked
-    else:
-        with pytest.raises(QuestionError, match='q.jsonl:1: no "image" key'):
-            require_images(asked, False)
+    assert (asked[0].image, asked[0].path) == (None, None)
+    good, bad = require_images(asked, True)
+    assert good == asked[:1] and [skipped.question for skipped in bad] == asked[1:]
+    with pytest.raises(QuestionError, match="q.jsonl:2: image not found: .*no"):
+        require_images(asked, False)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +123,12 @@ def test_answers_never_replace_the_questions(bench, capsys):
 @pytest.mark.parametrize(
     "changes", [{"batch_size": 0}, {"temperature": -1}, {"top_p": 1.5}, {"conv_mode": "v99"}, {"limit": "all"}]
 )
-def test_argparse_refuses_with_status_2(bench, changes):
+def test_argparse_refuses_with_status_2_in_one_line(bench, capsys, changes):
     with pytest.raises(SystemExit) as stopped:
         bench.run(**changes)
     assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: argument --") and error.count("\n") == 1
 
 
 def test_help_teaches(bench, capsys):

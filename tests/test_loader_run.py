@@ -6,11 +6,20 @@ import warnings
 
 import pytest
 import torch
-from loader_fixtures import CONFIG, IMAGES, Bench, comparable, questions, write_images, write_jsonl, write_model
+from loader_fixtures import (
+    CONFIG,
+    IMAGES,
+    Bench,
+    comparable,
+    prompt_of,
+    questions,
+    write_images,
+    write_jsonl,
+    write_model,
+)
 from PIL import Image
 
 from llava import PruningConfig, load_pretrained_model, prune
-from llava.eval.batches import prompt_of
 from llava.eval.model_vqa_loader import eval_model
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -37,7 +46,7 @@ def loaded(shared):
 def ask(loaded, images, row, config=None, **arguments):
     """One question straight through the model: text, and the trace's summary when pruned."""
     tokenizer, model, processor = loaded
-    prompt = prompt_of(row["text"], "vicuna_v1", False)
+    prompt = prompt_of(row["text"])
     ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None]
     pixels = process_images([Image.open(images / row["image"])], processor, model.config)
     arguments = {"max_new_tokens": 6, "do_sample": False, "temperature": None, "top_p": None} | arguments
@@ -127,14 +136,14 @@ def test_chunks_are_llavas_and_make_up_the_whole(bench):
     assert bench.rows() == [] and bench.record()["totals"]["questions"] == 0
 
 
-def test_the_tower_sees_an_image_once_in_a_row(bench, monkeypatch):
+def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
     seen = []
     encode = LlavaLlamaForCausalLM.encode_images
     monkeypatch.setattr(LlavaLlamaForCausalLM, "encode_images", lambda self, x: seen.append(len(x)) or encode(self, x))
+    monkeypatch.setattr("llava.eval.batches.UNITS", 1)  # all five batches are one unit
     assert bench.run(batch_size=2) == 0
-    # batches aa|ab|bc|ac|cb; the first call is the untimed warm-up
-    assert [IMAGES[i : i + 2] for i in range(0, 10, 2)][3] == ("a.png", "c.png")
-    assert seen == [1, 1, 1, 1, 1, 1]
+    assert seen[0] == 1, "the untimed warm-up"
+    assert sum(seen[1:]) == len(set(IMAGES)) == 3
 
 
 def test_greedy_decoding_is_silent_about_the_checkpoints_sampling_settings(bench, capfd):
@@ -176,29 +185,47 @@ def test_the_run_file_says_what_made_the_answers(bench, capsys):
 
 def test_bad_questions_stop_or_are_skipped_and_counted(bench, capsys):
     rows = questions()
-    del rows[1]["image"]
     rows[4]["image"] = "nowhere.png"
     rows[6]["image"] = "broken.png"
     bench.images = write_images(bench.root / "images")
     (bench.images / "broken.png").write_bytes((bench.images / "a.png").read_bytes()[:900])
     write_jsonl(bench.question_file, rows)
-    for line, reason in ((2, 'no "image" key'), (5, "image not found"), (7, "cannot be read")):
+    for line, reason in ((5, "image not found"), (7, "cannot be read")):
         assert bench.run() == 1
         [error] = [text for text in capsys.readouterr().err.split("\n") if text.startswith("error:")]
         assert f"{bench.question_file}:{line}: " in error and reason in error and "--skip-bad" in error
-        if line == 7:  # what could be answered before it is kept
-            assert len(bench.rows()) == 6 and bench.record()["state"] == "interrupted"
+        if line == 7:  # what was answered by then is kept
+            assert 0 < len(bench.rows()) < 10 and bench.record()["state"] == "interrupted"
+            assert rows[6]["text"] not in [row["prompt"] for row in bench.rows()]
         rows[line - 1] = questions()[line - 1]
         write_jsonl(bench.question_file, rows)
-    rows[1].pop("image")
     rows[4]["image"], rows[6]["image"] = "nowhere.png", "broken.png"
     write_jsonl(bench.question_file, rows)
     assert bench.run("--skip-bad", "--overwrite") == 0
-    asked = [row["text"] for i, row in enumerate(questions()) if i not in (1, 4, 6)]
+    asked = [row["text"] for i, row in enumerate(questions()) if i not in (4, 6)]
     assert [row["prompt"] for row in bench.rows()] == asked
     record = bench.record()
-    assert record["totals"]["skipped"] == 3 and record["totals"]["questions"] == 7
-    assert sorted(int(bad["where"].rpartition(":")[2]) for bad in record["skipped"]) == [2, 5, 7]
+    assert record["totals"]["skipped"] == 2 and record["totals"]["questions"] == 8
+    assert sorted(int(bad["where"].rpartition(":")[2]) for bad in record["skipped"]) == [5, 7]
+
+
+@pytest.mark.parametrize("pruning", [None, PRUNED])
+@pytest.mark.parametrize("first", [0, 1])
+def test_questions_without_an_image_run_dense_among_the_others(bench, loaded, pruning, first):
+    rows = questions()
+    for row in rows[first::2]:
+        del row["image"]
+    write_jsonl(bench.question_file, rows)
+    assert bench.run(pruning_config=pruning) == 0
+    tokenizer, model, _ = loaded
+    for row, answered in zip(rows, bench.rows(), strict=True):
+        trace = answered["metadata"]
+        assert trace["visual_tokens"] == (4 if "image" in row else 0)
+        if "image" not in row:
+            assert set(trace["tokens_per_layer"]) == {trace["prompt_tokens"]}
+            ids = tokenizer(prompt_of(row["text"]).replace("<image>\n", ""), return_tensors="pt").input_ids
+            output = model.generate(ids, max_new_tokens=6, do_sample=False, temperature=None, top_p=None)
+            assert answered["text"] == tokenizer.decode(output[0], skip_special_tokens=True).strip()
 
 
 def test_a_prompt_that_the_model_cannot_take_is_bad_too(bench, capsys):

@@ -44,30 +44,28 @@ def test_prediction_loses_trailing_periods_and_capitals_only(text, expected):
 def test_exact_match_overall_and_by_type(write):
     result = score(*write(QUESTIONS, [("1", "Red."), ("2", "Yes"), ("3", "No, there is none"), ("4", "right")]))
     assert result["accuracy"] == 50
-    assert result["open"] == {"accuracy": 100, "count": 1}
-    assert result["binary"] == {"accuracy": pytest.approx(100 / 3), "count": 3}
-    assert result["types"]["structural"] == {
+    assert result["groups"]["shape"]["open"] == {"accuracy": 100, "count": 1}
+    assert result["groups"]["shape"]["binary"] == {"accuracy": pytest.approx(100 / 3), "count": 3}
+    assert result["groups"]["structural"] == {
         "choose": {"accuracy": 0, "count": 1},
         "logical": {"accuracy": 0, "count": 1},
         "query": {"accuracy": 100, "count": 1},
         "verify": {"accuracy": 100, "count": 1},
     }
-    assert result["types"]["semantic"]["obj"] == {"accuracy": 50, "count": 2}
-    assert set(result["types"]["detailed"]) == {"color", "existC", "existAnd", "chooseRel"}
+    assert result["groups"]["semantic"]["obj"] == {"accuracy": 50, "count": 2}
+    assert set(result["groups"]["detailed"]) == {"color", "existC", "existAnd", "chooseRel"}
 
 
 def test_type_counts_add_up_to_the_questions(write):
     result = score(*write(QUESTIONS, [(i, "red") for i in QUESTIONS]))
-    for by_name in result["types"].values():
+    for by_name in result["groups"].values():
         assert sum(entry["count"] for entry in by_name.values()) == 4
-    assert result["open"]["count"] + result["binary"]["count"] == 4
 
 
 def test_a_file_without_types_gives_the_overall_accuracy(write):
     result = score(*write({"1": {"answer": "red"}, "2": {"answer": "two"}}, [("1", "red"), ("2", "2")]))
     assert result["accuracy"] == 50
-    assert result["types"] == {}
-    assert "open" not in result
+    assert result["groups"] == {}
 
 
 def test_unbalanced_questions_are_neither_expected_nor_scored(write):

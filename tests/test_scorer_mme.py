@@ -83,16 +83,16 @@ def test_both_layouts_of_the_release_are_read(release):
 def test_acc_acc_plus_and_score_of_a_task(release):
     rows = answers_for("existence", ["Yes", "No", "Yes", "Yes"]) + answers_for("count", ["yes", "no", "maybe", "no"])
     result = score(questions_file(release, "existence", "count"), write_answers(release, rows))
-    assert result["tasks"]["existence"] == {
+    assert result["groups"]["task"]["existence"] == {
         "acc": 75,
         "acc_plus": 50,
         "score": 125,
-        "questions": 4,
+        "count": 4,
         "images": 2,
         "other": 0,
     }
-    assert result["tasks"]["count"]["score"] == 125
-    assert result["tasks"]["count"]["other"] == 1
+    assert result["groups"]["task"]["count"]["score"] == 125
+    assert result["groups"]["task"]["count"]["other"] == 1
     assert result["perception"] == 250
     assert result["cognition"] is None
     assert result["accuracy"] == 75
@@ -134,7 +134,7 @@ def test_a_task_of_no_official_list_enters_no_sum(release):
     rows = answers_for("unheard_of", ["Yes", "No"] * 2)
     result = score(questions_file(release, "unheard_of"), write_answers(release, rows))
     assert result["unofficial"] == ["unheard_of"]
-    assert result["tasks"]["unheard_of"]["score"] == 200
+    assert result["groups"]["task"]["unheard_of"]["score"] == 200
     assert (result["perception"], result["total"]) == (None, 0)
 
 
@@ -151,9 +151,9 @@ def test_an_image_with_one_answer_counts_in_acc_but_not_in_acc_plus(release):
     answers = write_answers(release, answers_for("existence", ["Yes", "No", "No", "No"])[:3])
     with pytest.raises(ScoreError, match="3 of 4 questions answered, 1 missing"):
         score(questions, answers)
-    task = score(questions, answers, partial=True)["tasks"]["existence"]
+    task = score(questions, answers, partial=True)["groups"]["task"]["existence"]
     assert task["acc"] == pytest.approx(200 / 3)
-    assert (task["acc_plus"], task["images"], task["questions"]) == (100, 1, 3)
+    assert (task["acc_plus"], task["images"], task["count"]) == (100, 1, 3)
 
 
 def test_duplicates_and_unknown_questions_are_refused(release):

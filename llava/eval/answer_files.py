@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -136,6 +137,34 @@ def read_answers(path: str | Path) -> list[Answer]:
     return [parse_answer(row, where) for where, row in read_jsonl(path, "answers file")]
 
 
+def answers_by_id(
+    ids: Iterable[str], path: str | Path, partial: bool = False
+) -> tuple[dict[str, Answer], Coverage, int]:
+    """The answers of a file to questions that are known by their id alone.
+
+    Args:
+        ids: the id of every question, each once.
+        path: the answers JSONL.
+        partial: as in `match`.
+
+    Returns:
+        Question id → its answer, in file order; the counts; and how many of these answers are empty.
+
+    Raises:
+        ScoreError: as in `read_jsonl` and `match`.
+
+    """
+    answers = read_answers(path)
+    used, coverage = match(ids, [(answer.question_id, answer.where) for answer in answers], partial)
+    chosen = {answers[index].question_id: answers[index] for index in used}
+    return chosen, coverage, count_empty(chosen.values())
+
+
+def count_empty(answers: Iterable[Answer]) -> int:
+    """How many answers hold no text: they are scored as they stand, and the scorer tells their number."""
+    return sum(not answer.text.strip() for answer in answers)
+
+
 def match(
     expected: Iterable[Hashable], given: Sequence[tuple[Hashable, str]], partial: bool = False
 ) -> tuple[list[int], Coverage]:
@@ -198,20 +227,45 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def run_cli(compute: Callable[[], dict[str, Any]], render: Callable[[dict[str, Any]], str] | None = None) -> int:
+def write_json(path: str | Path, document: Any, indent: int | None = 1) -> None:
+    """Writes a JSON document; the file appears complete or not at all. Folders are made.
+
+    Raises:
+        ScoreError: the file cannot be written.
+
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(document, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ScoreError(f"{path} cannot be written: {error}") from None
+
+
+def run_cli(
+    compute: Callable[[], dict[str, Any]],
+    render: Callable[[dict[str, Any]], str] | None = None,
+    output: str | Path | None = None,
+) -> int:
     """Runs a command: prints `render(result)` and, as the last line, the result as one compact JSON object.
 
-    A partial result is announced above the table. Returns the exit status: 0, or 1 after one line on stderr where
-    `compute` raised ScoreError.
+    A partial result and empty answers are announced above the table; `output` names a file that gets the result too.
+    Returns the exit status: 0, or 1 after one line on stderr where `compute` raised ScoreError.
     """
     try:
         result = compute()
+        if output is not None:
+            write_json(output, result)
     except ScoreError as error:
         print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
         return 1
     if result.get("partial"):
         counts = Coverage(*(result[k] for k in ("questions", "answered", "missing", "duplicates", "unknown")))
         print(f"PARTIAL: {counts.describe()}; only the answered questions count.")
+    if result.get("empty"):
+        print(f"EMPTY: {result['empty']} of {result['answered']} answers hold no text; they are scored as they stand.")
     if render is not None:
         print(render(result))
     print(json.dumps(result, separators=(",", ":")))

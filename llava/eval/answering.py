@@ -1,21 +1,28 @@
-"""From a prepared batch to LLaVA's answer lines: visual features once an image, generation, traces and times."""
+"""From a prepared batch to LLaVA's answer lines: images seen once, generation, traces and times."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import shortuuid
 import torch
+from tqdm import tqdm
 
-from llava.eval.batches import Batch, left_padded
+from llava.eval.batches import Batch
 from llava.eval.questions import Question, Skipped
-from llava.eval.timing import ForwardTimer
+from llava.eval.timing import ForwardTimer, Milliseconds
+from llava.eval.totals import STAGES
+from llava.model.inputs import Inputs, Picture, Seen
 from llava.model.pruning import PruningConfig, PruningTrace, prune
+from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.policy import AttentionRule
 
@@ -51,16 +58,22 @@ class Answerer:
 
     Sampling is seeded once a batch, with `seed` plus the index of the batch's first question: it can be repeated with
     the same batch size. At temperature 0 answers do not depend on the batch (up to rounding in half precision).
+
+    A batch that the device's memory does not hold is halved, as often as it takes, and so are those after it: `halved`
+    tells where. `spent`: milliseconds by stage since the block was entered, warm-up left out.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, model_id: str, config: PruningConfig | None, how: Generation):
-        self.model, self.tokenizer, self.model_id, self.config, self.how = model, tokenizer, model_id, config, how
-        self._features: dict[Path, torch.Tensor] = {}
+    def __init__(self, model: Any, inputs: Inputs, model_id: str, config: PruningConfig | None, how: Generation):
+        self.model, self.inputs, self.model_id, self.config, self.how = model, inputs, model_id, config, how
+        self.halved: list[dict[str, Any]] = []
+        self.spent: Counter[str] = Counter()
+        self._most: int | None = None
+        self._unit: int | None = None
+        self._seen: dict[Path, Seen] = {}
         self._unreadable: dict[Path, str] = {}
-        self._shape = DecoderShape.of(model.config)
+        self._shape = DecoderShape.of(family_of(model).decoder(model).config)
         ends = model.generation_config.eos_token_id
         self._ends = set(ends if isinstance(ends, list | tuple) else [ends]) - {None}
-        self._limit = model.config.tokenizer_model_max_length
 
     def __enter__(self) -> Answerer:
         with ExitStack() as stack:
@@ -77,80 +90,151 @@ class Answerer:
     def answer(self, batch: Batch) -> tuple[list[dict[str, Any]], list[Skipped]]:
         """Return the batch's answer lines, in order, and the questions that cannot be asked.
 
-        Those are: an image that could not be read, or a prompt longer than the model takes.
+        Those are: an image that could not be read, a text that no prompt can hold, or a prompt longer than the model
+        takes.
         """
+        if batch.unit != self._unit:
+            self._unit, self._seen = batch.unit, {}
+        if not self._warm:
+            self._warm_up(batch)
         self._unreadable |= batch.errors
+        self._see(batch)
         asked, rows, skipped = [], [], []
-        for question, ids in zip(batch.questions, batch.input_ids, strict=True):
-            reason = self._unreadable.get(question.path) or self._too_long(ids)
+        for question, row in zip(batch.questions, batch.rows, strict=True):
+            reason = batch.refused.get(question) or self._unreadable.get(question.path)
+            reason = reason or self._too_long(row, self._shown(question))
             if reason:
                 skipped.append(Skipped(question, reason))
             else:
                 asked.append(question)
-                rows.append(ids)
-        if asked and not self._warm and asked[0].path in batch.pixels:
-            self._warm_up(batch.pixels[asked[0].path], rows[0])
-        self._see(batch)
-        return (self._ask(asked, rows) if asked else []), skipped
+                rows.append(row)
+        seen = [self._shown(question) for question in asked]
+        return (self._ask(asked, rows, seen) if asked else []), skipped
 
-    def _warm_up(self, pixels: np.ndarray, ids: list[int]) -> None:
+    def _warm_up(self, batch: Batch) -> None:
         """Ask once without looking at the clock: a process's first forward is slow for reasons of its own."""
-        self._generate([ids], list(self._project([pixels])), max_new_tokens=WARM_UP_TOKENS)
-        self._timer.take()
-        self._warm = True
+        for question, row in zip(batch.questions, batch.rows, strict=True):
+            if question in batch.refused or question.path not in {None, *batch.pictures}:
+                continue
+            seen = [] if question.path is None else self.inputs.see(self.model, [batch.pictures[question.path]])
+            if not self._too_long(row, seen):
+                self._generate([row], [seen], max_new_tokens=WARM_UP_TOKENS)
+                self._timer.take()
+                self._warm = True
+                return
 
     def _see(self, batch: Batch) -> None:
-        """Project the batch's new images; forget those that it does not show."""
-        shown = {question.path for question in batch.questions}
-        features = {path: seen for path, seen in self._features.items() if path in shown}
-        if batch.pixels:
-            features |= zip(batch.pixels, self._project(batch.pixels.values()), strict=True)
-        self._features = features
+        """Look at the batch's new images; the unit's further batches may show them too."""
+        new = self._look(list(batch.pictures.values()))
+        self._seen |= dict(zip(batch.pictures, new, strict=True))
 
-    def _project(self, pixels: Iterable[np.ndarray]) -> torch.Tensor:
-        return self.model.encode_images([torch.from_numpy(image) for image in pixels])
+    def _look(self, pictures: Sequence[Picture]) -> list[Seen]:
+        try:
+            return self.inputs.see(self.model, pictures)
+        except torch.OutOfMemoryError:
+            if len(pictures) == 1:
+                raise
+        half = len(pictures) // 2  # outside of the except block, whose error holds what was computed
+        self._free()
+        return self._look(pictures[:half]) + self._look(pictures[half:])
 
-    def _too_long(self, ids: list[int]) -> str | None:
-        length = len(ids) - 1 + self.model.visual_tokens_per_image
-        if self._limit is not None and length > self._limit:
-            return f"the prompt has {length} tokens with its image, the model takes {self._limit}"
+    def _shown(self, question: Question) -> list[Seen]:
+        """What the question shows; nothing where its image could not be read."""
+        return [self._seen[question.path]] if question.path in self._seen else []
+
+    def _too_long(self, row: list[int], seen: list[Seen]) -> str | None:
+        length, limit = self.inputs.length(row, seen), self.inputs.limit
+        if limit is not None and length > limit:
+            image = " with its image" if seen else ""
+            return f"the prompt has {length} tokens{image}, the model takes {limit}"
         return None
 
-    def _ask(self, questions: list[Question], rows: list[list[int]]) -> list[dict[str, Any]]:
-        features = [self._features[question.path] for question in questions]
+    def _ask(self, questions: list[Question], rows: list[list[int]], seen: list[list[Seen]]) -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = []
+        while len(lines) < len(questions):
+            part = slice(len(lines), len(lines) + (self._most or len(questions)))
+            made = self._ask_together(questions[part], rows[part], seen[part])
+            if made is None:
+                self._halve(questions[part])
+            else:
+                lines += made
+        return lines
+
+    def _halve(self, questions: Sequence[Question]) -> None:
+        """Ask at most half as many prompts at once from here on; raise where one was too many."""
+        self._free()
+        first = questions[0]
+        if len(questions) == 1:
+            raise torch.OutOfMemoryError(
+                f"{first.where}: question_id {first.question_id!r} alone does not fit into the device's memory; "
+                "give a lower --max_new_tokens, a half-precision --dtype, or a device with more memory"
+            )
+        self._most = len(questions) // 2
+        self.halved.append({"where": first.where, "from": len(questions), "to": self._most})
+        tqdm.write(
+            f"warning: out of memory with {len(questions)} prompts at once ({first.where}); "
+            f"going on with {self._most}",
+            file=sys.stderr,
+        )
+
+    def _take(self) -> Milliseconds:
+        spent = self._timer.take()
+        self.spent.update({stage: getattr(spent, stage) for stage in STAGES})
+        return spent
+
+    def _free(self) -> None:
+        self._take()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _ask_together(
+        self, questions: list[Question], rows: list[list[int]], seen: list[list[Seen]]
+    ) -> list[dict[str, Any]] | None:
+        """Return the answer lines of prompts asked as one batch; None where memory ran out."""
         if self.how.temperature > 0:
             torch.manual_seed(self.how.seed + questions[0].index)
-        output = self._generate(rows, features).tolist()
-        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
-        spent = self._timer.take()
+        try:
+            output = self._generate(rows, seen).tolist()
+        except torch.OutOfMemoryError:
+            return None
+        spent = self._take()
         share = 1 / len(questions)
-        milliseconds = {"prefill": spent.prefill, "decode": spent.decode, "vision": spent.vision}
-        milliseconds = {stage: round(share * time, 4) for stage, time in milliseconds.items()}
-        traces = self._traces(rows, features)
+        milliseconds = {stage: round(share * getattr(spent, stage), 4) for stage in STAGES}
         return [
             {
                 "question_id": question.question_id,
                 "prompt": question.text,
-                "text": text.strip(),
-                "answer_id": shortuuid.uuid(),
+                "text": text,
+                "answer_id": self._answer_id(question),
                 "model_id": self.model_id,
                 "metadata": trace.summary()
                 | {"generated_tokens": self._length(new), "milliseconds": milliseconds, "batch": len(questions)},
             }
-            for question, text, new, trace in zip(questions, texts, output, traces, strict=True)
+            for question, text, new, trace in zip(
+                questions, self.inputs.decode(output), output, self._traces(rows, seen), strict=True
+            )
         ]
 
-    def _generate(self, rows: list[list[int]], features: list[torch.Tensor], **changes: Any) -> torch.Tensor:
+    def _answer_id(self, question: Question) -> str:
+        """Return an id that names the question and how it was asked, the same in every run."""
+        config = None if self.config is None else self.config.to_dict()
+        parts = [self.model_id, config, dataclasses.asdict(self.how), *question.key]
+        return shortuuid.uuid(name=json.dumps(parts))
+
+    def _generate(self, rows: list[list[int]], seen: list[list[Seen]], **changes: Any) -> torch.Tensor:
         if self._session is not None:
             self._session.traces.clear()
-        ids, mask = left_padded(rows, self.tokenizer.pad_token_id)
-        arguments = self.how.arguments() | {"pad_token_id": self.tokenizer.pad_token_id} | changes
-        return self.model.generate(ids, image_features=features, attention_mask=mask, **arguments)
+        batch = self.inputs.collate(rows, seen, self.model)
+        arguments = self.how.arguments() | {"pad_token_id": self.inputs.tokenizer.pad_token_id} | changes
+        return self.inputs.new_tokens(self.model.generate(**batch, **arguments), batch)
 
-    def _traces(self, rows: list[list[int]], features: list[torch.Tensor]) -> list[PruningTrace]:
+    def _traces(self, rows: list[list[int]], seen: list[list[Seen]]) -> list[PruningTrace]:
         """The newest prefill's trace of each prompt; beams prefill a prompt several times, alike."""
         if self._session is None:
-            sizes = [(len(ids) - 1 + len(seen), len(seen)) for ids, seen in zip(rows, features, strict=True)]
+            sizes = [
+                (self.inputs.length(row, shown), sum(image.visual for image in shown))
+                for row, shown in zip(rows, seen, strict=True)
+            ]
             return [dense_trace(self._shape, self.model.dtype.itemsize, *size) for size in sizes]
         traces, copies = self._session.traces, self.how.num_beams
         if len(traces) != copies * len(rows):

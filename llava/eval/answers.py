@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class AnswersFile:
         except (FileExistsError, NotADirectoryError):
             raise AnswersError(f"{self.path.parent} is a file, not a folder: give another --answers-file") from None
         self._created = not self.path.exists()
-        self._file = open(self.path, "a+b")  # noqa: SIM115 - closed in __exit__
+        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - closed in __exit__
         try:
             self._lock()
             if not self._anew:
@@ -74,7 +75,7 @@ class AnswersFile:
 
     def _recover(self) -> None:
         self._file.seek(0)
-        content = self._file.read()
+        content = self._file.readall()
         end = content.rfind(b"\n") + 1
         for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
             row = _object(line)
@@ -104,10 +105,51 @@ class AnswersFile:
         if rows:
             self._write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
+    def sort(self, order: Mapping[tuple[str, str], int]) -> None:
+        """Put the answers in the order of their questions, all at once; `order`: a question's place by its key.
+
+        The last thing to do with the file: what is appended after it is lost.
+        """
+        self._file.seek(0)
+        rows = [json.loads(line) for line in self._file.readall().split(b"\n") if line]
+        places = [order[str(row["question_id"]), row["prompt"]] for row in rows]
+        if places != sorted(places):
+            by_place = sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])
+            replace_lines(self.path, [row for _, row in by_place])
+
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            write_all(self._file, data)
+        except OSError as error:
+            with suppress(OSError):  # whole lines only
+                self._file.truncate(end)
+            raise AnswersError(
+                f"{self.path} cannot be written: {error.strerror}; mend that, and the same command goes on from there"
+            ) from error
+
+
+def write_all(file: Any, data: bytes) -> None:
+    """Write to an unbuffered file, and return when everything is on the disk."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())
+
+
+def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSONL file that appears whole or not at all; `AnswersError` where it cannot be written."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            write_all(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise AnswersError(
+            f"{path} cannot be written: {error.strerror}; mend that, and the same command goes on from there"
+        ) from error
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

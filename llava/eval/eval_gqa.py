@@ -10,12 +10,12 @@ is open where its structural type is "query", binary otherwise. All accuracies a
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError, field, format_table, match, read_answers, read_json, run_cli
+from llava.eval.answer_files import ScoreError, answers_by_id, field, read_json, run_cli
+from llava.eval.scores import Scores, accuracy_of, group_accuracies, render_scores
 
 TYPE_KINDS = ("structural", "semantic", "detailed")
 
@@ -42,11 +42,7 @@ def _read_questions(path: str | Path) -> dict[str, dict[str, Any]]:
     return questions
 
 
-def _summary(hits: list[bool]) -> dict[str, Any]:
-    return {"accuracy": 100 * sum(hits) / len(hits), "count": len(hits)}
-
-
-def score(questions: str | Path, answers: str | Path, partial: bool = False) -> dict[str, Any]:
+def score(questions: str | Path, answers: str | Path, partial: bool = False) -> Scores:
     """Accuracy of an answers file on a GQA questions file.
 
     Args:
@@ -55,47 +51,30 @@ def score(questions: str | Path, answers: str | Path, partial: bool = False) -> 
         partial: score the answered questions only instead of raising when some are missing, duplicate or unknown.
 
     Returns:
-        "accuracy" (percent); "binary", "open" and, under "types", each structural, semantic and detailed type, as
-        {"accuracy", "count"} (absent where the file has no types); and the counts of `Coverage.to_dict`.
+        "accuracy", and in the groups "shape" (binary, open), "structural", "semantic" and "detailed" the accuracy of
+        each type (absent where the file has no types).
 
     Raises:
         ScoreError: unreadable or malformed input; answers that do not cover the questions, unless `partial`.
 
     """
     known = _read_questions(questions)
-    given = read_answers(answers)
-    used, coverage = match(known, [(answer.question_id, answer.where) for answer in given], partial)
-    groups: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for index in used:
-        question = known[given[index].question_id]
-        hit = normalize_prediction(given[index].text) == question["answer"]
-        groups["all", "all"].append(hit)
-        types = question.get("types") or {}
-        for kind in TYPE_KINDS:
-            if types.get(kind) is not None:
-                groups[kind, str(types[kind])].append(hit)
+    given, coverage, empty = answers_by_id(known, answers, partial)
+    hits, judged = [], []
+    for question_id, answer in given.items():
+        hit = normalize_prediction(answer.text) == known[question_id]["answer"]
+        hits.append(hit)
+        types = known[question_id].get("types") or {}
         if types.get("structural") is not None:
-            groups["shape", "open" if types["structural"] == "query" else "binary"].append(hit)
-    result: dict[str, Any] = {"benchmark": "gqa", "accuracy": _summary(groups["all", "all"])["accuracy"]}
-    for shape in ("binary", "open"):
-        if ("shape", shape) in groups:
-            result[shape] = _summary(groups["shape", shape])
-    types_found = {
-        kind: {name: _summary(hits) for (k, name), hits in sorted(groups.items()) if k == kind} for kind in TYPE_KINDS
-    }
-    result["types"] = {kind: by_name for kind, by_name in types_found.items() if by_name}
-    return result | coverage.to_dict()
+            judged.append(("shape", "open" if types["structural"] == "query" else "binary", hit))
+        judged += [(kind, str(types[kind]), hit) for kind in TYPE_KINDS if types.get(kind) is not None]
+    accuracy = accuracy_of(hits)["accuracy"]
+    return Scores.of("gqa", "accuracy", {"accuracy": accuracy}, group_accuracies(judged), coverage, empty)
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: Scores) -> str:
     """The result of `score` as a table for people."""
-    rows: list[tuple[str, int, float]] = [("GQA accuracy", result["answered"], result["accuracy"])]
-    for shape in ("binary", "open"):
-        if shape in result:
-            rows.append((shape, result[shape]["count"], result[shape]["accuracy"]))
-    for kind, by_name in result["types"].items():
-        rows += [(f"{kind}: {name}", entry["count"], entry["accuracy"]) for name, entry in by_name.items()]
-    return format_table(("", "questions", "%"), rows)
+    return render_scores(result, "GQA")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", required=True, help="GQA's testdev_balanced_questions.json")
     parser.add_argument("--answers", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
     parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
+    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
-    return run_cli(lambda: score(args.questions, args.answers, args.partial), render)
+    return run_cli(lambda: score(args.questions, args.answers, args.partial), render, args.output)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 
 from llava.eval.answer_files import (
     ScoreError,
+    count_empty,
     field,
     format_table,
     match,
@@ -27,6 +28,8 @@ from llava.eval.answer_files import (
     read_jsonl,
     run_cli,
 )
+from llava.eval.prompts import SHORT
+from llava.eval.scores import Scores
 
 TASKS = {
     "perception": (
@@ -44,7 +47,6 @@ TASKS = {
     "cognition": ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
 }
 RELEASE_FOLDER = "MME_Benchmark_release_version"
-_SHORT_ANSWER = "Answer the question using a single word or phrase."
 _YES_OR_NO = "Please answer yes or no."
 
 Key = tuple[str, str, str]
@@ -101,7 +103,7 @@ def reference_key(question_id: str, prompt: str, references: dict[Key, str]) -> 
     """
     task = question_id.split("/")[0]
     file = question_id.split("/")[-1].split(".")[0] + ".txt"
-    question = prompt.replace(_SHORT_ANSWER, "").strip() if _SHORT_ANSWER in prompt else prompt
+    question = prompt.replace(SHORT, "").strip() if SHORT in prompt else prompt
     if _YES_OR_NO in question:
         return task, file, question
     one_space = (task, file, f"{question} {_YES_OR_NO}")
@@ -146,7 +148,7 @@ def _task_result(pairs: dict[str, list[tuple[str, str]]]) -> dict[str, Any]:
         "acc": acc,
         "acc_plus": acc_plus,
         "score": acc + acc_plus,
-        "questions": len(judged),
+        "count": len(judged),
         "images": len(whole),
         "other": sum(prediction == "other" for prediction, _ in judged),
     }
@@ -154,7 +156,7 @@ def _task_result(pairs: dict[str, list[tuple[str, str]]]) -> dict[str, Any]:
 
 def score(
     questions: str | Path, answers: str | Path, partial: bool = False, references: str | Path | None = None
-) -> dict[str, Any]:
+) -> Scores:
     """MME's scores of an answers file.
 
     Args:
@@ -166,8 +168,8 @@ def score(
     Returns:
         "perception", "cognition": sums of the official tasks that occur (None where none does); "absent": the official
         tasks that do not; "unofficial": tasks of no official list, in no sum; "total" of both sums; "accuracy" of all
-        questions (percent); "tasks": task → {"acc", "acc_plus" (percent), "score" (of 200), "questions", "images" with
-        both questions answered, "other" answers}; and the counts of `Coverage.to_dict`.
+        questions (percent); in the group "task", each task's {"acc", "acc_plus" (percent), "score" (of 200), "count" of
+        questions, "images" with both questions answered, "other" answers}.
 
     Raises:
         ScoreError: unreadable or malformed input; an image without exactly two questions; answers that do not cover the
@@ -176,8 +178,8 @@ def score(
     """
     keys, truth = _expected(Path(questions), references)
     _check_pairs(keys)
-    given, labels = [], []
-    for answer in read_answers(answers):
+    given, labels, lines = [], [], read_answers(answers)
+    for answer in lines:
         if answer.prompt is None:
             raise ScoreError(f'{answer.where}: key "prompt" is missing; the question is found through it')
         given.append((reference_key(answer.question_id, answer.prompt, truth), answer.where))
@@ -191,29 +193,31 @@ def score(
     order = [task for task in official if task in by_task]
     unofficial = sorted(set(by_task) - set(official))
     tasks = {task: _task_result(by_task[task]) for task in order + unofficial}
-    result: dict[str, Any] = {"benchmark": "mme"}
+    values: dict[str, Any] = {}
     for group, names in TASKS.items():
         present = [tasks[name]["score"] for name in names if name in tasks]
-        result[group] = sum(present) if present else None
-    result["total"] = sum(tasks[task]["score"] for task in order)
+        values[group] = sum(present) if present else None
+    values["total"] = sum(tasks[task]["score"] for task in order)
     hits = sum(
         prediction == right for images in by_task.values() for pair in images.values() for prediction, right in pair
     )
-    result["accuracy"] = 100 * hits / len(used)
-    result |= {"absent": [t for t in official if t not in tasks], "unofficial": unofficial, "tasks": tasks}
-    return result | coverage.to_dict()
+    values["accuracy"] = 100 * hits / len(used)
+    values |= {"absent": [t for t in official if t not in tasks], "unofficial": unofficial}
+    figure = "total" if values["perception"] is None else "perception"
+    return Scores.of("mme", figure, values, {"task": tasks}, coverage, count_empty(lines[index] for index in used))
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: Scores) -> str:
     """The result of `score` as a table for people; sums over some of the official tasks are labelled so."""
-    columns = ("questions", "acc", "acc_plus", "score", "other")
-    rows: list[tuple] = [(task, *(entry[c] for c in columns)) for task, entry in result["tasks"].items()]
+    columns = ("count", "acc", "acc_plus", "score", "other")
+    tasks = result["groups"]["task"]
+    rows: list[tuple] = [(task, *(entry[c] for c in columns)) for task, entry in tasks.items()]
     notes = []
     for group, names in TASKS.items():
         present = [name for name in names if name not in result["absent"]]
         if present:
             label = group if len(present) == len(names) else f"{group} ({len(present)} of {len(names)} tasks)"
-            rows.append((label, sum(result["tasks"][n]["questions"] for n in present), "", "", result[group], ""))
+            rows.append((label, sum(tasks[n]["count"] for n in present), "", "", result[group], ""))
         if len(present) < len(names):
             notes.append(f"absent {group} tasks: {', '.join(name for name in names if name in result['absent'])}")
     if result["unofficial"]:
@@ -228,8 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
     parser.add_argument("--references", help=f"the folder {RELEASE_FOLDER}; default: beside the questions file")
     parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
+    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
-    return run_cli(lambda: score(args.questions, args.answers, args.partial, args.references), render)
+    return run_cli(lambda: score(args.questions, args.answers, args.partial, args.references), render, args.output)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,18 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llava.eval.answer_files import (
     Answer,
     ScoreError,
+    count_empty,
     field,
-    format_table,
     match,
     read_answers,
     read_json,
     run_cli,
 )
+from llava.eval.scores import Scores, render_scores
 from llava.eval.text_normalize import normalize_answer
 
 ANNOTATORS = 10
@@ -96,7 +96,7 @@ def _key_of(answer: Answer, references: dict, aliases: dict) -> tuple[str, str]:
     return key if key in references else aliases.get(key, key)
 
 
-def score(annotation_file: str | Path, result_file: str | Path, partial: bool = False) -> dict[str, Any]:
+def score(annotation_file: str | Path, result_file: str | Path, partial: bool = False) -> Scores:
     """Soft accuracy of an answers file on a TextVQA annotation file.
 
     Args:
@@ -105,7 +105,7 @@ def score(annotation_file: str | Path, result_file: str | Path, partial: bool = 
         partial: score the answered questions only instead of raising when some are missing, duplicate or unknown.
 
     Returns:
-        "accuracy" (percent) and the counts of `Coverage.to_dict`.
+        "accuracy"; no groups.
 
     Raises:
         ScoreError: unreadable or malformed input; answers that do not cover the questions, unless `partial`.
@@ -116,12 +116,13 @@ def score(annotation_file: str | Path, result_file: str | Path, partial: bool = 
     given = [(_key_of(answer, references, aliases), answer.where) for answer in answers]
     used, coverage = match(keys, given, partial)
     total = sum(soft_accuracy(answers[index].text, references[given[index][0]]) for index in used)
-    return {"benchmark": "textvqa", "accuracy": 100 * total / len(used)} | coverage.to_dict()
+    values = {"accuracy": 100 * total / len(used)}
+    return Scores.of("textvqa", "accuracy", values, {}, coverage, count_empty(answers[index] for index in used))
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: Scores) -> str:
     """The result of `score` as a table for people."""
-    return format_table(("", "questions", "%"), [("TextVQA accuracy", result["answered"], result["accuracy"])])
+    return render_scores(result, "TextVQA")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,8 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--annotation-file", required=True, help="TextVQA_0.5.1_val.json")
     parser.add_argument("--result-file", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
     parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
+    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
-    return run_cli(lambda: score(args.annotation_file, args.result_file, args.partial), render)
+    return run_cli(lambda: score(args.annotation_file, args.result_file, args.partial), render, args.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Answers a benchmark's questions with a LLaVA, dense or pruned, and writes LLaVA's answers file (`--help` teaches)."""
+"""Answers a benchmark's questions with a model, dense or pruned, and writes LLaVA's answers file (`--help` teaches)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
+from typing import Any, NoReturn
 
 from llava.conversation import conv_templates
 from llava.eval.answers import AnswersFile, unanswered
 from llava.eval.plan import make_plan
 from llava.eval.runfile import check_settings, read_run_file, run_file_of
-from llava.eval.running import Run, describe
+from llava.eval.running import Loader, Run, describe
 
 UNDERSCORED = ("top_p", "num_beams", "max_new_tokens")
 
@@ -41,31 +39,56 @@ stderr, 2 for a wrong command line.
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, without the list of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit status 2."""
+        self.exit(2, f"error: {message} (--help explains the options)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line: LLaVA's flags, then this project's."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m llava.eval.model_vqa_loader",
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model-path", required=True, help="checkpoint folder in LLaVA's original layout, or a hub name")
-    add("--model-base", help="base model of a projector-only checkpoint")
     add("--image-folder", required=True, help="folder that the questions' image paths are relative to")
-    add("--question-file", required=True, help="JSONL with question_id, image and text")
+    add("--question-file", required=True, help="JSONL with question_id, text and image; without image: text alone")
     add("--answers-file", required=True, help="JSONL to write or to continue")
-    add("--conv-mode", default="vicuna_v1", choices=list(conv_templates), help="prompt format (default vicuna_v1)")
     add("--num-chunks", type=number(int, 1), default=1, help="cut the questions into this many parts (default 1)")
     add("--chunk-idx", type=number(int, 0), default=0, help="which part to ask, from 0")
+    add_model_options(parser)
+    add("--max_new_tokens", type=number(int, 1), default=128, help="longest answer in tokens (default 128)")
+    add("--batch-size", type=number(int, 1), default=1, help="questions a batch (default 1)")
+    add_asking_options(parser)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model is asked, pruned how, on what."""
+    add = parser.add_argument
+    add("--model-path", required=True, help="checkpoint folder or hub name; docs/models.md lists the known models")
+    add("--model-base", help="base model of a projector-only checkpoint")
+    add("--pruning-config", help="JSON or a path to a .json; without it the model runs dense, untouched")
+    add("--device", default="auto", help="auto (default: CUDA, MPS, CPU in this order), cpu, cuda, cuda:1, mps")
+    add("--dtype", default="auto", help="float32, float16, bfloat16; auto (default) is float32 on CPU, else float16")
+    add(
+        "--conv-mode",
+        choices=list(conv_templates),
+        help="prompt format of LLaVA's original layout (default vicuna_v1); other models have their own chat template",
+    )
+
+
+def add_asking_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how questions are asked, which, and what becomes of earlier answers."""
+    add = parser.add_argument
     add("--temperature", type=number(float, 0), default=0.0, help="0 (default) is greedy; above, answers are sampled")
     add("--top_p", type=number(float, 0, 1), help="sample from this much of the probability")
     add("--num_beams", type=number(int, 1), default=1, help="beams of beam search (default 1: none)")
-    add("--max_new_tokens", type=number(int, 1), default=128, help="longest answer in tokens (default 128)")
-    add("--pruning-config", help="JSON or a path to a .json; without it the model runs dense, untouched")
-    add("--batch-size", type=number(int, 1), default=1, help="questions a batch (default 1)")
-    add("--device", default="auto", help="auto (default: CUDA, MPS, CPU in this order), cpu, cuda, cuda:1, mps")
-    add("--dtype", default="auto", help="float32, float16, bfloat16; auto (default) is float32 on CPU, else float16")
     add("--limit", type=number(int, 0), help="ask only this many questions from the start of the file, then chunk")
     add("--seed", type=number(int, 0), default=0, help="for sampling; question i draws from seed + i at batch size 1")
     add("--skip-bad", action="store_true", help="leave out and count questions whose image is missing or unreadable")
@@ -73,7 +96,6 @@ def build_parser() -> argparse.ArgumentParser:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue an existing answers file (the default)")
     existing.add_argument("--overwrite", action="store_true", help="start the answers file anew")
-    return parser
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
@@ -107,13 +129,13 @@ def eval_model(args: argparse.Namespace) -> dict[str, Any]:
         if answers.repaired:
             print(f"warning: cut off a half-written last line of {answers.path}", file=sys.stderr)
         todo = unanswered(plan.answers_file, answers.rows, plan.known, plan.selected)
-        run = Run(args, command_of(args), plan, answers, earlier)
+        run = Run(args, command_of(args), plan, answers.rows, earlier)
         if todo:
-            run.ask(todo)
-        else:
-            if args.overwrite:
-                answers.clear()
-            run.write("finished")
+            run.ask(todo, answers, Loader()(args, plan))
+            answers.sort({question.key: question.index for question in plan.known})
+        elif args.overwrite:
+            answers.clear()
+        run.write("finished")
     return run.record
 
 
@@ -139,9 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        hint = "; try a smaller --batch-size" if isinstance(error, torch.OutOfMemoryError) else ""
-        print(f"error: {message}{hint}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 

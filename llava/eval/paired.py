@@ -16,6 +16,7 @@ from llava.eval.batches import Batch, BatchDataset, group
 from llava.eval.questions import read_questions
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
+from llava.model.inputs import Inputs, inputs_for
 from llava.model.pruning import PruningConfig
 from llava.utils import pick_device, pick_dtype
 
@@ -38,12 +39,13 @@ def paired_times(
     path = os.path.expanduser(args.model_path)
     name = get_model_name_from_path(path)
     dtype = pick_dtype(args.dtype, pick_device(args.device))
-    tokenizer, model, image_processor, _ = load_pretrained_model(path, None, name, device=args.device, dtype=dtype)
+    tokenizer, model, processor, _ = load_pretrained_model(path, None, name, device=args.device, dtype=dtype)
+    inputs = inputs_for(tokenizer, processor, model.config)
     batches: list[Batch] = []
     for question_file, images in files:
         asked = read_questions(question_file, str(images))[: args.timed_questions]
         groups = group(asked, set(asked), args.batch_size)
-        dataset = BatchDataset(groups, tokenizer, image_processor, model.config, "vicuna_v1")
+        dataset = BatchDataset(groups, inputs)
         batches += [dataset[index] for index in range(len(dataset))]
     prefill: dict[str, list[float]] = {config: [] for config in configs}
     decode: dict[str, list[float]] = {config: [] for config in configs}
@@ -51,17 +53,19 @@ def paired_times(
     for number in tqdm(range(args.rounds + 1), unit="round", desc="paired timing"):
         turn = number % len(names)
         for config in names[turn:] + names[:turn]:
-            spent = _time_once(model, tokenizer, name, configs[config], batches)
+            spent = _time_once(model, inputs, name, configs[config], batches)
             if number:
                 prefill[config].append(spent["prefill"])
                 decode[config].append(spent["decode"])
     return {config: _figures(prefill[config], decode[config], prefill[baseline]) for config in names}
 
 
-def _time_once(model, tokenizer, name: str, config: PruningConfig | None, batches: Sequence[Batch]) -> dict[str, float]:
+def _time_once(
+    model, inputs: Inputs, name: str, config: PruningConfig | None, batches: Sequence[Batch]
+) -> dict[str, float]:
     """Milliseconds a question of prefill and of one decoding step, over all batches."""
     spent, count = {"prefill": 0.0, "decode": 0.0}, 0
-    with Answerer(model, tokenizer, name, config, Generation(max_new_tokens=2)) as answerer:
+    with Answerer(model, inputs, name, config, Generation(max_new_tokens=2)) as answerer:
         for batch in batches:
             lines, bad = answerer.answer(batch)
             if bad:

@@ -14,7 +14,8 @@ from llava.eval.answering import Generation
 from llava.eval.questions import Question, Skipped, get_chunk, read_questions, require_images
 from llava.eval.runfile import fingerprint, model_fingerprint
 from llava.model.checkpoint import Source, find_source
-from llava.model.language_model.configuration_llava import read_config
+from llava.model.inputs import DEFAULT_CONV_MODE
+from llava.model.layouts import read_layout
 from llava.model.pruning import PruningConfig
 from llava.utils import pick_device, pick_dtype
 
@@ -24,7 +25,7 @@ class Plan:
     """What a command asks for, checked as far as that goes without the model.
 
     `known`: all questions of the file; `selected`: those of this run's chunk whose image is there; `settings`: what the
-    answers depend on.
+    answers depend on; `filled_in`: settings of the pruning config that were left open, as the model's depth gives them.
     """
 
     config: PruningConfig | None
@@ -36,6 +37,7 @@ class Plan:
     dtype: torch.dtype
     answers_file: Path
     settings: dict[str, Any]
+    filled_in: dict[str, Any]
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -54,9 +56,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
     chosen = list(get_chunk(known[: args.limit], args.num_chunks, args.chunk_idx))
     selected, skipped = require_images(chosen, args.skip_bad)
     source = find_source(os.path.expanduser(args.model_path), "--model-path", {})
-    layers = read_config(source.folder).num_hidden_layers
-    if config is not None:
-        config.check_layers(layers)
+    layout = read_layout(source.folder)
+    layout.check_conv_mode(args.conv_mode)
+    config, filled_in = resolve(config, layout.layers)
     base = None if args.model_base is None else find_source(os.path.expanduser(args.model_base), "--model-base", {})
     how = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
     settings = {
@@ -65,7 +67,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         "pruning_config": config and config.to_dict(),
         "question_file": fingerprint(question_file)[:16],
         "chunk": [args.chunk_idx, args.num_chunks],
-        "conv_mode": args.conv_mode,
+        "conv_mode": args.conv_mode or (DEFAULT_CONV_MODE if layout.has_conversations else None),
         "dtype": str(dtype).removeprefix("torch."),
         "temperature": how.temperature,
         "top_p": how.top_p,
@@ -74,7 +76,18 @@ def make_plan(args: argparse.Namespace) -> Plan:
     }
     if how.temperature > 0:
         settings |= {"seed": how.seed, "batch_size": args.batch_size}
-    return Plan(config, known, selected, skipped, how, device, dtype, answers_file, settings)
+    return Plan(config, known, selected, skipped, how, device, dtype, answers_file, settings, filled_in)
+
+
+def resolve(config: PruningConfig | None, layers: int) -> tuple[PruningConfig | None, dict[str, Any]]:
+    """Fit a config to a decoder of `layers` layers; return it and the settings that were open and are filled in now.
+
+    Raises `ValueError` for a layer boundary that the decoder does not have.
+    """
+    if config is None:
+        return None, {}
+    config.check_layers(layers)
+    return config.resolved(layers), config.filled_in(layers)
 
 
 def _identity(source: Source) -> str:

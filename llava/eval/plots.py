@@ -1,42 +1,229 @@
-"""Pictures of runs: tokens by layer, and accuracy against FLOPs."""
+"""Pictures of runs: accuracy against FLOPs, tokens by layer, histograms of what pruning decided."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MARKERS = "osD^vPX*"
+import numpy as np
+
+MARKERS = "osD^vPXh"
+FRONT = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
+DENSE_LEVEL = {"color": "0.6", "linestyle": ":", "linewidth": 1.4}
+BAND = (10, 90)
+"""Percentiles over prompts between which the band of tokens per layer lies."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One run as the pictures need it; arrays run over its prompts.
+
+    name: in the legend, one look a name; flops_share: prefill FLOPs over all tokens, percent of dense; accuracy:
+    percent, None where the answers cannot be judged; tokens: int [prompts, layers], those that enter each layer;
+    filter_layers, exit_layers: int, -1 for none; kept: visual tokens left by the filter layer, all where there is none
+    """
+
+    name: str
+    dense: bool
+    flops_share: float
+    accuracy: float | None
+    tokens: np.ndarray
+    filter_layers: np.ndarray
+    exit_layers: np.ndarray
+    kept: np.ndarray
+
+
+Panels = Mapping[str, Sequence[Drawn]]
+"""Title of a panel → its runs."""
 
 
 def summary_picture(rows: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
     """Draw the suite's summary: mean tokens that enter each layer, and mean accuracy against prefill FLOPs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure, [[left, right]] = _figure((11, 4.2), 1, 2, width_ratios=(3, 2))
     for number, (name, row) in enumerate(rows.items()):
         tokens = row["tokens_per_layer"]
-        style = {"color": f"C{number}", "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
-        left.plot(range(len(tokens)), tokens, label=name, linewidth=2, **style)
+        left.plot(range(len(tokens)), tokens, label=name, linewidth=2, markersize=5, **_look(number))
         accuracy = sum(row["accuracy"].values()) / len(row["accuracy"])
         share = 100 * row["flops_all_tokens"] / row["dense_flops_all_tokens"]
-        right.plot([share], [accuracy], linestyle="", label=name, **(style | {"markersize": 9}))
+        right.plot([share], [accuracy], linestyle="", label=name, markersize=9, **_look(number))
         right.annotate(
             name, (share, accuracy), xytext=(8, (5, -12)[number % 2]), textcoords="offset points", fontsize=9
         )
-    left.set(xlabel="decoder layer", ylabel="tokens entering the layer (mean)", title="tokens kept per layer")
-    left.set_ylim(bottom=0)
-    left.set_xticks(range(len(next(iter(rows.values()))["tokens_per_layer"])))
+    left.set(title="tokens kept per layer, mean")
+    _token_axes(left, len(next(iter(rows.values()))["tokens_per_layer"]))
     left.legend(frameon=False)
-    right.set(xlabel="prefill FLOPs, all tokens (% of dense)", ylabel="accuracy, mean of benchmarks (%)")
-    right.set(title="accuracy against cost")
-    right.margins(0.18)
-    low, high = right.get_ylim()
-    right.set_ylim(min(low, high - 12), high)  # a tenth of a point is no difference: do not draw it as one
-    right.set_xlim(0, 115)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+    right.set(ylabel="accuracy, mean of benchmarks (%)", title="accuracy against cost")
+    _accuracy_axes(right)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
+
+
+def accuracy_picture(panels: Panels, path: Path, title: str) -> bool:
+    """Draw accuracy against FLOPs, a panel a benchmark: every run, the Pareto front, the dense run's level.
+
+    Returns False, and draws nothing, if no run has an accuracy.
+    """
+    looks = _looks(panels)
+    judged = {name: [run for run in runs if run.accuracy is not None] for name, runs in panels.items()}
+    judged = {name: runs for name, runs in judged.items() if runs}
+    if not judged:
+        return False
+    figure, axes_of = _grid(len(judged), 3, (4.2, 3.6))
+    for axes, (name, runs) in zip(axes_of, judged.items(), strict=True):
+        points = [(run.flops_share, run.accuracy) for run in runs]
+        for run in runs:
+            if run.dense:
+                axes.axhline(run.accuracy, zorder=1, **DENSE_LEVEL)
+            axes.plot(run.flops_share, run.accuracy, linestyle="", alpha=0.85, **_big(looks[run.name]))
+        axes.plot(*zip(*(points[index] for index in pareto_front(points)), strict=True), zorder=2, **FRONT)
+        axes.set(title=name, ylabel="accuracy (%)")
+        _accuracy_axes(axes)
+    shown = {run.name for runs in judged.values() for run in runs}
+    handles = {name: _big(look) | {"linestyle": ""} for name, look in looks.items() if name in shown}
+    _legend(figure, handles | {"Pareto front": FRONT, "level of dense": DENSE_LEVEL})
+    figure.suptitle(f"{title}: accuracy against FLOPs")
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def tokens_picture(panels: Panels, path: Path, title: str) -> bool:
+    """Draw the tokens that enter each layer, a panel a benchmark: the mean, and a band over the prompts; True."""
+    looks = _looks(panels)
+    figure, axes_of = _grid(len(panels), 3, (5.0, 3.6))
+    for axes, (name, runs) in zip(axes_of, panels.items(), strict=True):
+        for run in runs:
+            layers = range(run.tokens.shape[1])
+            low, high = np.percentile(run.tokens, BAND, axis=0)
+            axes.fill_between(layers, low, high, color=looks[run.name]["color"], alpha=0.15, linewidth=0)
+            axes.plot(layers, run.tokens.mean(0), linewidth=1.8, markersize=4, **looks[run.name])
+        axes.set(title=name)
+        _token_axes(axes, runs[0].tokens.shape[1])
+    _legend(figure, looks)
+    figure.suptitle(f"{title}: tokens per layer, mean and {BAND[0]}th to {BAND[1]}th percentile over prompts")
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def histogram_picture(panels: Panels, path: Path, title: str) -> bool:
+    """Draw histograms of filter layer, exit layer and tokens kept, a row a benchmark; False if no run pruned at all."""
+    decided = {
+        name: [run for run in runs if (run.filter_layers >= 0).any() or (run.exit_layers >= 0).any()]
+        for name, runs in panels.items()
+    }
+    decided = {name: runs for name, runs in decided.items() if runs}
+    if not decided:
+        return False
+    looks = _looks(panels)
+    figure, grid = _figure((13, 2.9 * len(decided) + 1), len(decided), 3)
+    for line, (name, runs) in zip(grid, decided.items(), strict=True):
+        layers = runs[0].tokens.shape[1]
+        _layer_bars(line[0], {run.name: run.filter_layers for run in runs}, layers, looks)
+        _layer_bars(line[1], {run.name: run.exit_layers for run in runs}, layers, looks)
+        _kept_steps(line[2], {run.name: run.kept for run in runs}, looks)
+        named = ("filter layer", "vision exit layer", "visual tokens kept (dashed: as many in every prompt)")
+        for axes, what in zip(line, named, strict=True):
+            axes.set(title=name, xlabel=what, ylabel="prompts (%)")
+            _tidy(axes)
+    shown = {run.name for runs in decided.values() for run in runs}
+    handles = {name: {"color": look["color"], "linewidth": 5} for name, look in looks.items() if name in shown}
+    _legend(figure, handles)
+    figure.suptitle(f"{title}: what pruning decided")
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, gain) that no other beats in one without losing in the other, cheapest first."""
+    order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1]))
+    front: list[int] = []
+    for index in order:
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def _layer_bars(axes, by_name: Mapping[str, np.ndarray], layers: int, looks: Mapping[str, dict]) -> None:
+    """Bars side by side: the share of prompts at each layer, and at none."""
+    width = 0.84 / len(by_name)
+    places = np.array([*range(layers), layers + 0.5])
+    for number, (name, values) in enumerate(by_name.items()):
+        counts = np.bincount(np.where(values < 0, layers, values), minlength=layers + 1)
+        offset = (number - (len(by_name) - 1) / 2) * width
+        axes.bar(places + offset, 100 * counts / len(values), width, color=looks[name]["color"])
+    step = max(1, layers // 12)
+    axes.set_xticks([*range(0, layers, step), layers + 0.5], [*map(str, range(0, layers, step)), "none"])
+
+
+def _kept_steps(axes, by_name: Mapping[str, np.ndarray], looks: Mapping[str, dict]) -> None:
+    """Histograms as outlines on common bins; a vertical line for a run that keeps as many tokens in every prompt."""
+    varied = {name: kept for name, kept in by_name.items() if kept.min() < kept.max()}
+    for name in by_name.keys() - varied.keys():
+        axes.axvline(by_name[name][0], color=looks[name]["color"], linestyle="--", linewidth=1.5)
+    if varied:
+        edges = np.histogram_bin_edges(np.concatenate(list(varied.values())), bins=24)
+    for name, kept in varied.items():
+        axes.stairs(100 * np.histogram(kept, edges)[0] / len(kept), edges, color=looks[name]["color"], linewidth=1.8)
+    axes.set_xlim(left=min(0, axes.get_xlim()[0]))
+
+
+def _figure(size: tuple[float, float], lines: int, columns: int, **options: Any):
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(lines, columns, squeeze=False, **options)
+
+
+def _grid(panels: int, widest: int, size: tuple[float, float]):
+    """A figure with `panels` axes of `size`, at most `widest` a line, and room for a title and a legend."""
+    columns = min(widest, panels)
+    lines = -(-panels // columns)
+    figure, grid = _figure((max(6.0, size[0] * columns), size[1] * lines + 1), lines, columns)
+    for axes in grid.ravel()[panels:]:
+        axes.set_visible(False)
+    return figure, grid.ravel()[:panels]
+
+
+def _look(number: int) -> dict[str, Any]:
+    return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)]}
+
+
+def _looks(panels: Panels) -> dict[str, dict[str, Any]]:
+    """One look a name over all panels; dense runs are black stars."""
+    runs = {run.name: run.dense for runs in panels.values() for run in runs}
+    others = [name for name, dense in runs.items() if not dense]
+    star = {"color": "black", "marker": "*"}
+    return {name: star if dense else _look(others.index(name)) for name, dense in runs.items()}
+
+
+def _big(look: dict[str, Any]) -> dict[str, Any]:
+    return look | {"markersize": 14 if look["marker"] == "*" else 8}
+
+
+def _legend(figure, looks: Mapping[str, dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=int(figure.get_figwidth() // 1.6), frameon=False)
+
+
+def _token_axes(axes, layers: int) -> None:
+    axes.set(xlabel="decoder layer", ylabel="tokens entering the layer")
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(range(0, layers, max(1, layers // 16)))
+    _tidy(axes)
+
+
+def _accuracy_axes(axes) -> None:
+    axes.set(xlabel="prefill FLOPs, all tokens (% of dense)")
+    axes.margins(0.18)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, high - 12), high)  # a tenth of a point is no difference: do not draw it as one
+    axes.set_xlim(0, 115)
+    _tidy(axes)
+
+
+def _tidy(axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)

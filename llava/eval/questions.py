@@ -23,7 +23,8 @@ class Question:
     """One line of a question file.
 
     `index` counts the file's questions from 0, `where` is "file:line" for messages, `question_id` is the file's own
-    (string or int), `image` the field as it stands or None, `path` the image inside the image folder or None.
+    (string or int), `image` the field as it stands and `path` the image inside the image folder, both None for a
+    question in text alone.
     """
 
     index: int
@@ -64,9 +65,9 @@ def read_questions(path: str | Path, image_folder: str | Path) -> list[Question]
     """Read and check every line of a question file; no image is opened.
 
     Raises:
-        QuestionError: unreadable file, a line that is no JSON object, a missing or mistyped key other than a missing
-            "image", a question asked twice (same id and text), `<image>` in a text, or an image path that leaves
-            `image_folder` (absolute, "..", or a symbolic link out of it).
+        QuestionError: unreadable file, a line that is no JSON object, a mistyped key, a missing one (but "image": then
+            it is a question in text alone), a question asked twice (same id and text), `<image>` in a text, or an image
+            path that leaves `image_folder` (absolute, "..", or a symbolic link out of it).
 
     """
     folder = Path(image_folder).expanduser()
@@ -92,7 +93,7 @@ def _parse(index: int, where: str, row: dict[str, Any], folder: Path) -> Questio
     question_id, text = field(row, "question_id", where, (str, int)), field(row, "text", where)
     if DEFAULT_IMAGE_TOKEN in text:
         raise QuestionError(f"{where}: the text contains {DEFAULT_IMAGE_TOKEN}; leave it out, the loader puts it in")
-    if row.get("image") is None:
+    if "image" not in row:
         return Question(index, where, question_id, text)
     image = field(row, "image", where)
     return Question(index, where, question_id, text, image, _inside(folder, image, where))
@@ -108,15 +109,13 @@ def _inside(folder: Path, image: str, where: str) -> Path:
 
 
 def require_images(questions: Sequence[Question], skip_bad: bool) -> tuple[list[Question], list[Skipped]]:
-    """Separate the questions whose image is there from those without an image key or file.
+    """Separate the questions that can be asked from those whose image file is not there.
 
     Raises `QuestionError` for the first of the latter, unless `skip_bad`.
     """
     good, bad = [], []
     for question in questions:
-        if question.path is None:
-            bad.append(Skipped(question, 'no "image" key'))
-        elif not question.path.is_file():
+        if question.path is not None and not question.path.is_file():
             bad.append(Skipped(question, f"image not found: {question.path}"))
         else:
             good.append(question)

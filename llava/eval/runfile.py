@@ -13,9 +13,12 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from llava.eval.answers import write_all
 
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
@@ -23,7 +26,7 @@ NOT_THE_MODEL = ("pruning.json",)
 
 
 class RunFileError(ValueError):
-    """Answers that cannot be continued under the given settings; the message is one line."""
+    """A run file that cannot be written, or answers that the given settings cannot continue; one line."""
 
 
 def run_file_of(answers_file: Path) -> Path:
@@ -33,14 +36,21 @@ def run_file_of(answers_file: Path) -> Path:
 
 
 def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
-    """Replace the run file at once, so that a reader or a kill never meets half of one."""
+    """Replace the run file at once, so that a reader or a kill never meets half of one.
+
+    Raises `RunFileError` where it cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            write_all(file, (json.dumps(record, indent=1) + "\n").encode())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RunFileError(
+            f"{path} cannot be written: {error.strerror}; mend that, and the same command goes on from there"
+        ) from error
 
 
 def read_run_file(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,9 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +19,65 @@ from tqdm import tqdm
 
 from llava.eval.answering import Answerer
 from llava.eval.answers import AnswersError, AnswersFile
-from llava.eval.batches import Batch, BatchDataset, group, prepared
+from llava.eval.batches import Batch, BatchDataset, group, prepared, share
 from llava.eval.plan import Plan
 from llava.eval.questions import Question, Skipped, refusal
-from llava.eval.runfile import run_file_of, versions, write_run_file
-from llava.eval.totals import Totals
+from llava.eval.ranks import Ranks
+from llava.eval.runfile import RunFileError, run_file_of, versions, write_run_file
+from llava.eval.totals import STAGES, Totals
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
+from llava.model.inputs import Inputs, inputs_for
 
 SECONDS_BETWEEN_RUN_FILES = 10.0
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its name and its way to take questions."""
+
+    name: str
+    model: Any
+    inputs: Inputs
+
+
+class Loader:
+    """Loads the model that the first call asks for, and gives the same one to every further call."""
+
+    def __init__(self) -> None:
+        self._loaded: Loaded | None = None
+
+    def __call__(self, args: argparse.Namespace, plan: Plan) -> Loaded:
+        if self._loaded is None:
+            path = os.path.expanduser(args.model_path)
+            name = get_model_name_from_path(path)
+            tokenizer, model, processor, _ = load_pretrained_model(
+                path, args.model_base, name, device=args.device, dtype=plan.dtype
+            )
+            self._loaded = Loaded(name, model, inputs_for(tokenizer, processor, model.config, args.conv_mode))
+        return self._loaded
+
+
 class Run:
-    """One invocation: asks what is open, appends the answers and keeps the run file up to date."""
+    """One invocation on one question file: asks what is open, appends the answers, keeps the run file up to date.
+
+    `answers` takes this process's answers; `rows` are those that are there already, with their traces; `earlier` is the
+    run file that describes them. Of several processes (`ranks`) each asks its share, and the first has the run file.
+    """
 
     def __init__(
         self,
         args: argparse.Namespace,
         command: str,
         plan: Plan,
-        answers: AnswersFile,
+        rows: Iterable[dict[str, Any]],
         earlier: dict[str, Any] | None,
+        ranks: Ranks | None = None,
     ):
-        self.args, self.plan, self.answers = args, plan, answers
+        self.args, self.plan, self.ranks = args, plan, ranks or Ranks()
         self.totals = Totals()
-        for number, row in enumerate(answers.rows, start=1):
-            self._count(row, f"{answers.path}:{number}")
+        for number, row in enumerate(rows, start=1):
+            self._count(row, f"{plan.answers_file}:{number}")
         self.skipped = list(plan.skipped)
         self.earlier = (earlier or {}).get("sessions", [])
         self.session: dict[str, Any] = {
@@ -53,50 +89,97 @@ class Run:
         self.record: dict[str, Any] = earlier or {}
         self._clock = time.monotonic()
         self._written = -math.inf
+        self._waited = 0.0
 
-    def ask(self, todo: list[Question]) -> None:
-        """Load the model, answer `todo` in order, leave the run file behind, whatever happens."""
-        args, plan = self.args, self.plan
-        path = os.path.expanduser(args.model_path)
-        name = get_model_name_from_path(path)
-        tokenizer, model, image_processor, _ = load_pretrained_model(
-            path, args.model_base, name, device=args.device, dtype=plan.dtype
-        )
-        groups = group(plan.selected, set(todo), args.batch_size)
+    def ask(self, todo: Sequence[Question], answers: AnswersFile, loaded: Loaded) -> None:
+        """Answer this process's share of `todo`, in batches by prompt length; leave the run file behind if it fails.
+
+        The caller puts the answers in order and writes the run file as finished.
+        """
+        args, plan, device = self.args, self.plan, loaded.model.device
+        self._asking = time.monotonic()
+        groups = group(plan.selected, set(todo), args.batch_size, loaded.inputs)
+        groups = share(groups, self.ranks.index, self.ranks.count)
+        self._open = {question.key for question in todo}
+        mine = sum(question.key in self._open for one in groups for question in one.questions)
         workers = args.workers
         if workers is None:  # on CPU they would take the cores that the model runs on
-            workers = 0 if model.device.type == "cpu" else min(4, _cores(), len(groups))
-        self.session |= {"device": str(model.device), "device_name": _device_name(model.device), "workers": workers}
+            workers = 0 if device.type == "cpu" else min(4, _cores(), len(groups))
+        self.session |= {"device": str(device), "device_name": _device_name(device), "workers": workers}
         self.session |= {"threads": torch.get_num_threads(), "batch_size": args.batch_size, "seed": args.seed}
         self.session["versions"] = versions()
         if args.overwrite:
-            self.answers.clear()
+            answers.clear()
         self.write("running")
-        batches = prepared(BatchDataset(groups, tokenizer, image_processor, model.config, args.conv_mode), workers)
-        state = "interrupted"
+        batches = prepared(BatchDataset(groups, loaded.inputs), workers)
         try:
-            with Answerer(model, tokenizer, name, plan.config, plan.generation) as answerer, self._bar(todo) as bar:
-                for batch in batches:
-                    self._keep(batch, *answerer.answer(batch))
-                    bar.set_postfix_str(f"{self.totals.mean_kept:.1f} visual tokens kept", refresh=False)
-                    bar.update(len(batch.questions))
-            state = "finished"
-        finally:
-            self.write(state)
+            with Answerer(loaded.model, loaded.inputs, loaded.name, plan.config, plan.generation) as answerer:
+                self._answerer = answerer
+                with self._bar(len(todo), mine) as bar:
+                    for batch in self._waiting_for(batches):
+                        self.ranks.check()
+                        bar.update(self._keep(batch, answers, *answerer.answer(batch)))
+                        bar.set_postfix_str(f"{self.totals.mean_kept:.1f} visual tokens kept", refresh=False)
+            self._take_times()
+        except BaseException:
+            with suppress(RunFileError):  # of a full disk, say: what is raised already tells it
+                self.write("interrupted")
+            raise
 
-    def _keep(self, batch: Batch, lines: list[dict[str, Any]], bad: list[Skipped]) -> None:
-        stop = bad and not self.args.skip_bad
-        if stop:  # nothing after the bad question, so that answers are in order once it is repaired
-            lines = lines[: batch.questions.index(bad[0].question)]
-        self.answers.append(lines)
+    def _waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+    def _keep(self, batch: Batch, answers: AnswersFile, lines: list[dict[str, Any]], bad: list[Skipped]) -> int:
+        """Append the answers to questions that were open, and return how many questions are done with."""
+        lines = [line for line in lines if (str(line["question_id"]), line["prompt"]) in self._open]
+        answers.append(lines)
         self.session["questions"] += len(lines)
         for line in lines:
             self._count(line, "answer")
-        if stop:
+        if bad and not self.args.skip_bad:
             raise refusal(bad[0])
         self.skipped += bad
         if time.monotonic() - self._written > SECONDS_BETWEEN_RUN_FILES:
+            self._take_times()
             self.write("running")
+        return len(lines) + len(bad)
+
+    def _take_times(self) -> None:
+        """Note where this session's time went: waiting for prepared batches, the model's stages, and the rest."""
+        seconds = {"loading": self._waited} | {stage: self._answerer.spent[stage] / 1000 for stage in STAGES}
+        whole = time.monotonic() - self._asking
+        seconds["rest"] = max(0.0, whole - sum(seconds.values()))
+        self.session["time"] = {stage: round(spent, 3) for stage, spent in seconds.items()}
+        self.session["time_shares"] = {stage: round(spent / whole, 4) for stage, spent in seconds.items()}
+        if self._answerer.halved:
+            self.session["out_of_memory"] = self._answerer.halved
+
+    def finish(
+        self, rows: Iterable[dict[str, Any]], sessions: Sequence[dict[str, Any]], skipped: list[Skipped]
+    ) -> None:
+        """Write the run file of a finished run from all of its answers and what every process says of itself."""
+        self.totals, self.skipped = Totals(), skipped
+        for number, row in enumerate(rows, start=1):
+            self._count(row, f"{self.plan.answers_file}:{number}")
+        if len(sessions) > 1:
+            alike = ("command", "started", "versions", "batch_size", "seed", "threads", "workers")
+            self.session["ranks"] = [
+                {key: value for key, value in session.items() if key not in alike} for session in sessions
+            ]
+            self.session["questions"] = sum(session["questions"] for session in sessions)
+            spent = [session["time"] for session in sessions if "time" in session]
+            if spent:
+                time_of = {stage: round(sum(one[stage] for one in spent), 3) for stage in spent[0]}
+                whole = sum(time_of.values()) or 1.0
+                self.session["time"] = time_of
+                self.session["time_shares"] = {stage: round(part / whole, 4) for stage, part in time_of.items()}
+        self.write("finished")
 
     def _count(self, row: dict[str, Any], where: str) -> None:
         try:
@@ -107,10 +190,19 @@ class Run:
                 "or give another --answers-file"
             ) from None
 
-    def _bar(self, todo: list[Question]) -> tqdm:
+    def _bar(self, todo: int, mine: int) -> tqdm:
         interval = 0.2 if sys.stderr.isatty() else 30  # a log file needs no animation
-        total = len(self.plan.selected)
-        return tqdm(total=total, initial=total - len(todo), unit="question", mininterval=interval, dynamic_ncols=True)
+        alone = self.ranks.count == 1
+        before = len(self.plan.selected) - todo if alone else 0
+        return tqdm(
+            total=before + mine,
+            initial=before,
+            desc=None if alone else self.ranks.name,
+            unit="question",
+            mininterval=interval,
+            dynamic_ncols=True,
+            disable=self.ranks.index > 0,
+        )
 
     def write(self, state: str) -> None:
         """Write the run file: `state` is running, interrupted or finished."""
@@ -129,11 +221,13 @@ class Run:
             "limit": self.args.limit,
             **shown,
             "settings": self.plan.settings,
+            "filled_in": self.plan.filled_in,
             "totals": self.totals.to_dict() | {"skipped": len(skipped)},
             "skipped": skipped,
             "sessions": sessions,
         }
-        write_run_file(run_file_of(self.plan.answers_file), self.record)
+        if self.ranks.index == 0:
+            write_run_file(run_file_of(self.plan.answers_file), self.record)
 
 
 def _cores() -> int:

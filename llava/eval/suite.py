@@ -23,11 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.eval import eval_gqa, eval_mme, eval_textvqa, model_vqa_loader
+from llava.eval.formats import beside_dense
 from llava.eval.model_vqa_loader import number
 from llava.eval.paired import paired_times
+from llava.eval.plan import resolve
 from llava.eval.plots import summary_picture
 from llava.model.checkpoint import find_source
-from llava.model.language_model.configuration_llava import read_config
+from llava.model.layouts import read_layout
 from llava.model.pruning import PruningConfig
 
 DENSE = "dense"
@@ -160,17 +162,15 @@ def print_table(rows: dict[str, dict[str, Any]], console: Console) -> None:
             name,
             *(f"{row['scores'][benchmark]:.1f}" for benchmark in benchmarks),
             f"{row['mean_tokens_per_layer']:.1f}",
-            _beside_dense(row["flops"] / 1e6, row["flops"] / row["dense_flops"], "M"),
-            _beside_dense(row["flops_all_tokens"] / 1e6, row["flops_all_tokens"] / row["dense_flops_all_tokens"], "M"),
-            _beside_dense(row["kv_bytes"] / 1024, row["kv_bytes"] / row["dense_kv_bytes"], " KB"),
+            beside_dense(f"{row['flops'] / 1e6:,.0f}M", row["flops"] / row["dense_flops"]),
+            beside_dense(
+                f"{row['flops_all_tokens'] / 1e6:,.0f}M", row["flops_all_tokens"] / row["dense_flops_all_tokens"]
+            ),
+            beside_dense(f"{row['kv_bytes'] / 1024:,.0f} KB", row["kv_bytes"] / row["dense_kv_bytes"]),
             f"{row['prefill_ms']:.2f} ms",
             f"{row['speedup']:.2f}×",
         )
     console.print(table)
-
-
-def _beside_dense(value: float, share: float, unit: str) -> str:
-    return f"{value:,.0f}{unit} ({100 * (share - 1):+.0f}%)" if round(share, 3) != 1 else f"{value:,.0f}{unit}"
 
 
 def parse_config(text: str) -> tuple[str, PruningConfig]:
@@ -192,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m llava.eval.suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model-path", required=True, help="checkpoint folder in LLaVA's original layout, or a hub name")
+    add("--model-path", required=True, help="checkpoint folder or hub name; docs/models.md lists the known models")
     add("--data-dir", default="playground/data/eval", help="folder of the benchmarks (default playground/data/eval)")
     add("--benchmarks", nargs="+", required=True, help="folders in --data-dir, e.g. gqa MME textvqa, or gqa_mini …")
     add("--config", action="append", type=parse_config, default=[], metavar="NAME=CONFIG", help="a pruning config")
@@ -222,10 +222,10 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     if len(configs) <= len(args.config) or len({folder.name for folder in folders}) < len(folders):
         raise ValueError("two configs, or two benchmark folders, have one name: their answers would share a file")
     source = find_source(os.path.expanduser(args.model_path), "--model-path", {})
-    layers = read_config(source.folder).num_hidden_layers
+    layers = read_layout(source.folder).layers
     for name, config in args.config:
         try:
-            config.check_layers(layers)
+            resolve(config, layers)
         except ValueError as error:
             raise ValueError(f"config {name!r}: {error}") from None
     runs: dict[str, dict[str, dict]] = {}

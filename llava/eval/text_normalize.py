@@ -1,12 +1,15 @@
-"""Answer normalisation of the VQA / EvalAI evaluation, which TextVQA's M4C accuracy applies to answers and references.
+"""Answer normalisation of the VQA evaluation: EvalAI's form, as TextVQA and VizWiz use it, and VQAv2's own.
 
-The rules are those of the official VQA evaluation in the order that M4C applies them, quirks included, because a
-score is only comparable under the same rules:
+`normalize_answer` has the rules of the official VQA evaluation in the order that EvalAI and M4C apply them, quirks
+included, because a score is only comparable under the same rules:
 - lower case; commas and question marks are deleted wherever they stand ("1,000" → "1000"); "'s" is split off
 - a punctuation mark that has a space beside it somewhere in the text is deleted, any other becomes a space ("t-shirt" →
   "t shirt")
 - a period is deleted unless a digit follows it ("3.5" stays); at most 32 periods are deleted
 - number words up to ten become digits ("none" too: "0"), articles are dropped, contractions get their apostrophe
+
+`normalize_vqa` is the official VQAv2 evaluation, which leaves out the second line's rules and treats "," and "?" like
+any other mark; a comma between digits makes it delete all marks.
 """
 
 from __future__ import annotations
@@ -34,8 +37,9 @@ _CONTRACTIONS = tuple(
 _INVERTED = {"somebody'd": "somebodyd"}
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ARTICLES = frozenset({"a", "an", "the"})
-# Without "," and "?": none is left when punctuation is looked at. Apostrophe, colon, %, & and the like are kept.
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
+# Apostrophe, colon, %, & and the like are kept.
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = 32
 
@@ -50,15 +54,24 @@ _DIGITS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)} | {"non
 
 def _strip_punctuation(text: str) -> str:
     stripped = text
+    delete_all = _DIGIT_COMMA.search(text) is not None
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
-        stripped = stripped.replace(mark, "" if beside_space else " ")
+        stripped = stripped.replace(mark, "" if beside_space or delete_all else " ")
     return _PERIOD.sub("", stripped, count=_MAX_PERIODS)
 
 
 def normalize_answer(text: str) -> str:
     """An answer in the form in which the official evaluation compares it, e.g. "The T-Shirts!" → "t shirts"."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    text = _strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip())
+    return _words(_strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
+
+
+def normalize_vqa(text: str) -> str:
+    """An answer in the form in which VQAv2's own evaluation compares it, e.g. "Yes, a dog" → "yes dog"."""
+    return _words(_strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip()).lower())
+
+
+def _words(text: str) -> str:
     words = (_DIGITS.get(word, word) for word in text.split())
     return " ".join(_FULL_FORMS.get(word, word) for word in words if word not in _ARTICLES)

@@ -5,7 +5,7 @@ prefill:
 decode:
     the decoder stack's other forwards
 vision:
-    the vision tower and its projector, for a model that has them on its decoder (LLaVA)
+    the vision tower and its projector: on the decoder in LLaVA's own layout, else everything beside the decoder
 The head, sampling and tokenisation are outside. On CUDA and MPS the clock is read after a synchronisation.
 """
 
@@ -33,6 +33,13 @@ class Milliseconds:
     decode_steps: int = 0
 
 
+def vision_modules(decoder: nn.Module, entry: nn.Module | None) -> list[nn.Module]:
+    """Return the modules that run before the decoder; `entry` is the multimodal module around it, if there is one."""
+    if entry is not None:
+        return [module for module in entry.children() if module is not decoder]
+    return [module for name in VISION_MODULES if (module := getattr(decoder, name, None)) is not None]
+
+
 class ForwardTimer:
     """Context manager around any supported model's forwards; inside or outside a `prune` block.
 
@@ -40,8 +47,9 @@ class ForwardTimer:
     """
 
     def __init__(self, model: nn.Module):
-        self._decoder = family_of(model).decoder(model)
-        self._vision = [module for name in VISION_MODULES if (module := getattr(self._decoder, name, None)) is not None]
+        family = family_of(model)
+        self._decoder = family.decoder(model)
+        self._vision = vision_modules(self._decoder, family.entry(model))
         self._device = next(self._decoder.parameters()).device
         self._hooks: list = []
         self._started: list[tuple[str, float]] = []

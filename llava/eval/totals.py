@@ -25,9 +25,12 @@ class Totals:
     tokens_per_layer: list[int] = field(default_factory=list)
 
     def add(self, metadata: Mapping[str, Any]) -> None:
-        """Count one answer; raises `KeyError` or `TypeError`, and counts nothing, for metadata of another origin."""
+        """Count one answer, whose times may be missing.
+
+        Raises `KeyError` or `TypeError`, and counts nothing, for metadata of another origin.
+        """
         counted = {name: metadata[name] + 0 for name in SUMMED}
-        spent = {stage: metadata["milliseconds"][stage] + 0 for stage in STAGES}
+        spent = {stage: metadata.get("milliseconds", {}).get(stage, 0) + 0 for stage in STAGES}
         layers = [tokens + 0 for tokens in metadata["tokens_per_layer"]]
         if self.questions and len(layers) != len(self.tokens_per_layer):
             raise KeyError("tokens_per_layer")

@@ -11,7 +11,7 @@ usage() {
     cat <<EOT
 Usage: [VARIABLE=value ...] bash $0
 
-Answers $BENCHMARK with a pruned LLaVA, one process for each GPU in CUDA_VISIBLE_DEVICES, and scores the answers.
+Answers $BENCHMARK with a pruned model, one process for each GPU in CUDA_VISIBLE_DEVICES, and scores the answers.
 Paths are relative to the repository root. An interrupted run resumes when it is started again.
 
   TINY=1           the small model in $TINY_MODEL on $TINY_FOLDER (written on demand)
@@ -24,7 +24,7 @@ Paths are relative to the repository root. An interrupted run resumes when it is
   EXPERIMENT       name of the run in the answers' path (default visipruner, or dense)
   DATA_DIR         folder of all benchmarks (default playground/data/eval)
   SPLIT            question file without .jsonl (default $SPLIT_DEFAULT)
-  CONV_MODE        conversation template (default vicuna_v1)
+  CONV_MODE        conversation template, for LLaVA's original layout alone (default vicuna_v1)
   BATCH_SIZE       prompts a batch (default 8)
   DEVICE, DTYPE    as --device and --dtype of llava.eval.model_vqa_loader (default: its own)
   LIMIT            ask only the first questions; the score is then marked partial
@@ -55,7 +55,6 @@ configure() {
     TINY=${TINY:-0} DENSE=${DENSE:-0} OVERWRITE=${OVERWRITE:-0}
     DATA_DIR=${DATA_DIR:-playground/data/eval}
     SPLIT=${SPLIT:-$SPLIT_DEFAULT}
-    CONV_MODE=${CONV_MODE:-vicuna_v1}
     BATCH_SIZE=${BATCH_SIZE:-8}
     if [[ "$TINY" == 1 ]]; then
         MODEL_PATH=${MODEL_PATH:-$TINY_MODEL}
@@ -93,7 +92,7 @@ write_tiny_benchmark() {
 
 need_model() {
     local cache=${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}
-    local where="a LLaVA checkpoint folder (config.json, weights, tokenizer); set MODEL_PATH to it"
+    local where="a checkpoint folder (config.json, weights, tokenizer); set MODEL_PATH to it"
     if [[ "$MODEL_PATH" == "$TINY_MODEL" ]]; then where="this repository; restore it with git"; fi
     if [[ -d "$MODEL_PATH" ]]; then
         need file "$MODEL_PATH/config.json" "$where"
@@ -125,7 +124,7 @@ check_settings() {
     local config=$PRUNING_CONFIG kept=$ANSWERS_DIR/settings.txt settings
     if [[ "$config" == *.json ]]; then config=$(<"$config"); fi
     settings=$(printf 'model %s\nbase %s\nconversation %s\npruning %s' \
-        "$MODEL_PATH" "${MODEL_BASE:-none}" "$CONV_MODE" "${config:-none}")
+        "$MODEL_PATH" "${MODEL_BASE:-none}" "${CONV_MODE:-default}" "${config:-none}")
     mkdir -p "$ANSWERS_DIR"
     # A run that was refused before its first answer binds nobody.
     if [[ -n "$(find "$ANSWERS_DIR" -maxdepth 1 -name '[0-9]*_[0-9]*.jsonl' -size +0 -print -quit)" &&
@@ -142,8 +141,9 @@ ask() {
     local args=(
         --model-path "$MODEL_PATH" --question-file "$QUESTION_FILE" --image-folder "$3"
         --answers-file "$ANSWERS_DIR/${CHUNKS}_$1.jsonl" --num-chunks "$CHUNKS" --chunk-idx "$1"
-        --temperature 0 --conv-mode "$CONV_MODE" --batch-size "$BATCH_SIZE"
+        --temperature 0 --batch-size "$BATCH_SIZE"
     )
+    if [[ -n "${CONV_MODE-}" ]]; then args+=(--conv-mode "$CONV_MODE"); fi
     if [[ -n "${MODEL_BASE-}" ]]; then args+=(--model-base "$MODEL_BASE"); fi
     if [[ -n "$PRUNING_CONFIG" ]]; then args+=(--pruning-config "$PRUNING_CONFIG"); fi
     if [[ -n "${DEVICE-}" ]]; then args+=(--device "$DEVICE"); fi

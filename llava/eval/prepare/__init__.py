@@ -1,0 +1,51 @@
+"""Turning what people download into the folders that the loader and the scorers read: `prepare` and `check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from llava.eval.benchmarks import Benchmark
+from llava.eval.prepare.checking import State, check
+from llava.eval.prepare.converting import convert
+from llava.eval.prepare.layout import Layout, PrepareError
+from llava.eval.prepare.originals import copy_files, copy_images, derive_questions
+from llava.eval.prepare.sources import open_source
+
+__all__ = ["Layout", "PrepareError", "State", "check", "prepare"]
+
+
+def prepare(
+    benchmark: Benchmark, sources: Iterable[str | Path], out: str | Path, overwrite: bool = False
+) -> tuple[State, Layout]:
+    """Fill a benchmark's folder from what was downloaded, then check it.
+
+    Question and reference files come first, then what has to be converted, then images: so several sources may be given
+    in any order. A file that is there is kept (an image: if its size is right), so that an interrupted call goes on.
+
+    Args:
+        benchmark: one of `llava.eval.benchmarks.BENCHMARKS`.
+        sources: zip archives, folders or single files: LLaVA's eval.zip, the authors' files, snapshots of the hub.
+        out: the data folder, which gets the benchmark's own folder.
+        overwrite: replace question and reference files that are there.
+
+    Returns:
+        What the folder holds now, and the layout with the numbers of files written and kept.
+
+    Raises:
+        PrepareError: a source that cannot be used.
+
+    """
+    sources = [Path(source).expanduser() for source in sources]
+    layout = Layout(benchmark.at(Path(out).expanduser()), overwrite)
+    for path in sources:
+        with open_source(path) as source:
+            copy_files(benchmark, source, layout)
+    for path in sources:
+        with open_source(path) as source:
+            convert(benchmark, source, layout)
+    derive_questions(benchmark, layout)
+    for path in sources:
+        with open_source(path) as source:
+            copy_images(benchmark, source, layout)
+    return check(benchmark, Path(out).expanduser()), layout

@@ -1,0 +1,211 @@
+"""`llava.eval.report`: tables and pictures over runs."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from run_fixtures import LAYERS, RANDOM, TEXT, VISUAL, GqaMade, metadata, write_run
+
+from llava.eval.formats import beside_dense, bytes_text, config_text, count_text
+from llava.eval.plots import pareto_front
+from llava.eval.report import _drawn, main, make_report
+from llava.eval.report_rows import label_runs, make_row
+from llava.eval.runs import find_runs, read_run
+from llava.model.pruning import PruningConfig
+
+WRONG = {1, 2, 7, 30}
+
+
+@pytest.fixture
+def gqa(tmp_path):
+    return GqaMade(tmp_path)
+
+
+@pytest.fixture
+def folder(gqa, tmp_path):
+    """Two benchmarks' folders: GQA with a dense and two pruned runs, and one run of questions nobody can judge."""
+    runs = tmp_path / "runs"
+    varied = [metadata(n % 7, 3 if n % 2 else None) for n in range(40)]
+    gqa.run(runs / "gqa" / "pruned.jsonl", WRONG, RANDOM, traces=varied)
+    gqa.run(runs / "gqa" / "dense.jsonl", {3})
+    gqa.run(runs / "gqa" / "all wrong.jsonl", set(range(40)), RANDOM | {"keep": 1})
+    odd = tmp_path / "odd" / "questions.jsonl"
+    odd.parent.mkdir()
+    odd.write_text(gqa.questions.read_text())
+    write_run(runs / "odd" / "dense.jsonl", odd, gqa.answers())
+    return runs
+
+
+def rows_by_name(report) -> dict[tuple[str, str], dict]:
+    return {(row["benchmark"], row["run"]): row for row in report["rows"]}
+
+
+def test_a_report_has_a_row_a_run_and_its_pictures(folder, tmp_path, capsys):
+    out = tmp_path / "report"
+    assert main([str(folder), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(printed.splitlines()[-1])
+    assert [row["run"] for row in report["rows"]] == ["dense", "all wrong", "pruned", "dense"]  # dense first, by name
+    pictures = [f"small-{what}.png" for what in ("accuracy", "tokens", "decisions")]
+    assert {path.name for path in out.iterdir()} == {"report.md", "report.csv", *pictures}
+    assert report["files"] == [str(out / name) for name in ("report.md", "report.csv", *pictures)]
+    for name in pictures:
+        with Image.open(out / name) as picture:
+            assert picture.width >= 600
+            assert np.asarray(picture.convert("L")).std() > 10  # not blank
+    markdown = (out / "report.md").read_text()
+    assert all(f"![{name[:-4]}]({name})" in markdown for name in pictures)
+    for text in (printed, markdown):
+        assert all(word in text for word in ("gqa_made", "odd", "97.5", "90.0", "no scores", "KV"))
+    assert "random, layer 1, keep 5" in markdown
+
+
+def test_figures_are_means_of_the_traces(folder, tmp_path):
+    rows = rows_by_name(make_report(find_runs([folder]), tmp_path / "report"))
+    dense, pruned = rows["gqa_made", "dense"], rows["gqa_made", "pruned"]
+    traces = [metadata(n % 7, 3 if n % 2 else None) for n in range(40)]
+    assert pruned["scores"] == {"accuracy": pytest.approx(90)} and rows["odd", "dense"]["scores"] == {}
+    assert pruned["kv_bytes"] == pytest.approx(np.mean([trace["kv_bytes"] for trace in traces]))
+    assert pruned["flops_saved"] == pytest.approx(1 - sum(t["flops"] for t in traces) / (40 * traces[0]["dense_flops"]))
+    assert pruned["kept_tokens"] == pytest.approx(np.mean([n % 7 for n in range(40)]), abs=1e-3)
+    assert (pruned["prefill_ms"], dense["prefill_ms"]) == (1, 2)
+    assert (dense["flops_saved"], dense["tokens_per_layer"], dense["kept_tokens"]) == (0, TEXT + VISUAL, VISUAL)
+
+
+def test_the_csv_file_holds_the_same_figures(folder, tmp_path):
+    report = make_report(find_runs([folder]), tmp_path)
+    table = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
+    assert len(table) == len(report["rows"]) == 4
+    for line, row in zip(table, report["rows"], strict=True):
+        assert line["run"] == row["run"] and line["config"] == row["config"]
+        assert float(line["flops"]) == row["flops"] and float(line["kv_bytes_saved"]) == row["kv_bytes_saved"]
+        assert line["score_accuracy"] == (str(row["scores"]["accuracy"]) if row["scores"] else "")
+
+
+def test_markdown_tables_are_well_formed(folder, gqa, tmp_path):
+    gqa.run(folder / "gqa" / "odd | name.jsonl", WRONG, RANDOM | {"method": "a|b"})
+    make_report(find_runs([folder]), tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    tables = [line.replace(r"\|", "") for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in tables[:6]}) == 1
+    assert r"odd \| name" in "\n".join(lines)
+
+
+def test_what_is_drawn_of_a_run(gqa, tmp_path):
+    traces = [metadata(), metadata(4, 3), metadata(0, 2), metadata(6)]
+    answers = dict(list(gqa.answers({1}).items())[:4])
+    run = read_run(write_run(tmp_path / "x.jsonl", gqa.questions, answers, RANDOM, traces=traces, limit=4))
+    one = label_runs([run])[0]
+    drawn = _drawn(run, make_row(one, None))
+    assert drawn.filter_layers.tolist() == [-1, 1, 1, 1]
+    assert drawn.exit_layers.tolist() == [-1, 3, 2, -1]
+    assert drawn.kept.tolist() == [VISUAL, 4, 0, 6]
+    assert drawn.tokens.shape == (4, LAYERS) and drawn.tokens[1].tolist() == [30, 30, 14, 10]
+    assert drawn.accuracy == 75 and not drawn.dense
+    flops = [sum(trace[key] for trace in traces) for key in ("flops_all_tokens", "dense_flops_all_tokens")]
+    assert drawn.flops_share == pytest.approx(100 * flops[0] / flops[1])
+
+
+def test_dense_runs_alone_have_no_decisions_to_draw(gqa, tmp_path):
+    report = make_report([read_run(gqa.run(tmp_path / "dense.jsonl"))], tmp_path / "report")
+    assert not any("decisions" in file for file in report["files"])
+    gqa.annotations.unlink()
+    report = make_report([read_run(tmp_path / "dense.jsonl")], tmp_path / "other")
+    assert [file for file in report["files"] if file.endswith(".png")] == [str(tmp_path / "other" / "small-tokens.png")]
+
+
+def test_runs_are_told_apart_by_their_folders_and_models_by_their_hash(gqa, tmp_path):
+    first = gqa.run(tmp_path / "one" / "x" / "a.jsonl")
+    second = gqa.run(tmp_path / "two" / "x" / "a.jsonl")
+    third = gqa.run(tmp_path / "two" / "x" / "b.jsonl")
+    other = gqa.run(tmp_path / "c.jsonl", settings={"model": "small:4567"})
+    labels = label_runs(find_runs([first, second, third, other]))
+    assert [(one.model, one.name) for one in labels] == [
+        ("small:0123", "b"),
+        ("small:0123", "one/x/a"),
+        ("small:0123", "two/x/a"),
+        ("small:4567", "c"),
+    ]
+    assert [one.model for one in label_runs(find_runs([first, second]))] == ["small", "small"]
+
+
+def test_other_question_files_of_one_name_are_other_benchmarks(gqa, tmp_path):
+    other = GqaMade(tmp_path / "more", images=2)
+    labels = label_runs(find_runs([gqa.run(tmp_path / "a.jsonl"), other.run(tmp_path / "b.jsonl")]))
+    assert [one.benchmark for one in labels] == ["gqa_made", "gqa_made (2)"]
+
+
+def test_unfinished_partial_and_unequal_runs_are_marked(gqa, tmp_path):
+    gqa.run(tmp_path / "runs" / "whole.jsonl")
+    short = dict(list(gqa.answers().items())[:8])
+    write_run(tmp_path / "runs" / "limited.jsonl", gqa.questions, short, RANDOM, limit=8)
+    write_run(tmp_path / "runs" / "stopped.jsonl", gqa.questions, short, RANDOM, state="interrupted")
+    write_run(tmp_path / "runs" / "empty.jsonl", gqa.questions, {}, RANDOM, state="running")
+    report = make_report(find_runs([tmp_path / "runs"]), tmp_path / "report")
+    notes = {row["run"]: " | ".join(row["notes"]) for row in report["rows"]}
+    assert set(notes) == {"whole", "limited", "stopped"} and not notes["whole"]
+    assert "only the first 8 of the file" in notes["limited"] and "other questions than whole" in notes["limited"]
+    assert "unfinished" in notes["stopped"] and "interrupted" in notes["stopped"]
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    assert "| limited* |" in markdown.replace(r"\*", "*") and "| whole |" in markdown
+
+
+def test_a_folder_and_a_file_in_it_are_one_run(gqa, tmp_path):
+    path = gqa.run(tmp_path / "runs" / "a.jsonl")
+    assert len(find_runs([tmp_path / "runs", path, path.with_name("a.run.json")])) == 1
+
+
+def test_annotations_are_looked_for_in_the_data_folder(folder, gqa, tmp_path):
+    moved = tmp_path / "data" / "gqa_made"
+    moved.parent.mkdir()
+    gqa.folder.rename(moved)
+    runs = find_runs([folder / "gqa"])
+    assert all(row["scores"] == {} for row in make_report(runs, tmp_path / "a")["rows"])
+    found = make_report(runs, tmp_path / "b", data_dir=moved.parent)
+    assert all(row["scores"] for row in found["rows"])
+
+
+@pytest.mark.parametrize(("name", "message"), [("nothing", "run.json is missing"), ("empty", "holds no run")])
+def test_nothing_to_report_is_one_line(tmp_path, capsys, name, message):
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / name), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_without_any_answer_are_refused(gqa, tmp_path, capsys):
+    write_run(tmp_path / "empty.jsonl", gqa.questions, {}, RANDOM, state="running")
+    assert main([str(tmp_path / "empty.jsonl"), "--out", str(tmp_path / "out")]) == 1
+    assert "none of the 1 runs has an answer yet" in capsys.readouterr().err
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_the_pareto_front_is_what_nothing_dominates(points):
+    def beaten(mine, other):
+        return other[0] <= mine[0] and other[1] >= mine[1] and other != mine
+
+    front = {points[index] for index in pareto_front(points)}
+    assert front == {point for point in points if not any(beaten(point, other) for other in points)}
+
+
+def test_a_config_in_one_line_leaves_out_what_is_default():
+    paper = {"mode": ["shallow", "middle"], "shallow_mid_layer": 4, "layer_threshold": 0.995, "tokens_threshold": 0.2}
+    line = config_text(PruningConfig.from_dict(paper).to_dict())
+    assert line.startswith("visipruner paper, mode shallow+middle, shallow_mid_layer 4")
+    assert "exit_patience" not in line and "kv" not in line
+    changed = config_text(PruningConfig.from_dict(paper | {"kv": "all", "exit_patience": 3}).to_dict())
+    assert "kv all" in changed and "exit_patience 3" in changed
+    assert config_text(None) == "dense"
+    assert config_text({"method": "unheard of", "keep": 3}) == "unheard of, keep 3"
+
+
+def test_units():
+    assert [count_text(value) for value in (3.817e12, 8.6e8, 12_345, 12)] == ["3.82T", "860M", "12.3K", "12"]
+    assert [bytes_text(value) for value in (3591 * 1024, 512 * 1024, 100)] == ["3.51 MB", "512 KB", "100 B"]
+    assert (beside_dense("505M", 0.587), beside_dense("860M", 1.0)) == ("505M (-41%)", "860M")
