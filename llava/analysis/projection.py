@@ -1,0 +1,135 @@
+"""From hidden vectors to words: final norm, unembedding, the most probable tokens and those that one asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llava.model.pruning.families import family_of
+
+from .arrays import NamedArray
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """What hidden vectors say when they are read as a model's output; `…` are the axes of the vectors.
+
+    ids, probabilities:
+        the most probable tokens, axes (…, rank)
+    followed:
+        probability of the tokens that were asked for, axes (…, followed), labelled with their ids
+    """
+
+    ids: NamedArray
+    probabilities: NamedArray
+    followed: NamedArray
+
+    def text(self, tokenizer: Any) -> NamedArray:
+        """Return `ids` as texts: what each token adds to an answer, without surrounding whitespace."""
+        shape = self.ids.values.shape
+        texts = [tokenizer.decode([token]).strip() for token in self.ids.values.ravel().tolist()]
+        return NamedArray(np.array(texts, object).reshape(shape), self.ids.axes, self.ids.labels)
+
+
+class Unembedding:
+    """A model's way from hidden states to words: `words(vectors)` is softmax(W_u · norm(x)), in fp32.
+
+    top: how many words of each vector; follow: token ids whose probabilities are wanted whatever their rank.
+    Raises `ValueError` for a model without an unembedding, and for numbers and ids that do not fit it.
+    """
+
+    def __init__(self, model: nn.Module, top: int = 5, follow: Sequence[int] = ()):
+        self.decoder = family_of(model).decoder(model)
+        self.head = model.get_output_embeddings()
+        if self.head is None:
+            raise ValueError(
+                f"{type(model).__name__} has no unembedding to read hidden states with: give the whole model"
+            )
+        vocabulary = self.head.weight.shape[0]
+        if not 0 < top <= vocabulary:
+            raise ValueError(f"top is {top}: give 1 to {vocabulary}, the words of this model")
+        unknown = [token for token in follow if not 0 <= token < vocabulary]
+        if unknown:
+            raise ValueError(f"token id {unknown[0]} was to be followed, but this model has 0 to {vocabulary - 1}")
+        self.top, self.follow = top, list(follow)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers that run."""
+        return self.decoder.layers[: self.decoder.config.num_hidden_layers]
+
+    @torch.no_grad()
+    def read(self, vectors: torch.Tensor, norm: bool = True) -> tuple[np.ndarray, ...]:
+        """Read vectors [n, D]; return ids [n, top], probabilities [n, top], probabilities of `follow` [n, f].
+
+        norm: through the decoder's final norm first.
+        """
+        weight = self.head.weight
+        vectors = vectors.to(weight.device, weight.dtype)
+        if norm:
+            vectors = self.decoder.norm(vectors).to(weight.device)
+        probabilities = self.head(vectors).float().softmax(-1)
+        best = probabilities.topk(self.top)
+        followed = probabilities[:, torch.tensor(self.follow, dtype=torch.long, device=weight.device)]
+        return tuple(part.cpu().numpy() for part in (best.indices, best.values, followed))
+
+    def words(self, read: Sequence[tuple[np.ndarray, ...]], axes: tuple[str, ...], labels: dict[str, Any]) -> Words:
+        """Stack what `read` returned: one part for each place of the first of `axes`, whose vectors are the second."""
+        ids, probabilities, followed = (np.stack(parts) for parts in zip(*read, strict=True))
+        ranked, asked = (*axes, "rank"), {**labels, "followed": self.follow}
+        return Words(
+            NamedArray(ids, ranked, labels),
+            NamedArray(probabilities, ranked, labels),
+            NamedArray(followed, (*axes, "followed"), asked),
+        )
+
+
+@contextmanager
+def captured(
+    decoder: nn.Module, modules: Sequence[nn.Module], positions: Sequence[int]
+) -> Iterator[list[torch.Tensor]]:
+    """Collect what modules of a decoder make of chosen tokens: one [B, n, …] a module, in order, while the block runs.
+
+    positions: places in each prompt, padding not counted, negative from its end. The hooks are removed in any case.
+    Raises `ValueError`, out of the model's forward, for a position that a prompt does not have.
+    """
+    collected: list[torch.Tensor] = []
+    columns: list[torch.Tensor] = []
+
+    def find(module, args, kwargs):
+        hidden = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
+        mask = kwargs.get("attention_mask")
+        mask = torch.ones(hidden.shape[:2]) if mask is None else mask
+        columns[:] = [_columns(mask.cpu(), positions)]
+        collected.clear()
+
+    def keep(module, args, output):
+        states = output[0] if isinstance(output, tuple) else output
+        at = columns[0].to(states.device)
+        collected.append(states[torch.arange(len(at), device=states.device)[:, None], at])
+
+    hooks = [decoder.register_forward_pre_hook(find, with_kwargs=True)]
+    hooks += [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield collected
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _columns(mask: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+    """Return the columns [B, n] of positions in prompts whose tokens are where `mask` [B, T] is not 0."""
+    rows = []
+    for number, row in enumerate(mask):
+        real = row.nonzero()[:, 0]
+        outside = [position for position in positions if not -len(real) <= position < len(real)]
+        if outside:
+            raise ValueError(f"position {outside[0]} is outside prompt {number}, which has {len(real)} tokens")
+        rows.append(real[torch.tensor(list(positions), dtype=torch.long)])
+    return torch.stack(rows)

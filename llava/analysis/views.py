@@ -1,0 +1,192 @@
+"""Which part of a picture each visual token shows: rectangles of tokens over the picture, for every family that loads.
+
+Square grids (LLaVA-1.5, MobileVLM-V2), grids of any shape (Qwen2-VL, Qwen2.5-VL), tiles with a thumbnail (InternVL),
+and a thumbnail with unpadded tiles and a newline token after each row (LLaVA-NeXT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+from llava.model.inputs import Inputs, Seen
+from llava.model.inputs.llava_hf import LlavaHFInputs
+
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """A rectangle of visual tokens over one picture.
+
+    cells:
+        int [rows, columns], which of the prompt's visual tokens shows this cell, counted from 0
+    box:
+        left, top, right, bottom in shares of the picture's width and height; beyond 0 and 1 where it was padded
+    image:
+        number of the picture in the prompt
+    thumbnail:
+        whether other panels show the same picture more closely
+    """
+
+    cells: np.ndarray
+    box: Box
+    image: int = 0
+    thumbnail: bool = False
+
+    def boxes(self) -> dict[int, Box]:
+        """Return the box of every cell by the number of its visual token."""
+        left, top, right, bottom = self.box
+        rows, columns = self.cells.shape
+        height, width = (bottom - top) / rows, (right - left) / columns
+        return {
+            int(token): (
+                left + column * width,
+                top + row * height,
+                left + (column + 1) * width,
+                top + (row + 1) * height,
+            )
+            for (row, column), token in np.ndenumerate(self.cells)
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A prompt's pictures, as they were given, and the panels that show them."""
+
+    pictures: tuple[Image.Image, ...]
+    panels: tuple[Panel, ...]
+
+    def of(self, image: int, thumbnails: bool = False) -> list[Panel]:
+        """Return the panels of one picture: those that show it closest, or its thumbnails.
+
+        Raises `ValueError` where there are none.
+        """
+        found = [panel for panel in self.panels if (panel.image, panel.thumbnail) == (image, thumbnails)]
+        if not found:
+            what = "thumbnail" if thumbnails else "panel"
+            raise ValueError(f"the prompt has no {what} of picture {image}; it has {len(self.pictures)} pictures")
+        return found
+
+
+def view_of(model: torch.nn.Module, inputs: Inputs, pictures: Sequence[Image.Image], seen: Sequence[Seen]) -> View:
+    """Lay the visual tokens of a prompt over its pictures, prepared and seen by `inputs`, in the prompt's order.
+
+    Raises:
+        ValueError: a family whose grid is not known here, or a number of visual tokens that its grid does not explain.
+
+    """
+    known = _FAMILIES.get(model.config.model_type)
+    if known is None:
+        raise ValueError(
+            f"how {type(model).__name__} lays its visual tokens over a picture is not known here; "
+            f"known are {', '.join(_FAMILIES)}"
+        )
+    panels: list[Panel] = []
+    start = 0
+    for number, (picture, image) in enumerate(zip(pictures, seen, strict=True)):
+        for cells, box, thumbnail in known(model, inputs, picture.size, image):
+            panels.append(Panel(cells + start, box, number, thumbnail))
+        start += image.visual
+    return View(tuple(pictures), tuple(panels))
+
+
+Laid = list[tuple[np.ndarray, Box, bool]]
+
+
+def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
+    """One grid over a square: the padded picture, or what a centre crop leaves of it."""
+    rows, columns = seen.grid or _side(seen.visual)
+    padded = isinstance(inputs, LlavaHFInputs) or getattr(model.config, "image_aspect_ratio", None) == "pad"
+    side = max(size) if padded else min(size)
+    x, y = (side / length / 2 for length in size)
+    return [(_grid(rows, columns), (0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y), False)]
+
+
+def _one_grid(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
+    """Qwen2-VL: the picture, stretched to whole patches, `spatial_merge_size`² of them a token."""
+    _, height, width = seen.content.arrays["image_grid_thw"][0].tolist()
+    merge = model.config.vision_config.spatial_merge_size
+    return [(_grid(height // merge, width // merge), WHOLE, False)]
+
+
+def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
+    """InternVL: the picture stretched to c × r tiles, row by row, and a thumbnail after them.
+
+    Which c and r is told by the number of tiles: those nearest to the picture's shape.
+    """
+    vision, ratio = model.config.vision_config, model.config.downsample_ratio
+    length = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
+    patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+    side = int(length // patch * ratio)
+    tiles = seen.visual // side**2
+    if tiles < 2:
+        return [(_grid(side, side), WHOLE, False)]
+    thumbnail = getattr(inputs.processor.image_processor, "use_thumbnail", True)
+    tiles -= thumbnail
+    wanted = size[0] / size[1]
+    columns = min((c for c in range(1, tiles + 1) if tiles % c == 0), key=lambda c: abs(wanted - c * c / tiles))
+    rows = tiles // columns
+    laid: Laid = []
+    for number in range(tiles):
+        row, column = divmod(number, columns)
+        box = (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
+        laid.append((_grid(side, side, number * side**2), box, False))
+    return [*laid, (_grid(side, side, tiles * side**2), WHOLE, True)] if thumbnail else laid
+
+
+def _anyres(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
+    """LLaVA-NeXT: a thumbnail, then the tiles as one grid without the rows and columns that only show padding."""
+    config, (width, height) = model.config, size
+    length, patch = config.vision_config.image_size, config.vision_config.patch_size
+    side = length // patch
+    tiles = get_anyres_image_grid_shape((height, width), config.image_grid_pinpoints, length)
+    rows, columns = (side * number for number in tiles)
+    whole = torch.arange(rows * columns).view(1, rows, columns)
+    left = unpad_image(whole, (height, width))[0]
+    top, first = divmod(int(left[0, 0]), columns)
+    scale = min(columns * patch / width, rows * patch / height)
+    x, y = (
+        (columns * patch / scale - width) / 2,
+        (rows * patch / scale - height) / 2,
+    )  # padding, in the picture's pixels
+    cell = patch / scale
+    shown_rows, shown_columns = left.shape
+    box = (
+        (first * cell - x) / width,
+        (top * cell - y) / height,
+        ((first + shown_columns) * cell - x) / width,
+        ((top + shown_rows) * cell - y) / height,
+    )
+    numbers = side**2 + np.arange(shown_rows * (shown_columns + 1)).reshape(shown_rows, -1)
+    if numbers[-1, -1] + 1 != seen.visual:
+        raise ValueError(f"the image has {seen.visual} visual tokens, its grid has {numbers[-1, -1] + 1}")
+    return [(_grid(side, side), WHOLE, True), (numbers[:, :-1], box, False)]
+
+
+_FAMILIES = {
+    "llava_llama": _square,
+    "llava": _square,
+    "llava_next": _anyres,
+    "qwen2_vl": _one_grid,
+    "qwen2_5_vl": _one_grid,
+    "internvl": _tiles,
+}
+
+
+def _grid(rows: int, columns: int, start: int = 0) -> np.ndarray:
+    return start + np.arange(rows * columns).reshape(rows, columns)
+
+
+def _side(count: int) -> tuple[int, int]:
+    side = round(count**0.5)
+    if side * side != count:
+        raise ValueError(f"the image has {count} visual tokens, which are no square grid")
+    return side, side
