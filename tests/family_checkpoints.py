@@ -20,6 +20,7 @@ from transformers.utils import logging
 SENTENCES = ["user assistant system", "What is the colour of the small circle? blue", "a red square on the left, 42"]
 CHAT_ML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 QWEN_TOKENS = [*CHAT_ML, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+ONEVISION_TOKENS = [*CHAT_ML, "<image>", "<video>"]
 INTERNVL_TOKENS = [*CHAT_ML, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 
 LLAVA_TEMPLATE = (
@@ -41,6 +42,12 @@ INTERNVL_TEMPLATE = (
     "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ONEVISION_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
+    "{% for part in m['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in m['content'] if part['type'] == 'text' %}{{ '\n' + part['text'] }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CLIP_IMAGES = {
     "image_processor_type": "CLIPImageProcessor",
@@ -169,12 +176,36 @@ def internvl(folder: Path) -> torch.nn.Module:
     return hf.InternVLForConditionalGeneration(config)
 
 
+def llava_onevision(folder: Path) -> torch.nn.Module:
+    vocabulary = write_byte_tokenizer(folder, ONEVISION_TOKENS, {})
+    pinpoints = [[16, 32], [32, 16], [32, 32]]
+    images = {"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": pinpoints}
+    images |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_pad": True, "resample": 3}
+    write_json(folder / "preprocessor_config.json", CLIP_IMAGES | square("size") | images)
+    tokens = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
+    tokens |= {"image_token": "<image>", "video_token": "<video>", "processor_class": "LlavaOnevisionProcessor"}
+    write_json(folder / "processor_config.json", tokens)
+    write_json(folder / "chat_template.json", {"chat_template": ONEVISION_TEMPLATE})
+    image, video = ids_of(folder, "<image>", "<video>")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(image_size=16, patch_size=4, vision_use_head=False, **sizes),
+        text_config=hf.Qwen2Config(**text_fields(vocabulary)),
+        image_token_index=image,
+        video_token_index=video,
+        image_grid_pinpoints=pinpoints,
+        tie_word_embeddings=False,
+    )
+    return hf.LlavaOnevisionForConditionalGeneration(config)
+
+
 FAMILIES: dict[str, Callable[[Path], torch.nn.Module]] = {
     "llava": llava,
     "llava_next": llava_next,
     "qwen2_vl": lambda folder: qwen(folder, "2"),
     "qwen2_5_vl": lambda folder: qwen(folder, "2_5"),
     "internvl": internvl,
+    "llava_onevision": llava_onevision,
 }
 
 

@@ -117,7 +117,7 @@ def test_every_visual_token_has_one_place_at_most(subject):
     newlines = count - len(cells)
     assert cells.max() < count
     rows = sum(panel.cells.shape[0] for panel in prompt.view.panels if not panel.thumbnail)
-    assert newlines == (rows if subject.model.config.model_type == "llava_next" else 0)
+    assert newlines == (rows if subject.model.config.model_type in ("llava_next", "llava_onevision") else 0)
 
 
 def test_an_overlay_needs_a_number_for_every_token(tiny):

@@ -8,7 +8,6 @@ import pytest
 from llava.eval import prompts
 from llava.eval.answer_files import ScoreError, read_answers
 from llava.eval.benchmarks import BENCHMARKS, find_benchmark, find_benchmarks
-from llava.eval.suite import BENCHMARKS as SUITE
 from llava.tiny.benchmarks import write_benchmarks
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "prompts" / "benchmarks.json").read_text())
@@ -78,11 +77,6 @@ def test_benchmarks_are_found_by_name_by_folder_and_by_a_folder_named_after_one(
     assert [b.name for b in find_benchmarks("pope, gqa,pope")] == ["pope", "gqa"]
     with pytest.raises(ValueError, match="no benchmark named"):
         find_benchmarks(" , ")
-
-
-def test_the_suites_benchmarks_have_the_same_files():
-    for name, known in SUITE.items():
-        assert (known.questions, known.images) == (BENCHMARKS[name].questions, BENCHMARKS[name].images)
 
 
 @pytest.fixture(scope="module")

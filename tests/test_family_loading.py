@@ -150,6 +150,14 @@ def test_a_tokenizer_larger_than_the_model_and_a_model_base_are_refused(folder):
         load(folder)
 
 
+def test_a_processor_without_its_video_part_reads_the_other_settings(tmp_path):
+    folder = write_family(tmp_path / "m", "llava_onevision")
+    edit_json(folder / "processor_config.json", vision_aspect_ratio="anyres_max_4", num_image_tokens=25)
+    edit_json(folder / "config.json", vision_aspect_ratio="anyres_max_4")
+    processor = load(folder)[2]
+    assert (processor.vision_aspect_ratio, processor.num_image_tokens) == ("anyres_max_4", 25)
+
+
 class Recorder:
     """Stands in for a class that is loaded from a folder, and notes that it was."""
 

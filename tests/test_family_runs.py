@@ -36,6 +36,10 @@ SECOND_TURN = {
         "<|im_start|>user\n<IMG_CONTEXT>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
         "{}<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     ),
+    "llava_onevision": (
+        "<|im_start|>user <image>\nWhat is it?<|im_end|><|im_start|>assistant \n{}<|im_end|>"
+        "<|im_start|>user \nWhy?<|im_end|><|im_start|>assistant\n"
+    ),
 }
 CONVERSATIONS = (
     ([Turn("What is it?", 1)], "a"),
@@ -195,10 +199,10 @@ def test_a_conversation_template_is_refused_before_the_model_loads(family, bench
     monkeypatch.setattr("llava.eval.running.load_pretrained_model", None)
     assert bench.run(conv_mode="vicuna_v1") == 1
     said = capsys.readouterr().err
-    assert "--conv-mode vicuna_v1 was given" in said and said.count("\n") == 1
+    assert "'vicuna_v1' (conv_mode) was given" in said and said.count("\n") == 1
     arguments = ["-p", "hi", "--model-path", str(family[1]), "--conv-mode", "vicuna_v1"]
     assert cli_pruning.main(arguments) == 1
-    assert "--conv-mode vicuna_v1 was given" in capsys.readouterr().err
+    assert "'vicuna_v1' (conv_mode) was given" in capsys.readouterr().err
 
 
 def test_a_boundary_beyond_the_decoder_is_refused_and_an_open_one_is_filled_in(family, bench, capsys):

@@ -22,6 +22,7 @@ from PIL import Image
 from llava import PruningConfig, load_pretrained_model, prune
 from llava.eval.model_vqa_loader import eval_model
 from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.inputs import ConventionInputs
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 PRUNED = json.dumps(CONFIG)
@@ -99,6 +100,21 @@ def test_a_dense_run_reports_what_mode_none_reports(bench):
     bench.answers = bench.root / "none.jsonl"
     assert bench.run(pruning_config='{"mode":[]}') == 0
     assert comparable(dense) == comparable(bench.rows())
+
+
+def test_batches_are_formed_by_prompt_length_and_answers_keep_the_order(bench, monkeypatch):
+    widths = []
+    collate = ConventionInputs.collate
+
+    def noted(self, rows, *more):
+        widths.append([len(row) for row in rows])
+        return collate(self, rows, *more)
+
+    monkeypatch.setattr(ConventionInputs, "collate", noted)
+    assert bench.run(batch_size=4) == 0
+    widths = sum(widths[1:], [])  # the first is the untimed warm-up
+    assert len(widths) == 10 and widths == sorted(widths) and len(set(widths)) > 2
+    assert [row["prompt"] for row in bench.rows()] == [row["text"] for row in questions()]
 
 
 @pytest.mark.parametrize("pruning", [None, PRUNED])

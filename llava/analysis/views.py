@@ -143,7 +143,7 @@ def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Lai
 
 
 def _anyres(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
-    """LLaVA-NeXT: a thumbnail, then the tiles as one grid without the rows and columns that only show padding."""
+    """LLaVA-NeXT and OneVision: a thumbnail, then the tiles as one grid without the parts that only show padding."""
     config, (width, height) = model.config, size
     length, patch = config.vision_config.image_size, config.vision_config.patch_size
     side = length // patch
@@ -175,6 +175,7 @@ _FAMILIES = {
     "llava_llama": _square,
     "llava": _square,
     "llava_next": _anyres,
+    "llava_onevision": _anyres,
     "qwen2_vl": _one_grid,
     "qwen2_5_vl": _one_grid,
     "internvl": _tiles,

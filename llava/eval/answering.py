@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections import Counter
@@ -172,8 +171,7 @@ class Answerer:
         self._most = len(questions) // 2
         self.halved.append({"where": first.where, "from": len(questions), "to": self._most})
         tqdm.write(
-            f"warning: out of memory with {len(questions)} prompts at once ({first.where}); "
-            f"going on with {self._most}",
+            f"warning: out of memory with {len(questions)} prompts at once ({first.where}); going on with {self._most}",
             file=sys.stderr,
         )
 
@@ -218,8 +216,8 @@ class Answerer:
     def _answer_id(self, question: Question) -> str:
         """Return an id that names the question and how it was asked, the same in every run."""
         config = None if self.config is None else self.config.to_dict()
-        parts = [self.model_id, config, dataclasses.asdict(self.how), *question.key]
-        return shortuuid.uuid(name=json.dumps(parts))
+        seed = self.how.seed if self.how.temperature > 0 else None
+        return shortuuid.uuid(name=json.dumps([self.model_id, config, self.how.arguments(), seed, *question.key]))
 
     def _generate(self, rows: list[list[int]], seen: list[list[Seen]], **changes: Any) -> torch.Tensor:
         if self._session is not None:

@@ -26,8 +26,8 @@ class AnswersFile:
     """LLaVA's answers JSONL, open for appending; `rows` are the answers that it held, `repaired` the bytes cut off.
 
     A context manager. Opening creates the file and its folder, locks it against other runs and cuts off a half-written
-    last line; a file that was created and is still empty when an exception leaves the block is removed again. With
-    `anew` what the file holds is neither read nor repaired, and gone after `clear()`.
+    or garbled last line; a file that was created and is still empty when an exception leaves the block is removed
+    again. With `anew` what the file holds is neither read nor repaired, and gone after `clear()`.
 
     Raises:
         AnswersError: another run has the file open, or a line other than the last is not a JSON object.
@@ -77,6 +77,9 @@ class AnswersFile:
         self._file.seek(0)
         content = self._file.readall()
         end = content.rfind(b"\n") + 1
+        last = content.rfind(b"\n", 0, end - 1) + 1
+        if end == len(content) and _object(content[last:end]) is None:  # whole, but garbled
+            end = last
         for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
             row = _object(line)
             if row is None:

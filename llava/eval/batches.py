@@ -68,19 +68,19 @@ def group(
 ) -> list[Group]:
     """Cut `questions` into batches of `size` and return those with a question in `asked`, whole.
 
-    With `inputs`, batches are formed by prompt length among `SORTED_BATCHES` batches' worth of neighbours in the file,
-    which so stay close to the others of their image. The batches depend on `questions` and `size` alone: a resumed run,
-    and one by any number of processes, meets the same ones.
+    With `inputs`, batches of several are formed by prompt length among `SORTED_BATCHES` batches' worth of neighbours in
+    the file, which so stay close to the others of their image. The batches depend on `questions` and `size` alone: a
+    resumed run, and one by any number of processes, meets the same ones.
     """
     ordered: list[Question] = []
     for start in range(0, len(questions), SORTED_BATCHES * size):
         stretch = questions[start : start + SORTED_BATCHES * size]
-        ordered += stretch if inputs is None else sorted(stretch, key=lambda one: prompt_length(one, inputs))
+        if inputs is not None and size > 1:
+            stretch = sorted(stretch, key=lambda one: prompt_length(one, inputs))
+        ordered += stretch
     batches = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
     length = max(1, min(LARGEST_UNIT, len(batches) // UNITS))
-    return [
-        Group(batch, place // length) for place, batch in enumerate(batches) if any(one in asked for one in batch)
-    ]
+    return [Group(batch, place // length) for place, batch in enumerate(batches) if any(one in asked for one in batch)]
 
 
 def share(groups: Sequence[Group], index: int, count: int) -> list[Group]:

@@ -25,7 +25,13 @@ def normalize_prediction(text: str) -> str:
     return text.rstrip(".").lower()
 
 
-def _read_questions(path: str | Path) -> dict[str, dict[str, Any]]:
+def read_questions(path: str | Path) -> dict[str, dict[str, Any]]:
+    """The balanced questions of GQA's JSON, by question id.
+
+    Raises:
+        ScoreError: the file is missing or malformed, a question has no answer.
+
+    """
     data = read_json(path, "questions file")
     if not isinstance(data, dict):
         raise ScoreError(f"{path}: expected GQA's object of question id → question, found {type(data).__name__}")
@@ -58,7 +64,7 @@ def score(questions: str | Path, answers: str | Path, partial: bool = False) -> 
         ScoreError: unreadable or malformed input; answers that do not cover the questions, unless `partial`.
 
     """
-    known = _read_questions(questions)
+    known = read_questions(questions)
     given, coverage, empty = answers_by_id(known, answers, partial)
     hits, judged = [], []
     for question_id, answer in given.items():

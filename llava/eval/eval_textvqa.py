@@ -64,8 +64,13 @@ def question_of_prompt(prompt: str) -> str:
     )
 
 
-def _read_annotations(path: str | Path) -> tuple[list[tuple[str, str]], dict[tuple[str, str], list[str]], dict]:
-    """(key of every question, key → reference answers, (question id, question) → key); key = (image id, question)."""
+def read_annotations(path: str | Path) -> tuple[list[tuple[str, str]], dict[tuple[str, str], list[str]], dict]:
+    """(key of every question, key → reference answers, (question id, question) → key); key = (image id, question).
+
+    Raises:
+        ScoreError: the file is missing or malformed, a question has not ten answers.
+
+    """
     data = read_json(path, "annotation file")
     if not isinstance(data, dict) or not isinstance(data.get("data"), list):
         raise ScoreError(f'{path}: expected TextVQA\'s object with a list under "data"')
@@ -86,7 +91,13 @@ def _read_annotations(path: str | Path) -> tuple[list[tuple[str, str]], dict[tup
     return keys, references, aliases
 
 
-def _key_of(answer: Answer, references: dict, aliases: dict) -> tuple[str, str]:
+def key_of(answer: Answer, references: dict, aliases: dict) -> tuple[str, str]:
+    """The key of an answer's question, found through its prompt; `references` and `aliases` of `read_annotations`.
+
+    Raises:
+        ScoreError: the answer has no prompt, or one that is in none of LLaVA's TextVQA shapes.
+
+    """
     if answer.prompt is None:
         raise ScoreError(f'{answer.where}: key "prompt" is missing; the question is found through it')
     try:
@@ -111,9 +122,9 @@ def score(annotation_file: str | Path, result_file: str | Path, partial: bool = 
         ScoreError: unreadable or malformed input; answers that do not cover the questions, unless `partial`.
 
     """
-    keys, references, aliases = _read_annotations(annotation_file)
+    keys, references, aliases = read_annotations(annotation_file)
     answers = read_answers(result_file)
-    given = [(_key_of(answer, references, aliases), answer.where) for answer in answers]
+    given = [(key_of(answer, references, aliases), answer.where) for answer in answers]
     used, coverage = match(keys, given, partial)
     total = sum(soft_accuracy(answers[index].text, references[given[index][0]]) for index in used)
     values = {"accuracy": 100 * total / len(used)}

@@ -31,7 +31,13 @@ def read_images(question_file: str | Path) -> dict[str, str]:
     return images
 
 
-def _read_annotations(path: str | Path) -> dict[str, dict[str, Any]]:
+def read_annotations(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Image → {"answers": strings, "type"} of VizWiz's val.json.
+
+    Raises:
+        ScoreError: the file is missing or malformed, an image has no answers (those of the test split have none).
+
+    """
     data = read_json(path, "annotation file")
     if not isinstance(data, list):
         raise ScoreError(f"{path}: expected VizWiz's list of annotations, found {type(data).__name__}")
@@ -66,7 +72,7 @@ def score(
             the questions, unless `partial`.
 
     """
-    images, annotations = read_images(question_file), _read_annotations(annotation_file)
+    images, annotations = read_images(question_file), read_annotations(annotation_file)
     unknown = next((image for image in images.values() if image not in annotations), None)
     if unknown is not None:
         raise ScoreError(f"{annotation_file} has no annotation of {unknown}, which {question_file} asks about")

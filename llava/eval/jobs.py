@@ -34,18 +34,17 @@ class Job:
     args: argparse.Namespace
     plan: Plan
 
-    @property
-    def partial(self) -> bool:
-        """Whether some of the file's questions are left out on purpose."""
-        return len(self.plan.selected) < len(self.plan.known)
-
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a job: the run file's record, the scores (None where a server gives them), the file for it."""
+    """What came of a job: the run file's record, the scores (None where a server gives them), the file for it.
+
+    `partial`: whether some of the file's questions were left out, by --limit or --skip-bad.
+    """
 
     job: Job
     record: dict[str, Any]
+    partial: bool
     scores: Scores | None
     upload: Path | None
 
@@ -90,14 +89,15 @@ def do(job: Job, command: str, loader: Loader, ranks: Ranks) -> Result | None:
     if record is None:
         return None
     scores, upload, answers = None, None, job.plan.answers_file
+    partial = record["totals"]["questions"] < len(job.plan.known)
     if job.benchmark.score is not None and record["totals"]["questions"]:
-        scores = job.benchmark.score(job.folder, answers, job.partial)
+        scores = job.benchmark.score(job.folder, answers, partial)
         record["scores"] = scores
         write_run_file(run_file_of(answers), record)
-    if job.benchmark.submit is not None and not job.partial:
+    if job.benchmark.submit is not None and not partial:
         upload = answers.with_name(answers.stem + ".upload" + job.benchmark.upload_suffix)
         job.benchmark.submit(job.folder, answers, upload)
-    return Result(job, record, scores, upload)
+    return Result(job, record, partial, scores, upload)
 
 
 def _answer(job: Job, command: str, loader: Loader, ranks: Ranks) -> dict[str, Any] | None:

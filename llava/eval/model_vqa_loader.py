@@ -127,7 +127,7 @@ def eval_model(args: argparse.Namespace) -> dict[str, Any]:
             earlier = read_run_file(run_file)
             check_settings(plan.answers_file, earlier, plan.settings)
         if answers.repaired:
-            print(f"warning: cut off a half-written last line of {answers.path}", file=sys.stderr)
+            print(f"warning: cut off a half-written or garbled last line of {answers.path}", file=sys.stderr)
         todo = unanswered(plan.answers_file, answers.rows, plan.known, plan.selected)
         run = Run(args, command_of(args), plan, answers.rows, earlier)
         if todo:

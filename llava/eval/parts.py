@@ -78,9 +78,9 @@ def gather(answers_file: Path, anew: bool = False) -> tuple[list[dict[str, Any]]
 def finish(answers_file: Path, rows: Iterable[Mapping[str, Any]], order: Mapping[Key, int]) -> None:
     """Write the finished files and remove the parts; a kill at any moment loses nothing."""
     ordered = sorted(rows, key=lambda row: order[str(row["question_id"]), row["prompt"]])
-    names = ("question_id", "prompt")
     times = [
-        {name: row[name] for name in names} | {name: row["metadata"][name] for name in MEASURED if name in row["metadata"]}
+        {"question_id": row["question_id"], "prompt": row["prompt"]}
+        | {name: row["metadata"][name] for name in MEASURED if name in row["metadata"]}
         for row in ordered
     ]
     answers = [

@@ -61,7 +61,7 @@ def _by_id(
 
 def gqa(question_file: Path, annotations: Path, answers: Iterable[Answer]) -> QuestionScores:
     """1 where the answer is GQA's, else 0 (`eval_gqa`); questions that are not balanced do not count."""
-    known = eval_gqa._read_questions(annotations)
+    known = eval_gqa.read_questions(annotations)
     return _by_id(known, answers, lambda text, one: eval_gqa.normalize_prediction(text) == one["answer"])
 
 
@@ -78,8 +78,8 @@ def mme(question_file: Path, annotations: Path, answers: Iterable[Answer]) -> Qu
 
 def textvqa(question_file: Path, annotations: Path, answers: Iterable[Answer]) -> QuestionScores:
     """M4C's soft accuracy of each answer (`eval_textvqa`)."""
-    _, references, aliases = eval_textvqa._read_annotations(annotations)
-    keys = ((answer, eval_textvqa._key_of(answer, references, aliases)) for answer in answers)
+    _, references, aliases = eval_textvqa.read_annotations(annotations)
+    keys = ((answer, eval_textvqa.key_of(answer, references, aliases)) for answer in answers)
     return {
         (answer.question_id, answer.prompt): eval_textvqa.soft_accuracy(answer.text, references[key])
         for answer, key in keys
@@ -124,7 +124,7 @@ def vqav2(question_file: Path, annotations: Path, answers: Iterable[Answer]) -> 
 
 def vizwiz(question_file: Path, annotations: Path, answers: Iterable[Answer]) -> QuestionScores:
     """VizWiz's soft accuracy of each answer (`eval_vizwiz`)."""
-    by_image = eval_vizwiz._read_annotations(annotations)
+    by_image = eval_vizwiz.read_annotations(annotations)
     images = eval_vizwiz.read_images(question_file)
     known = {question: by_image[image] for question, image in images.items() if image in by_image}
     return _by_id(known, answers, lambda text, one: eval_vizwiz.soft_accuracy(text, one["answers"]))

@@ -10,6 +10,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -24,7 +25,7 @@ class RankError(RuntimeError):
 
 
 class Ranks:
-    """This process among `count`, the `index`-th; alone (0 of 1) where no launcher started it.
+    """One process, the `index`-th of `count`; alone (0 of 1) where no launcher started it.
 
     `device`: the device of this process, None where it is alone and may choose.
     """
@@ -32,7 +33,7 @@ class Ranks:
     def __init__(self, index: int = 0, count: int = 1, device: str | None = None, store: Any = None):
         self.index, self.count, self.device = index, count, device
         self._store = store
-        self._over = threading.Event()
+        self._over, self._failed = threading.Event(), False
         if store is not None:
             threading.Thread(target=self._beat, daemon=True).start()
 
@@ -65,7 +66,7 @@ class Ranks:
 
     @property
     def name(self) -> str:
-        """This process for messages."""
+        """How messages call the process."""
         return f"rank {self.index} of {self.count}"
 
     def check(self) -> None:
@@ -109,6 +110,7 @@ class Ranks:
 
     def fail(self, reason: str) -> bool:
         """Tell the others why this process ends; False where one of them failed before."""
+        self._failed = True
         if self._store is None:
             return True
         mine = f"{self.name} failed: {reason}"
@@ -118,19 +120,27 @@ class Ranks:
             return True
 
     def leave(self) -> None:
-        """End together: rank 0, which holds the blackboard, stays until the others have read it, for some seconds."""
+        """End together, in some seconds at most.
+
+        Rank 0, which holds the blackboard, stays until the others have left; so does one that failed, because a
+        launcher ends the other processes of a machine as soon as one has failed, in the middle of what they write.
+        """
+        self._over.set()
         if self._store is None:
             return
         deadline = time.monotonic() + SECONDS_TO_LEAVE
-        try:
+        with suppress(RuntimeError):  # rank 0 is gone
             self._store.set(f"left/{self.index}", "1")
+            if self.index and not self._failed:
+                _close_group()
+                return
             names = [f"left/{of}" for of in range(self.count)]
-            # A launcher ends the other processes of a machine as soon as one has failed.
             while not self._store.check(names) and time.monotonic() < deadline:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-        except RuntimeError:
-            pass
-        self._over.set()
+            if self.index == 0:
+                time.sleep(3 * SECONDS_BETWEEN_LOOKS)  # the one that failed may be looking
+            if not self._failed:
+                _close_group()
 
     def _beat(self) -> None:
         count = 0
@@ -158,3 +168,10 @@ class Ranks:
             self._store.set(name, value)
         except RuntimeError as error:
             raise RankError("rank 0 is gone") from error
+
+
+def _close_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():  # NCCL warns of a group that is left open
+        dist.destroy_process_group()

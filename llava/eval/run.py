@@ -1,8 +1,4 @@
-r"""Runs and scores benchmarks: asks a model, dense or pruned, with one process or many, and says what came of it.
-
-    python -m llava.eval.run --benchmark gqa_mini,mme_mini --model-path playground/checkpoints/llava-tiny \
-        --pruning-config playground/checkpoints/llava-tiny/pruning.json --batch-size 16
-"""
+"""Runs and scores benchmarks: asks a model, dense or pruned, with one process or many (`--help` teaches)."""
 
 from __future__ import annotations
 
@@ -31,6 +27,10 @@ benchmarks: {", ".join(BENCHMARKS)}; or a folder of --data-dir in the format of 
 `python -m llava.eval.prepare` puts the files in their place, and docs/evaluation.md says what they are.
 
 examples:
+  the small model, pruned as its pruning.json says, on benchmarks that the first command writes
+    python -m llava.tiny.benchmarks
+    python -m llava.eval.run --benchmark gqa_mini,mme_mini --model-path playground/checkpoints/llava-tiny \\
+        --pruning-config playground/checkpoints/llava-tiny/pruning.json --batch-size 16
   LLaVA-1.5-7B with the paper's settings, on one GPU
     python -m llava.eval.run --benchmark gqa,mme,textvqa,pope --model-path liuhaotian/llava-v1.5-7b \\
         --pruning-config '{{"mode":["shallow","middle","deep"],"shallow_mid_layer":6,
@@ -113,11 +113,15 @@ def table_of(results: Sequence[Result]) -> Table:
         totals, benchmark = result.record["totals"], result.job.benchmark
         count = max(totals["questions"], 1)
         spent = totals["milliseconds"]
+        if result.scores is not None:
+            kind = f"{benchmark.unit} {result.scores['figure']}"
+        else:
+            kind = "for its server" if benchmark.score is None else "nothing answered"
         table.add_row(
             benchmark.title,
             "–" if result.scores is None else f"{result.scores.quoted:.2f}",
-            "for its server" if result.scores is None else f"{benchmark.unit} {result.scores['figure']}",
-            f"{totals['questions']:,}" + (" PARTIAL" if result.job.partial else ""),
+            kind,
+            f"{totals['questions']:,}" + (" PARTIAL" if result.partial else ""),
             f"{totals['tokens_mean']:.1f}",
             beside_dense(count_text(totals["flops"] / count), _share(totals, "flops")),
             beside_dense(bytes_text(totals["kv_bytes"] / count), _share(totals, "kv_bytes")),
@@ -142,7 +146,7 @@ def summary_of(results: Sequence[Result]) -> dict[str, Any]:
             result.job.benchmark.name: {
                 "answers": str(result.job.plan.answers_file),
                 "upload": result.upload and str(result.upload),
-                "partial": result.job.partial,
+                "partial": result.partial,
                 "scores": result.scores,
                 "totals": result.record["totals"],
                 "time_shares": result.record.get("time_shares"),

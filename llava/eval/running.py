@@ -48,6 +48,7 @@ class Loader:
         self._loaded: Loaded | None = None
 
     def __call__(self, args: argparse.Namespace, plan: Plan) -> Loaded:
+        """Return the model that `args` names, in the plan's dtype; raises what `load_pretrained_model` raises."""
         if self._loaded is None:
             path = os.path.expanduser(args.model_path)
             name = get_model_name_from_path(path)

@@ -1,7 +1,7 @@
 """Runs of the loader read back: the answers by question, their traces, and what the run file says about them.
 
-A run is X.jsonl with X.run.json beside it. Chunks of one run (the same folder and settings, --chunk-idx 0, 1, …) are
-put together and count as one.
+A run is X.jsonl with X.run.json beside it, and X.times.jsonl where the milliseconds are not in the answers. Chunks of
+one run (the same folder and settings, --chunk-idx 0, 1, …) are put together and count as one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.answer_files import Answer, ScoreError, parse_answer, read_jsonl
+from llava.eval.parts import read_times
 from llava.eval.runfile import RunFileError, fingerprint, read_run_file, run_file_of
 from llava.eval.totals import Totals
 
@@ -177,11 +178,13 @@ def _assemble(parts: list[tuple[Path, dict[str, Any]]]) -> EvalRun:
 
 def _read_answers(path: Path) -> Iterable[tuple[Answer, dict[str, Any]]]:
     try:
+        times = read_times(path)
         for where, row in read_jsonl(path, "answers file"):
             answer = parse_answer(row, where)
             if answer.prompt is None:
                 raise RunError(f'{where}: key "prompt" is missing; the question is found through it')
             metadata = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
+            metadata = metadata | times.get((answer.question_id, answer.prompt), {})
             # "kept" is as long as the prompt has visual tokens, and nothing here reads it
             yield answer, {key: value for key, value in metadata.items() if key != "kept"}
     except ScoreError as error:

@@ -3,8 +3,8 @@ r"""Several benchmarks under several pruning configs, side by side: one table, `
     python -m llava.eval.suite --model-path playground/checkpoints/llava-tiny \
         --benchmarks gqa_mini mme_mini textvqa_mini --config paper=playground/checkpoints/llava-tiny/pruning.json
 
-Every config is run by `llava.eval.model_vqa_loader` (so that runs resume) and scored by the benchmark's own scorer,
-beside a dense run of the untouched model. Prefill time is then measured apart, the configs taking turns on the same
+Every config is run and scored as `llava.eval.run` does it (so that runs resume), beside a dense run of the untouched
+model. Prefill time is then measured apart, the configs taking turns on the same
 questions (`llava.eval.paired`): the speed-up is the median over rounds of dense time by pruned time.
 """
 
@@ -14,112 +14,49 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from llava.eval import eval_gqa, eval_mme, eval_textvqa, model_vqa_loader
+from llava.eval.benchmarks import BENCHMARKS, find_benchmark
 from llava.eval.formats import beside_dense
-from llava.eval.model_vqa_loader import number
+from llava.eval.jobs import Job, do, make_job
+from llava.eval.model_vqa_loader import command_of, number
 from llava.eval.paired import paired_times
 from llava.eval.plan import resolve
 from llava.eval.plots import summary_picture
+from llava.eval.ranks import Ranks
+from llava.eval.running import Loader
 from llava.model.checkpoint import find_source
 from llava.model.layouts import read_layout
 from llava.model.pruning import PruningConfig
 
 DENSE = "dense"
+LOADER_SETTINGS = ("model_path", "batch_size", "max_new_tokens", "device", "dtype", "limit", "overwrite")
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Where one benchmark's files lie in its folder (LLaVA's layout), and how its answers are scored."""
-
-    questions: str
-    images: str
-    score: Callable[[Path, Path, bool], dict[str, Any]]
-    figure: str
-    """The key of the score that people quote."""
-
-
-BENCHMARKS = {
-    "gqa": Benchmark(
-        "llava_gqa_testdev_balanced.jsonl",
-        "data/images",
-        lambda folder, answers, partial: eval_gqa.score(
-            folder / "data/testdev_balanced_questions.json", answers, partial
-        ),
-        "accuracy",
-    ),
-    "mme": Benchmark(
-        "llava_mme.jsonl",
-        "MME_Benchmark_release_version",
-        lambda folder, answers, partial: eval_mme.score(folder / "llava_mme.jsonl", answers, partial),
-        "total",
-    ),
-    "textvqa": Benchmark(
-        "llava_textvqa_val_v051_ocr.jsonl",
-        "train_images",
-        lambda folder, answers, partial: eval_textvqa.score(folder / "TextVQA_0.5.1_val.json", answers, partial),
-        "accuracy",
-    ),
-}
+def job_of(args: argparse.Namespace, folder: Path, name: str, config: PruningConfig | None) -> Job:
+    """Check one benchmark, by its folder, under one config; raises what `make_job` raises."""
+    settings = {key: getattr(args, key) for key in LOADER_SETTINGS}
+    settings["pruning_config"] = None if config is None else json.dumps(config.to_dict())
+    benchmark = find_benchmark(folder.name)
+    if benchmark.score is None:
+        raise ValueError(f"{benchmark.title} is scored by a server, so that it has no place in a suite")
+    return make_job(benchmark, folder.parent, args.out, name, settings)
 
 
-def benchmark_of(folder: Path) -> Benchmark:
-    """Return the benchmark that a folder such as `gqa`, `gqa_mini` or `MME` holds.
-
-    Raises:
-        ValueError: the folder's name begins with no benchmark's name, or its question file is not there.
-
-    """
-    benchmark = benchmark_kind(folder.name)
-    if not (folder / benchmark.questions).is_file():
-        raise ValueError(
-            f"{folder / benchmark.questions} is missing; docs/evaluation.md says what to put where "
-            "(the mini benchmarks: python -m llava.tiny.benchmarks)"
-        )
-    return benchmark
-
-
-def benchmark_kind(name: str) -> Benchmark:
-    """Return the benchmark that a folder's name begins with; `ValueError` where it is none."""
-    for kind, benchmark in BENCHMARKS.items():
-        if name.lower().startswith(kind):
-            return benchmark
-    raise ValueError(f"benchmark {name!r} is not known; folders begin with {', '.join(BENCHMARKS)}")
-
-
-def run_one(args: argparse.Namespace, folder: Path, name: str, config: PruningConfig | None) -> dict[str, Any]:
+def run_one(
+    args: argparse.Namespace, folder: Path, name: str, config: PruningConfig | None, loader: Loader | None = None
+) -> dict[str, Any]:
     """Answer one benchmark under one config (resuming) and score it."""
-    benchmark = benchmark_of(folder)
-    answers = Path(args.out) / folder.name / f"{name}.jsonl"
-    answers.parent.mkdir(parents=True, exist_ok=True)
-    record = model_vqa_loader.eval_model(
-        argparse.Namespace(
-            model_path=args.model_path,
-            image_folder=str(folder / benchmark.images),
-            question_file=str(folder / benchmark.questions),
-            answers_file=str(answers),
-            pruning_config=None if config is None else json.dumps(config.to_dict()),
-            batch_size=args.batch_size,
-            max_new_tokens=args.max_new_tokens,
-            device=args.device,
-            dtype=args.dtype,
-            limit=args.limit,
-            overwrite=args.overwrite,
-        )
-    )
-    score = benchmark.score(folder, answers, args.limit is not None)
-    return {"score": score, "figure": score[benchmark.figure], "totals": record["totals"], "device": _device(record)}
-
-
-def _device(record: dict[str, Any]) -> str:
-    return record.get("device_name") or record.get("device") or "unknown"
+    job = job_of(args, folder, name, config)
+    result = do(job, command_of(job.args), loader or Loader(), Ranks())
+    record = result.record
+    device = record.get("device_name") or record.get("device") or "unknown"
+    return {"score": result.scores, "figure": result.scores.quoted, "totals": record["totals"], "device": device}
 
 
 def summarize(runs: dict[str, dict[str, dict]], times: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
@@ -154,7 +91,7 @@ def print_table(rows: dict[str, dict[str, Any]], console: Console) -> None:
     table.add_column("config", no_wrap=True)
     benchmarks = list(next(iter(rows.values()))["scores"])
     headings = ("tokens\na layer", "FLOPs\nvisual", "FLOPs\nall tokens", "\nKV", "\nprefill", "\nspeed-up")
-    units = {name: "sum" if benchmark_kind(name).figure == "total" else "%" for name in benchmarks}
+    units = {name: find_benchmark(name).unit for name in benchmarks}
     for heading in (*(f"{name}\n{units[name]}" for name in benchmarks), *headings):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows.items():
@@ -194,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model-path", required=True, help="checkpoint folder or hub name; docs/models.md lists the known models")
     add("--data-dir", default="playground/data/eval", help="folder of the benchmarks (default playground/data/eval)")
-    add("--benchmarks", nargs="+", required=True, help="folders in --data-dir, e.g. gqa MME textvqa, or gqa_mini …")
+    add("--benchmarks", nargs="+", required=True, help=f"e.g. gqa_mini mme; known: {', '.join(BENCHMARKS)}")
     add("--config", action="append", type=parse_config, default=[], metavar="NAME=CONFIG", help="a pruning config")
     add("--out", default="runs/suite", help="folder for answers, summary.json and summary.png (default runs/suite)")
     add("--batch-size", type=number(int, 1), default=8, help="questions a batch (default 8)")
@@ -215,12 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     """Run everything that `args` asks for and write the summary; raises what the loader and the scorers raise."""
-    folders = [Path(args.data_dir) / name for name in args.benchmarks]
-    for folder in folders:
-        benchmark_of(folder)
     configs: dict[str, PruningConfig | None] = {DENSE: None, **dict(args.config)}
-    if len(configs) <= len(args.config) or len({folder.name for folder in folders}) < len(folders):
-        raise ValueError("two configs, or two benchmark folders, have one name: their answers would share a file")
+    if len(configs) <= len(args.config) or len(set(args.benchmarks)) < len(args.benchmarks):
+        raise ValueError("two configs, or two benchmarks, have one name: their answers would share a file")
     source = find_source(os.path.expanduser(args.model_path), "--model-path", {})
     layers = read_layout(source.folder).layers
     for name, config in args.config:
@@ -228,13 +162,15 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
             resolve(config, layers)
         except ValueError as error:
             raise ValueError(f"config {name!r}: {error}") from None
-    runs: dict[str, dict[str, dict]] = {}
+    folders = [Path(args.data_dir) / find_benchmark(benchmark).folder for benchmark in args.benchmarks]
+    jobs = {name: [job_of(args, folder, name, config) for folder in folders] for name, config in configs.items()}
+    loader = Loader()
+    runs: dict[str, dict[str, dict]] = {name: {} for name in configs}
     for name, config in configs.items():
-        runs[name] = {}
         for folder in folders:
             print(f"{name} on {folder.name}", file=sys.stderr)
-            runs[name][folder.name] = run_one(args, folder, name, config)
-    files = [(folder / benchmark_of(folder).questions, folder / benchmark_of(folder).images) for folder in folders]
+            runs[name][folder.name] = run_one(args, folder, name, config, loader)
+    files = [(Path(job.args.question_file), Path(job.args.image_folder)) for job in jobs[DENSE]]
     print(f"timing {', '.join(configs)} in turn, {args.rounds} rounds", file=sys.stderr)
     times = paired_times(args, configs, files, baseline=DENSE)
     rows = summarize(runs, times)

@@ -52,8 +52,8 @@ def load_pretrained_model(
     `model_path`: a folder or a hub name, in one of these layouts, told by its config.json:
     LLaVA's original (LLaVA-1.5, MobileVLM-V2; with `model_base`, a Llama folder or hub name, the path holds a projector
     alone, `mm_projector.bin`); transformers' own of `llava-hf/llava-1.5-*-hf`, `llava-hf/llava-v1.6-*-hf`, Qwen2-VL,
-    Qwen2.5-VL, InternVL2.5 and 3 (`-hf`); and InternVL's original. Of all but the first the third item is the family's
-    processor (`ProcessorMixin`), which has a chat template.
+    Qwen2.5-VL, LLaVA-OneVision, InternVL2.5 and 3 (`-hf`); and InternVL's original. Of all but the first the third
+    item is the family's processor (`ProcessorMixin`), which has a chat template.
     `model_name` only serves to recognise LoRA checkpoints.
     `device="auto"`, and LLaVA's default (`device_map="auto", device="cuda"`), take CUDA, then MPS, then CPU; several
     CUDA devices share the model. `kwargs`: `dtype` or `torch_dtype` (default float16, on CPU float32),

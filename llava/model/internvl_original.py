@@ -55,12 +55,6 @@ _VISION_DEFAULTS = {  # what the absence of a key means in the published code
 _RENAMED = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}
 
 
-def is_internvl_original(folder: Path) -> bool:
-    """Return whether a folder's `config.json` is that of InternVL's original layout."""
-    path = folder / "config.json"
-    return path.exists() and read_json(path).get("model_type") == "internvl_chat"
-
-
 def load_internvl_original(
     folder: Path | checkpoint.Source,
     *,

@@ -15,6 +15,7 @@ from llava.model.silence import silence
 TRANSFORMERS = {
     "llava": "LlavaForConditionalGeneration",
     "llava_next": "LlavaNextForConditionalGeneration",
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "internvl": "InternVLForConditionalGeneration",
@@ -38,15 +39,15 @@ class Layout:
 
     @property
     def has_conversations(self) -> bool:
-        """Whether LLaVA's conversation templates (`--conv-mode`) write the prompts."""
+        """Whether LLaVA's conversation templates (conv_mode) write the prompts."""
         return self.kind == "llava"
 
     def check_conv_mode(self, conv_mode: str | None) -> None:
         """Raise `ValueError` if a conversation template was given for a model that brings its own chat template."""
         if conv_mode is not None and not self.has_conversations:
             raise ValueError(
-                f"--conv-mode {conv_mode} was given, but the prompts of model_type {self.model_type!r} come from its "
-                "own chat template: leave it out"
+                f"the conversation template {conv_mode!r} (conv_mode) was given, but the prompts of model_type "
+                f"{self.model_type!r} come from its own chat template: leave conv_mode out"
             )
 
 

@@ -1,7 +1,7 @@
 """Processors of transformers' families: torchvision's image processors where it is installed, PIL's where it is not.
 
-Without torchvision the processors of Qwen2-VL and InternVL do not load at all, because transformers reads videos with
-it; the classes here are the same processors for text and images alone.
+Without torchvision the processors of Qwen2-VL, InternVL and LLaVA-OneVision do not load at all, because transformers
+reads videos with it; the classes here are the same processors for text and images alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import (
     AutoProcessor,
     InternVLProcessor,
+    LlavaOnevisionProcessor,
     PreTrainedConfig,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
@@ -42,10 +43,31 @@ class InternVLImagesAlone(InternVLProcessor):
         super().__init__(image_processor, tokenizer, None, image_seq_length, chat_template=chat_template, **kwargs)
 
 
+class LlavaOnevisionImagesAlone(LlavaOnevisionProcessor):
+    """LLaVA-OneVision's processor without its video part; what is not named here would not be read from the files."""
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        num_image_tokens: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template=None,
+        image_token: str = "<image>",
+        video_token: str = "<video>",
+        vision_aspect_ratio: str = "anyres_max_9",
+        **kwargs,
+    ):
+        named = {"num_image_tokens": num_image_tokens, "vision_feature_select_strategy": vision_feature_select_strategy}
+        named |= {"image_token": image_token, "video_token": video_token, "vision_aspect_ratio": vision_aspect_ratio}
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **named, **kwargs)
+
+
 IMAGES_ALONE = {
     "qwen2_vl": Qwen2VLImagesAlone,
     "qwen2_5_vl": Qwen2_5_VLImagesAlone,
     "internvl": InternVLImagesAlone,
+    "llava_onevision": LlavaOnevisionImagesAlone,
 }
 
 

@@ -23,8 +23,8 @@ def inputs_for(tokenizer: Any, processor: Any, model_config: Any, conv_mode: str
         return ConventionInputs(tokenizer, processor, model_config, conv_mode or DEFAULT_CONV_MODE)
     if conv_mode is not None:
         raise ValueError(
-            f"--conv-mode {conv_mode} was given, but the prompts of {type(processor).__name__} come from its own chat "
-            "template: leave it out"
+            f"the conversation template {conv_mode!r} (conv_mode) was given, but the prompts of "
+            f"{type(processor).__name__} come from its own chat template: leave conv_mode out"
         )
     is_llava = model_config.model_type == "llava" and model_config.get_text_config().model_type == "llama"
     return (LlavaHFInputs if is_llava else ProcessorInputs)(processor, model_config)

@@ -27,7 +27,8 @@ class ConventionInputs(Inputs):
     def __init__(self, tokenizer: Any, image_processor: Any, model_config: Any, conv_mode: str = DEFAULT_CONV_MODE):
         super().__init__(tokenizer)
         if conv_mode not in conv_templates:
-            raise ValueError(f"unknown --conv-mode {conv_mode!r}; known: {', '.join(conv_templates)}")
+            known = ", ".join(conv_templates)
+            raise ValueError(f"unknown conversation template {conv_mode!r} (conv_mode); known: {known}")
         self.image_processor, self.model_config, self.name = image_processor, model_config, conv_mode
         self.limit = model_config.tokenizer_model_max_length
         template = conv_templates[conv_mode]

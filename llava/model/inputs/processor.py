@@ -18,7 +18,7 @@ _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class ProcessorInputs(Inputs):
-    """Any processor that writes placeholders for images: LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL, InternVL.
+    """Any processor that writes placeholders for images: LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL.
 
     A prompt is tokenised with one placeholder an image; what the processor makes of an image, prepared once, takes the
     placeholder's place. That gives the ids of the processor called with text and images together, and an image of many
@@ -110,7 +110,7 @@ class ProcessorInputs(Inputs):
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Join along the first axis; images of fewer tiles (the second axis, LLaVA-NeXT) are filled up with zeros."""
+    """Join along the first axis; images of fewer tiles (the second axis, AnyRes) are filled up with zeros."""
     tiles = max(array.shape[1] if array.ndim > 1 else 0 for array in arrays)
     filled = []
     for array in arrays:

@@ -1,0 +1,239 @@
+"""`llava.eval.run`: all benchmarks of a command checked first, asked by one process or many, and scored."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from loader_fixtures import read_jsonl
+
+from llava.eval import parts, run, running
+from llava.eval.batches import UNITS, group, share
+from llava.eval.questions import Question
+from llava.tiny.accuracy import CHECKPOINT
+from llava.tiny.benchmarks import write_benchmarks
+
+PRUNED = f"{CHECKPOINT}/pruning.json"
+TWO = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2")
+TWO += ("--mixed_precision", "no", "--dynamo_backend", "no")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    write_benchmarks(folder, questions=40, seed=5)
+    return folder
+
+
+def arguments(data, out, *more, benchmark="gqa_mini"):
+    given = ["--benchmark", benchmark, "--model-path", CHECKPOINT, "--data-dir", str(data), "--out", str(out)]
+    return [*given, "--device", "cpu", "--batch-size", "4", "--max_new_tokens", "4", *more]
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """A finished run by one process: its folder."""
+    out = tmp_path_factory.mktemp("alone")
+    assert run.main(arguments(data, out, "--pruning-config", PRUNED, benchmark="gqa_mini,mme_mini")) == 0
+    return out
+
+
+def launch(*words, **environment):
+    return subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def last_json(output):
+    return json.loads(output.rstrip("\n").split("\n")[-1])
+
+
+def forbid_loading(monkeypatch):
+    def load(*arguments, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(running, "load_pretrained_model", load)
+
+
+def test_benchmarks_are_asked_scored_and_reported_and_not_asked_again(data, alone, monkeypatch, capsys):
+    forbid_loading(monkeypatch)
+    before = (alone / "gqa_mini" / "pruned.jsonl").read_bytes()
+    words = arguments(data, alone, "--pruning-config", PRUNED, benchmark="gqa_mini,mme_mini")
+    assert run.main(words) == 0
+    assert (alone / "gqa_mini" / "pruned.jsonl").read_bytes() == before
+    output = capsys.readouterr().out
+    assert "GQA mini" in output and "MME mini" in output
+    found = last_json(output)["benchmarks"]
+    assert found["gqa_mini"]["scores"]["questions"] == 40 and not found["gqa_mini"]["partial"]
+    assert found["mme_mini"]["totals"]["milliseconds"]["prefill"] > 0
+    assert sum(found["gqa_mini"]["time_shares"].values()) == pytest.approx(1, abs=0.01)
+    record = json.loads((alone / "gqa_mini" / "pruned.run.json").read_text())
+    assert record["state"] == "finished" and record["settings"]["chunk"] == [0, 1]
+    assert record["scores"]["accuracy"] == found["gqa_mini"]["scores"]["accuracy"]
+    assert not list(alone.rglob("*.parts"))
+
+
+def test_the_model_is_loaded_once_for_all_benchmarks(data, tmp_path, monkeypatch):
+    loaded = []
+    load = running.load_pretrained_model
+    monkeypatch.setattr(running, "load_pretrained_model", lambda *a, **k: loaded.append(1) or load(*a, **k))
+    assert run.main(arguments(data, tmp_path, "--limit", "4", benchmark="gqa_mini,mme_mini,textvqa_mini")) == 0
+    assert loaded == [1]
+
+
+def test_answers_are_in_question_order_and_times_beside_them(data, alone):
+    asked = read_jsonl(data / "gqa_mini" / "llava_gqa_testdev_balanced.jsonl")
+    answers = read_jsonl(alone / "gqa_mini" / "pruned.jsonl")
+    times = read_jsonl(alone / "gqa_mini" / "pruned.times.jsonl")
+    keys = [(row["question_id"], row["text"]) for row in asked]
+    assert [(row["question_id"], row["prompt"]) for row in answers] == keys
+    assert [(row["question_id"], row["prompt"]) for row in times] == keys
+    assert not any(name in row["metadata"] for row in answers for name in parts.MEASURED)
+    assert all(row["milliseconds"]["prefill"] > 0 and row["batch"] == 4 for row in times)
+
+
+def test_two_processes_give_the_same_bytes(data, alone, tmp_path):
+    done = launch(*TWO, "-m", "llava.eval.run", *arguments(data, tmp_path, "--pruning-config", PRUNED))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "gqa_mini" / "pruned.jsonl").read_bytes() == (alone / "gqa_mini" / "pruned.jsonl").read_bytes()
+    record = json.loads((tmp_path / "gqa_mini" / "pruned.run.json").read_text())
+    assert [rank["questions"] for rank in record["ranks"]] == [20, 20]
+    assert record["totals"]["questions"] == 40 and record["state"] == "finished"
+    assert last_json(done.stdout)["benchmarks"]["gqa_mini"]["scores"] == record["scores"]
+
+
+BREAKING = """
+import sys
+from llava.eval import run, running
+keep = running.Run._keep
+def broken(self, batch, *more):
+    if self.ranks.index == 1 and self.session["questions"] >= 8:
+        raise ValueError("the disk is on fire")
+    return keep(self, batch, *more)
+running.Run._keep = broken
+sys.exit(run.main())
+"""
+
+
+def test_a_failed_rank_ends_the_run_with_its_reason_and_one_process_resumes_both_shares(data, alone, tmp_path):
+    script = tmp_path / "breaking.py"
+    script.write_text(BREAKING)
+    words = arguments(data, tmp_path / "out", "--pruning-config", PRUNED)
+    done = launch(*TWO, str(script), *words)
+    assert done.returncode == 1
+    assert "error: the disk is on fire (rank 1 of 2)" in done.stderr
+    assert "rank 0 of 2 stops: rank 1 of 2 failed: the disk is on fire" in done.stderr
+    shares = {path.name: read_jsonl(path) for path in (tmp_path / "out" / "gqa_mini" / "pruned.parts").iterdir()}
+    assert set(shares) == {"0.jsonl", "1.jsonl"} and len(shares["1.jsonl"]) == 8
+    record = tmp_path / "out" / "gqa_mini" / "pruned.run.json"
+    assert json.loads(record.read_text())["state"] == "interrupted"
+    assert run.main(words) == 0
+    sessions = json.loads(record.read_text())["sessions"]
+    assert sessions[-1]["questions"] == 40 - sum(map(len, shares.values()))
+    whole = (tmp_path / "out" / "gqa_mini" / "pruned.jsonl").read_bytes()
+    assert whole == (alone / "gqa_mini" / "pruned.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_answers_and_parts_together_resume_to_the_same_bytes(data, alone, tmp_path, part):
+    """Interrupted while parts were put together: some answers in the file, others in parts, one line torn."""
+    folder = shutil.copytree(alone / "gqa_mini", tmp_path / "gqa_mini")
+    answers = folder / "pruned.jsonl"
+    whole = answers.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    cut = int(part * len(lines))
+    (folder / "pruned.parts").mkdir()
+    (folder / "pruned.parts" / "0.jsonl").write_bytes(b"".join(lines[cut - 2 : cut + 3])[:-20])
+    (folder / "pruned.parts" / "6.jsonl").write_bytes(b"")
+    answers.write_bytes(b"".join(lines[:cut]))
+    assert run.main(arguments(data, tmp_path, "--pruning-config", PRUNED)) == 0
+    assert answers.read_bytes() == whole
+    assert not (folder / "pruned.parts").exists()
+
+
+def test_other_settings_are_refused_and_overwritten_on_request(data, alone, tmp_path, monkeypatch, capsys):
+    shutil.copytree(alone / "gqa_mini", tmp_path / "gqa_mini")
+    words = arguments(data, tmp_path, "--name", "pruned", "--limit", "4")
+    with monkeypatch.context() as patch:
+        forbid_loading(patch)
+        assert run.main(words) == 1
+    assert "pruning_config:" in capsys.readouterr().err
+    assert run.main([*words, "--overwrite"]) == 0
+    assert len(read_jsonl(tmp_path / "gqa_mini" / "pruned.jsonl")) == 4
+    assert last_json(capsys.readouterr().out)["benchmarks"]["gqa_mini"]["partial"]
+
+
+def test_files_of_all_benchmarks_are_checked_before_anything_is_asked(data, tmp_path, monkeypatch, capsys):
+    forbid_loading(monkeypatch)
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "textvqa_mini" / "TextVQA_0.5.1_val.json").unlink()
+    assert run.main(arguments(folder, tmp_path / "out", benchmark="gqa_mini,textvqa_mini")) == 1
+    error = capsys.readouterr().err
+    assert "TextVQA_0.5.1_val.json" in error and "llava.tiny.benchmarks" in error and error.count("\n") == 1
+    references = folder / "gqa_mini" / "data" / "testdev_balanced_questions.json"
+    known = json.loads(references.read_text())
+    references.write_text(json.dumps(dict(list(known.items())[:-1])))
+    assert run.main(arguments(folder, tmp_path / "out")) == 1
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+
+
+def test_an_unreadable_image_stops_the_run_or_is_left_out_and_the_score_is_partial(data, tmp_path, capsys):
+    folder = shutil.copytree(data, tmp_path / "data")
+    asked = read_jsonl(folder / "gqa_mini" / "llava_gqa_testdev_balanced.jsonl")
+    (folder / "gqa_mini" / "data" / "images" / asked[-1]["image"]).write_bytes(b"")
+    words = arguments(folder, tmp_path / "out")
+    assert run.main(words) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    assert run.main([*words, "--skip-bad"]) == 0
+    found = last_json(capsys.readouterr().out)["benchmarks"]["gqa_mini"]
+    bad = sum(row["image"] == asked[-1]["image"] for row in asked)
+    assert found["partial"] and found["totals"]["skipped"] == bad
+    assert found["scores"]["answered"] == 40 - bad > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--benchmark", "gqa_mini,abacus"], "'abacus' is not known"),
+        (["--benchmark", "gqa_mini,mme_mini", "--split", "x"], "--split x is for a single benchmark"),
+        (["--split", "nowhere"], "nowhere.jsonl"),
+        (["--pruning-config", "nowhere.json"], "'nowhere.json' cannot be read"),
+        (["--data-dir", "nowhere"], "cannot run; missing:"),
+    ],
+)
+def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys, changes, message):
+    forbid_loading(monkeypatch)
+    assert run.main([*arguments(data, tmp_path), *changes]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def made(count, size):
+    questions = [Question(index, f"q:{index}", index, "x" * (index * 7 % 50)) for index in range(count)]
+    return questions, group(questions, set(questions), size)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 40, 5000])
+def test_shares_are_whole_units_even_and_all_there_is(count, ranks):
+    questions, groups = made(count, 4)
+    shares = [share(groups, index, ranks) for index in range(ranks)]
+    assert [one for mine in shares for one in mine] == groups
+    units = [{one.unit for one in mine} for mine in shares]
+    assert sum(map(len, units)) == len(set().union(*units))
+    sizes = [len(mine) for mine in shares]
+    largest = max(sum(one.unit == unit for one in groups) for unit in {one.unit for one in groups})
+    assert max(sizes) - min(sizes) <= 2 * largest
+    assert len({one.unit for one in groups}) <= max(UNITS * 2, len(groups) // 8 + 1)
+
+
+def test_batches_of_a_resumed_run_are_those_of_the_whole_run():
+    questions, groups = made(100, 4)
+    asked = {questions[5], questions[50], questions[51]}
+    assert group(questions, asked, 4) == [one for one in groups if asked & set(one.questions)]

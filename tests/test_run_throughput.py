@@ -1,0 +1,42 @@
+"""`llava.eval.throughput`: loader and plain loop ask the same questions and give the same answers."""
+
+import json
+import shutil
+
+import pytest
+from family_checkpoints import write_family
+from loader_fixtures import write_model
+
+from llava.eval import throughput
+from llava.tiny.benchmarks import write_benchmarks
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    write_benchmarks(folder, questions=10, seed=2)
+    return folder
+
+
+@pytest.mark.parametrize("family", [None, "qwen2_vl", "llava_next"])
+def test_the_loop_is_the_loaders_equal_in_everything_but_time(data, tmp_path, capsys, family):
+    model = write_family(tmp_path / "model", family) if family else write_model(tmp_path / "llava-random")
+    words = ["--model-path", str(model), "--benchmark", "textvqa_mini", "--data-dir", str(data), "--device", "cpu"]
+    assert throughput.main([*words, "--limit", "7", "--batch-size", "3", "--rounds", "2", "--max_new_tokens", "4"]) == 0
+    output = capsys.readouterr().out
+    found = json.loads(output.rstrip("\n").split("\n")[-1])
+    assert (found["questions"], found["same_answers"]) == (7, 7)
+    assert [len(times) for times in found["seconds"].values()] == [2, 2]
+    low, high = found["speedup_range"]
+    assert low <= found["speedup"] <= high
+    assert sum(found["time_shares"].values()) == pytest.approx(1, abs=0.01)
+    assert "plain generate loop" in output and "same answers: 7 of 7" in output
+
+
+def test_missing_files_are_one_line(data, tmp_path, capsys):
+    folder = shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(folder / "gqa_mini" / "data" / "images")
+    words = ["--model-path", "nowhere", "--benchmark", "gqa_mini", "--data-dir", str(folder)]
+    assert throughput.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: GQA mini cannot run") and error.count("\n") == 1
