@@ -15,6 +15,7 @@ from llava.tiny.benchmarks import main, write_benchmarks
 from llava.tiny.questions import SHORT_ANSWER, YES_OR_NO
 from llava.tiny.scenes import render
 from llava.tiny.seeds import picture_seeds
+from llava.tiny.worlds import UNSEEN_PAIRS, is_evaluation_sign
 
 QUESTIONS = 60
 GQA = Path("gqa_mini/llava_gqa_testdev_balanced.jsonl")
@@ -167,8 +168,31 @@ def test_rewriting_removes_old_pictures_and_keeps_foreign_files(tmp_path, capsys
     assert [len(read_lines(tmp_path / path)) for path in (GQA, MME, TEXTVQA)] == [15, 20, 15]
 
 
-@pytest.mark.parametrize("bad", [["--questions", "0"], ["--seed", "100"]])
+@pytest.mark.parametrize("bad", [["--questions", "0"], ["--seed", "100"], ["--per-image", "0"]])
 def test_bad_arguments_are_refused_before_anything_is_written(bad, tmp_path):
     with pytest.raises(SystemExit, match="must be"):
         main(["--out", str(tmp_path / "eval"), *bad])
     assert not (tmp_path / "eval").exists()
+
+
+def test_held_out_sets_are_large_typed_and_share_nothing_with_training(tmp_path):
+    write_benchmarks(tmp_path, 100, world="heldout", per_image=4)
+    known = json.loads((tmp_path / "gqa_mini/data/testdev_balanced_questions.json").read_text(encoding="utf-8"))
+    assert len({row["imageId"] for row in known.values()}) == 25
+    for row, expected in zip(read_lines(tmp_path / GQA), known.values(), strict=True):
+        assert row["text"] == expected["question"] + SHORT_ANSWER
+    assert len({row["types"]["detailed"] for row in known.values()}) == 9
+    assert any(pair in expected["question"] for expected in known.values() for pair in map(" ".join, UNSEEN_PAIRS))
+    data = json.loads((tmp_path / "textvqa_mini/TextVQA_0.5.1_val.json").read_text(encoding="utf-8"))["data"]
+    signs = {row["answers"][0] for row in data if "sign" in row["question"]}
+    assert len(signs) > 30 and all(map(is_evaluation_sign, signs))
+    said = [row["text"].split('"')[1] for row in read_lines(tmp_path / MME) if row["category"] == "OCR"]
+    pairs = list(zip(said[::2], said[1::2], strict=True))
+    assert all(is_evaluation_sign(right) and right != wrong for right, wrong in pairs)
+    assert sum(sum(a != b for a, b in zip(*pair, strict=True)) == 1 for pair in pairs) >= 4
+
+
+def test_tuning_sets_of_that_world_show_what_training_shows(tmp_path):
+    write_benchmarks(tmp_path, 40, split="tune", world="heldout")
+    data = json.loads((tmp_path / "textvqa_mini/TextVQA_0.5.1_val.json").read_text(encoding="utf-8"))["data"]
+    assert not any(is_evaluation_sign(row["answers"][0]) for row in data if "sign" in row["question"])

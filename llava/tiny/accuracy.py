@@ -10,37 +10,21 @@ are the held-out ones.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from llava.eval.batches import left_padded, prompt_of
-from llava.mm_utils import process_images, tokenizer_image_token
-from llava.tiny.questions import GQA_KINDS, MME_KINDS, TEXT_KINDS, YES_NO_KINDS, Question, ask, prompt_text
-from llava.tiny.scenes import Scene, render
+from llava.model.inputs import Turn, inputs_for
+from llava.tiny.questions import KINDS, Question, prompt_text, questions_about
+from llava.tiny.scenes import render
 from llava.tiny.seeds import TEST
+from llava.tiny.worlds import EVALUATION, TRIAL, World
 
-KINDS = GQA_KINDS + MME_KINDS + TEXT_KINDS
+WORLDS = {"trial": TRIAL, "heldout": EVALUATION}
 CHECKPOINT = "playground/checkpoints/llava-tiny"
-DRAWS = 60
 LONGEST_ANSWER = 6
-
-
-def questions_about(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    """Yield up to two different questions of every kind that the scene allows; of yes/no kinds one each, or none."""
-    for kind in KINDS:
-        polarities = (True, False) if kind in YES_NO_KINDS else (None, None)
-        found: dict[str, Question] = {}
-        for yes in polarities:
-            draws = (ask(kind, scene, rng, yes=yes, lone=0.0) for _ in range(DRAWS))
-            question = next((q for q in draws if q and q.text not in found), None)
-            if question:
-                found[question.text] = question
-        if kind not in YES_NO_KINDS or len(found) == 2:
-            yield from found.values()
 
 
 def answer(loaded: tuple, pixels: np.ndarray, questions: list[Question], **options) -> list[str]:
@@ -48,30 +32,26 @@ def answer(loaded: tuple, pixels: np.ndarray, questions: list[Question], **optio
 
     `loaded` is what `load_pretrained_model` returns; `options` go to `generate` (`pruning_config`, say).
     """
-    tokenizer, model, image_processor, _ = loaded
-    images = process_images([Image.fromarray(pixels)], image_processor, model.config)
-    prompts = [prompt_of(prompt_text(question), "vicuna_v1", use_im_start_end=False) for question in questions]
-    ids, mask = left_padded([tokenizer_image_token(prompt, tokenizer) for prompt in prompts], tokenizer.pad_token_id)
+    tokenizer, model, processor, _ = loaded
+    inputs = inputs_for(tokenizer, processor, model.config)
+    picture = inputs.prepare(Image.fromarray(pixels))
+    rows = [inputs.encode([Turn(prompt_text(question), images=1)]) for question in questions]
     with torch.inference_mode():
-        features = model.encode_images(images.to(model.device, model.dtype))[0]
-        output = model.generate(
-            ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            image_features=[features] * len(questions),
-            do_sample=False,
-            max_new_tokens=LONGEST_ANSWER,
-            **options,
-        )
-    return [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+        seen = inputs.see(model, [picture])
+        batch = inputs.collate(rows, [seen] * len(rows), model)
+        output = model.generate(**batch, do_sample=False, max_new_tokens=LONGEST_ANSWER, **options)
+    return inputs.decode(inputs.new_tokens(output, batch))
 
 
-def measure(loaded: tuple, scenes: int, progress: bool = False, **options) -> dict[str, tuple[int, int]]:
+def measure(
+    loaded: tuple, scenes: int, progress: bool = False, world: World = TRIAL, **options
+) -> dict[str, tuple[int, int]]:
     """Return (right, asked) by kind of question over `scenes` pictures of the test seeds, for the kinds asked."""
     counts = {kind: [0, 0] for kind in KINDS}
     for seed in tqdm(TEST[:scenes], unit="scene", disable=not progress):
         rng = np.random.default_rng(seed)
-        pixels, scene = render(rng, "heldout")
-        questions = list(questions_about(scene, rng))
+        pixels, scene = render(rng, "heldout", world=world)
+        questions = list(questions_about(scene, rng, world))
         for question, text in zip(questions, answer(loaded, pixels, questions, **options), strict=True):
             counts[question.kind][0] += text == question.answer
             counts[question.kind][1] += 1
@@ -89,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model-path", default=CHECKPOINT)
     parser.add_argument("--scenes", type=int, default=128, help="pictures, with about 24 questions each (default 128)")
+    parser.add_argument("--world", choices=WORLDS, default="trial", help="whose pictures (see llava.tiny.worlds)")
     parser.add_argument("--pruning-config", help="JSON or a path to a .json; without it nothing is pruned")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
@@ -101,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         loaded = load_pretrained_model(args.model_path, None, "llava-tiny", device=args.device)
     except (OSError, ValueError) as error:
         sys.exit(f"accuracy: {error}")
-    summary = summarize(measure(loaded, args.scenes, progress=True, **options))
+    summary = summarize(measure(loaded, args.scenes, progress=True, world=WORLDS[args.world], **options))
     print(f"{'kind':12} {'questions':>9} {'right':>6}")
     for kind, row in summary["kinds"].items():
         print(f"{kind:12} {row['questions']:9d} {row['accuracy']:6.3f}")

@@ -13,17 +13,27 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava.tiny.scenes import IMAGE_SIZE
 from llava.tiny.tokenizer import BOS, EOS, PAD, build_tokenizer
 
 State = Mapping[str, torch.Tensor]
+
+
+class Tokenizer(Protocol):
+    """Something with a length in pieces that writes itself into a folder."""
+
+    def __len__(self) -> int: ...
+
+    def save_pretrained(self, folder: Path) -> object:
+        """Write the tokenizer's files."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +200,7 @@ def export(
     vision: State,
     projector: State,
     language: State,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     out: Path,
     architecture: Architecture = Architecture(),  # noqa: B008 - frozen
     dtype: torch.dtype = torch.bfloat16,
@@ -201,7 +211,7 @@ def export(
         vision: state dict of transformers' CLIPVisionModel, names with or without a leading `vision_model.`.
         projector: `0.weight` [D, V], `0.bias` [D], `2.weight` [D, D], `2.bias` [D].
         language: state dict of transformers' LlamaForCausalLM.
-        tokenizer: its length must be the architecture's vocabulary.
+        tokenizer: its length must be the architecture's vocabulary; `llava.tiny.pieces` has that of new models.
         out: folder to write; made if absent, files of the same name are replaced.
         architecture: sizes that the tensors must have.
         dtype: on disk.

@@ -15,6 +15,7 @@ from llava.tiny.files import start_over, write_json, write_jsonl, write_png
 from llava.tiny.questions import GQA_KINDS, YES_NO_KINDS, Question, ask, prompt_text
 from llava.tiny.scenes import Scene, render
 from llava.tiny.seeds import DIGITS, picture_seeds
+from llava.tiny.worlds import TRIAL, World
 
 FOLDER = "gqa_mini"
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
@@ -35,8 +36,15 @@ TYPES = {
 }
 
 
-def choose_questions(scene: Scene, rng: np.random.Generator, asked: Counter, yeses: Counter) -> Iterator[Question]:
-    """Yield up to eight different questions about a scene: kinds in turn, the rarest of the set so far first.
+def choose_questions(
+    scene: Scene,
+    rng: np.random.Generator,
+    asked: Counter,
+    yeses: Counter,
+    world: World = TRIAL,
+    per_image: int = PER_IMAGE,
+) -> Iterator[Question]:
+    """Yield up to `per_image` different questions about a scene: kinds in turn, the rarest of the set so far first.
 
     Within a yes/no kind "yes" and "no" take turns over the set: `asked` and `yeses` count the questions, and those
     answered yes, by kind; both are updated. Relations are asked only where two objects fit the noun: they are needed.
@@ -44,10 +52,10 @@ def choose_questions(scene: Scene, rng: np.random.Generator, asked: Counter, yes
     here: Counter = Counter()
     seen: set[str] = set()
     possible = list(GQA_KINDS)
-    while possible and len(seen) < PER_IMAGE:
+    while possible and len(seen) < per_image:
         kind = min(possible, key=lambda k: (here[k], asked[k]))
         wanted = 2 * yeses[kind] <= asked[kind] if kind in YES_NO_KINDS else None
-        draws = (ask(kind, scene, rng, yes=wanted, lone=0.0) for _ in range(DRAWS))
+        draws = (ask(kind, scene, rng, yes=wanted, lone=0.0, world=world) for _ in range(DRAWS))
         question = next((q for q in draws if q and q.text not in seen), None)
         if question is None or here[kind] == PER_KIND:
             possible.remove(kind)
@@ -74,7 +82,9 @@ def _annotation(image: str, question: Question) -> dict:
     }
 
 
-def write(root: Path, questions: int, seed: int, split: str) -> Iterator[int]:
+def write(
+    root: Path, questions: int, seed: int, split: str, world: World = TRIAL, per_image: int = PER_IMAGE
+) -> Iterator[int]:
     """Write the benchmark under `root`, exactly `questions` of them; yield the number so far after every picture."""
     folder = root / FOLDER
     start_over(folder, (QUESTIONS, "data"))
@@ -82,10 +92,10 @@ def write(root: Path, questions: int, seed: int, split: str) -> Iterator[int]:
     rows, annotations = [], {}
     for i, picture in enumerate(picture_seeds(split, seed, benchmark=0)):
         rng = np.random.default_rng(picture)
-        pixels, scene = render(rng, DIGITS[split])
+        pixels, scene = render(rng, DIGITS[split], world=world)
         image = f"n{i:06d}"
         write_png(folder / "data" / "images" / f"{image}.png", pixels)
-        for question in choose_questions(scene, rng, asked, yeses):
+        for question in choose_questions(scene, rng, asked, yeses, world, per_image):
             question_id = f"{len(rows):08d}"
             annotations[question_id] = _annotation(image, question)
             text = prompt_text(question)

@@ -19,6 +19,7 @@ from llava.tiny.files import start_over, write_jsonl, write_png
 from llava.tiny.questions import Question, ask, prompt_text
 from llava.tiny.scenes import Scene, render
 from llava.tiny.seeds import DIGITS, picture_seeds
+from llava.tiny.worlds import TRIAL, World
 
 FOLDER = "mme_mini"
 QUESTIONS = "llava_mme.jsonl"
@@ -33,16 +34,18 @@ CATEGORIES = {
 DRAWS = 60
 
 
-def choose_pair(kind: str, scene: Scene, rng: np.random.Generator) -> tuple[Question, Question] | None:
+def choose_pair(
+    kind: str, scene: Scene, rng: np.random.Generator, world: World = TRIAL
+) -> tuple[Question, Question] | None:
     """Draw one question answered yes and one answered no, or None where the scene has no such pair."""
     pair = []
     for yes in (True, False):
-        draws = (ask(kind, scene, rng, yes=yes) for _ in range(DRAWS))
+        draws = (ask(kind, scene, rng, yes=yes, world=world) for _ in range(DRAWS))
         pair.append(next((q for q in draws if q), None))
     return None if None in pair else tuple(pair)
 
 
-def write(root: Path, questions: int, seed: int, split: str) -> Iterator[int]:
+def write(root: Path, questions: int, seed: int, split: str, world: World = TRIAL) -> Iterator[int]:
     """Write the benchmark under `root`; yield the number of questions written so far after every pair.
 
     Every category gets the same number of pairs, so `questions` is rounded up to a multiple of ten.
@@ -56,8 +59,9 @@ def write(root: Path, questions: int, seed: int, split: str) -> Iterator[int]:
         done = 0
         while done < pairs:
             rng = np.random.default_rng(next(pictures))
-            pixels, scene = render(rng, DIGITS[split], sign_probability=1.0 if category == "OCR" else 0.6)
-            pair = choose_pair(kind, scene, rng)
+            signs = 1.0 if category == "OCR" else 0.6
+            pixels, scene = render(rng, DIGITS[split], sign_probability=signs, world=world)
+            pair = choose_pair(kind, scene, rng, world)
             if pair is None:
                 continue
             done += 1

@@ -5,11 +5,14 @@ and positions are asked only where the distance along the asked axis is more tha
 of taste.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from llava.tiny.scenes import COLORS, IMAGE_SIZE, SHAPES, SIGN_WORDS, Scene, SceneObject
+from llava.tiny.scenes import IMAGE_SIZE, Scene, SceneObject
+from llava.tiny.worlds import COLORS, DIGITS, LETTERS, SHAPES, SIGN_WORDS, TRIAL, UNSEEN_PAIRS, World
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 YES_OR_NO = " Please answer yes or no."
@@ -30,6 +33,8 @@ GQA_KINDS = (
 MME_KINDS = ("mme_exist", "mme_count", "mme_pos", "mme_color", "mme_text")
 TEXT_KINDS = ("text", "hw_digit")
 YES_NO_KINDS = ("exist", "verify_rel", *MME_KINDS)
+KINDS = GQA_KINDS + MME_KINDS + TEXT_KINDS
+_DRAWS = 60
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,11 @@ def _position(rng: np.random.Generator, o: SceneObject) -> tuple[str, str] | Non
     return None
 
 
-def _existence(kind: str, scene: Scene, rng: np.random.Generator, o: SceneObject, yes: bool) -> str:
+def _existence(kind: str, scene: Scene, rng: np.random.Generator, o: SceneObject, yes: bool, world: World) -> str:
     color, shape = o.color, o.shape
     if not yes:
         shown = {(x.color, x.shape) for x in scene.objects}
-        absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in shown]
+        absent = [pair for pair in world.pairs if pair not in shown]
         # the colour is there and the shape is there, but not together
         confusable = [(c, s) for c, s in absent if _color_count(scene, c) and _shape_count(scene, s)]
         color, shape = _pick(rng, confusable) if confusable and rng.random() < 0.6 else _pick(rng, absent)
@@ -140,9 +145,20 @@ def _relation_asked(
     return text, o.color if kind == "rel_color" else o.shape
 
 
-def _sign_said(sign: str, rng: np.random.Generator, yes: bool) -> str:
+def _near_miss(sign: str, rng: np.random.Generator) -> str:
+    """Replace one character by another of its class."""
+    i = rng.integers(3)
+    others = (DIGITS if i else DIGITS[1:]) if sign[i].isdigit() else LETTERS
+    return sign[:i] + _pick(rng, [c for c in others if c != sign[i]]) + sign[i + 1 :]
+
+
+def _sign_said(sign: str, rng: np.random.Generator, yes: bool, world: World) -> str:
     said = sign
-    if not yes and sign in SIGN_WORDS:
+    if not yes and world.signs != "trial":
+        near = rng.random() < 0.7
+        while said == sign or not world.may_say(said):
+            said = _near_miss(sign, rng) if near else world.draw_sign(rng)
+    elif not yes and sign in SIGN_WORDS:
         said = _pick(rng, [w for w in SIGN_WORDS if w != sign])
     elif not yes:
         i = rng.integers(3)
@@ -151,7 +167,12 @@ def _sign_said(sign: str, rng: np.random.Generator, yes: bool) -> str:
 
 
 def ask(
-    kind: str, scene: Scene, rng: np.random.Generator, yes: bool | None = None, lone: float = 0.1
+    kind: str,
+    scene: Scene,
+    rng: np.random.Generator,
+    yes: bool | None = None,
+    lone: float = 0.1,
+    world: World = TRIAL,
 ) -> Question | None:
     """Draw one question of a kind, or None where this draw (or this scene) has no unambiguous one.
 
@@ -161,6 +182,7 @@ def ask(
         rng: source of every random choice; consumed.
         yes: the answer a yes/no question shall have; None draws it.
         lone: share of the relation questions kept though only one object fits the noun and no relation is needed.
+        world: what a question may name though the picture does not show it.
 
     Raises:
         ValueError: on an unknown kind.
@@ -175,7 +197,7 @@ def ask(
     yes = rng.random() < 0.5 if yes is None else yes
     verdict = "Yes" if yes else "No"
     if kind == "mme_text":
-        return Question(kind, _sign_said(scene.sign, rng, yes), verdict) if scene.sign else None
+        return Question(kind, _sign_said(scene.sign, rng, yes, world), verdict) if scene.sign else None
     if not scene.objects:
         return None
     o = _pick(rng, scene.objects)
@@ -184,9 +206,10 @@ def ask(
     elif kind == "position":
         found = _position(rng, o)
     elif kind in ("exist", "mme_exist"):
-        found = _existence(kind, scene, rng, o, yes), verdict
+        found = _existence(kind, scene, rng, o, yes, world), verdict
     elif kind == "mme_color":
-        color = o.color if yes else _pick(rng, [c for c in COLORS if c != o.color])
+        others = [c for c in COLORS if c != o.color and (c, o.shape) in world.pairs]
+        color = o.color if yes else _pick(rng, others)
         found = (f"Is the {o.shape} {color}?{YES_OR_NO}", verdict) if _shape_count(scene, o.shape) == 1 else None
     elif kind in ("count", "mme_count"):
         text, number = _counting(kind, scene, rng, yes)
@@ -197,3 +220,29 @@ def ask(
     else:
         found = _relation_asked(kind, scene, rng, o, lone)
     return Question(kind, *found) if found else None
+
+
+def questions_about(scene: Scene, rng: np.random.Generator, world: World = TRIAL) -> Iterator[Question]:
+    """Yield up to two different questions of every kind that the scene allows; of yes/no kinds one each, or none."""
+    for kind in KINDS:
+        polarities = (True, False) if kind in YES_NO_KINDS else (None, None)
+        found: dict[str, Question] = {}
+        for yes in polarities:
+            draws = (ask(kind, scene, rng, yes=yes, lone=0.0, world=world) for _ in range(_DRAWS))
+            question = next((q for q in draws if q and q.text not in found), None)
+            if question:
+                found[question.text] = question
+        if kind not in YES_NO_KINDS or len(found) == 2:
+            yield from found.values()
+
+
+def names_unseen_pair(question: Question) -> bool:
+    """Whether answering takes an object of a colour and shape that training never showed together."""
+    pairs = re.findall(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})", question.text)
+    if m := re.match(rf"What color is the ({'|'.join(SHAPES)})", question.text):
+        pairs.append((question.answer, m[1]))
+    elif m := re.match(rf"What shape is the ({'|'.join(COLORS)})", question.text):
+        pairs.append((m[1], question.answer))
+    elif m := re.match(rf"Is the ({'|'.join(SHAPES)}) ({'|'.join(COLORS)})", question.text):
+        pairs.append((m[2], m[1]))
+    return any(pair in UNSEEN_PAIRS for pair in pairs)

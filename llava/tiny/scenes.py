@@ -1,39 +1,26 @@
 """Rendered scenes: coloured shapes, a sign and a card with a real handwritten digit on a noisy background.
 
 A scene is a function of one random generator: the same seed gives the same picture and the same facts. The shipped
-model was trained on exactly these pictures, so the order of the random draws is part of the format; do not change it.
+model was trained on exactly the pictures of the world `TRIAL`, so the order of the random draws is part of the format.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from llava.tiny.worlds import COLORS, SHAPES, SIGN_WORDS, TRIAL, Digits, World
+
+__all__ = ["COLORS", "SHAPES", "SIGN_WORDS", "Scene", "SceneObject", "handwritten_digits", "render"]
+
 IMAGE_SIZE = 168
-COLORS = {
-    "red": (215, 45, 40),
-    "green": (45, 165, 60),
-    "blue": (50, 85, 220),
-    "yellow": (235, 210, 50),
-    "purple": (150, 60, 185),
-    "white": (240, 240, 240),
-}
-SHAPES = ("circle", "square", "triangle", "cross")
 RADIUS = {"small": 11, "large": 19}
-# fmt: off
-SIGN_WORDS = (
-    "CAT", "DOG", "SUN", "BUS", "CAR", "TAX", "BAR", "ZOO", "GYM", "SPA", "INN", "PUB", "ICE", "TEA",
-    "PIE", "JAM", "HAM", "EGG", "FIG", "NUT", "OWL", "BEE", "FOX", "RAT", "HEN", "COW", "PIG", "ELK",
-    "KEY", "MAP", "PEN", "BOX", "CUP", "JAR", "VAN", "JET", "SKI", "MUD", "SKY", "SEA", "OIL", "GAS",
-    "TOY", "ART", "INK", "WAX", "HUB", "LAB", "MIX",
-)
-# fmt: on
+SIGN_SPACING = 15
 TRAIN_DIGITS = 1500
-Digits = Literal["train", "heldout"]
 Box = tuple[float, float, float, float]
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -45,15 +32,21 @@ class SceneObject:
     size: str
     x: float
     y: float
+    radius: float = 0.0
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `sign`: three characters or None; `digit`: 0–9 on the card, None without a card."""
+    """What a picture shows. `sign`: three characters or None; `digit`: 0–9 on the card, None without a card.
+
+    `sign_at`, `card_at`: their centres in pixels.
+    """
 
     objects: tuple[SceneObject, ...]
     sign: str | None
     digit: int | None
+    sign_at: Point | None = None
+    card_at: Point | None = None
 
 
 @lru_cache(maxsize=1)
@@ -106,37 +99,51 @@ def _background(rng: np.random.Generator) -> tuple[Image.Image, ImageDraw.ImageD
     return image, draw
 
 
-def _sign(rng: np.random.Generator, draw: ImageDraw.ImageDraw, boxes: list[Box]) -> str:
+def _sign(rng: np.random.Generator, draw: ImageDraw.ImageDraw, boxes: list[Box], world: World) -> tuple[str, Point]:
     x, y = _place(rng, boxes, 26, 15)  # the first box always finds a place
-    text = str(rng.integers(100, 1000)) if rng.random() < 0.5 else SIGN_WORDS[rng.integers(len(SIGN_WORDS))]
+    text = world.draw_sign(rng)
     board = _integers(rng.uniform(205, 255, 3))
     draw.rectangle([x - 26, y - 15, x + 26, y + 15], fill=board, outline=(20, 20, 20))
     ink = _integers(rng.uniform(0, 60, 3))
     for i, character in enumerate(text):
-        draw.text((x + (i - 1) * 15, y), character, fill=ink, font=_font(), anchor="mm")
-    return text
+        draw.text((x + (i - 1) * SIGN_SPACING, y), character, fill=ink, font=_font(), anchor="mm")
+    return text, (float(x), float(y))
+
+
+def _jitter(rng: np.random.Generator, strokes: Image.Image) -> Image.Image:
+    """Turn by up to 12°, scale by up to 10% and shift by up to 2 px, about the middle."""
+    angle, scale = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.9, 1.1)
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+    middle, (dx, dy) = strokes.width / 2, rng.uniform(-2, 2, 2)
+    inverse = (cos, sin, middle - cos * (middle + dx) - sin * (middle + dy))
+    inverse += (-sin, cos, middle + sin * (middle + dx) - cos * (middle + dy))
+    return strokes.transform(strokes.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR)
 
 
 def _card(
-    rng: np.random.Generator, image: Image.Image, draw: ImageDraw.ImageDraw, boxes: list[Box], digits: Digits
-) -> int | None:
+    rng: np.random.Generator, image: Image.Image, draw: ImageDraw.ImageDraw, boxes: list[Box], world: World
+) -> tuple[int, Point] | tuple[None, None]:
     place = _place(rng, boxes, 19, 19)
     if place is None:
-        return None
+        return None, None
     x, y = place
-    images, targets = handwritten_digits(digits)
+    images, targets = handwritten_digits(world.digits)
     k = rng.integers(len(targets))
     strokes = Image.fromarray(images[k]).resize((34, 34), Image.Resampling.BICUBIC)
+    if world.jitter:
+        strokes = _jitter(rng, strokes)
     alpha = np.asarray(strokes, np.float32)[..., None] / 255
     ink = rng.uniform(0, 70, 3)
     paper = rng.uniform(190, 245, 3)
     image.paste(Image.fromarray((paper * (1 - alpha) + ink * alpha).astype(np.uint8)), (int(x) - 17, int(y) - 17))
     draw.rectangle([x - 18, y - 18, x + 18, y + 18], outline=(60, 40, 20), width=2)
-    return int(targets[k])
+    return int(targets[k]), (float(x), float(y))
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, ...]) -> None:
-    outline = tuple(v // 3 for v in fill)
+def draw_shape(
+    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, ...], outline: tuple[int, ...]
+) -> None:
+    """Draw one shape of radius `r` about (x, y); `fill` and `outline` have one value for each of the image's bands."""
     if shape == "circle":
         draw.ellipse([x - r, y - r, x + r, y + r], fill=fill, outline=outline)
     elif shape == "square":
@@ -162,15 +169,17 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
         draw.polygon([(x + dx, y + dy) for dx, dy in corners], fill=fill, outline=outline)
 
 
-def _objects(rng: np.random.Generator, draw: ImageDraw.ImageDraw, boxes: list[Box]) -> tuple[SceneObject, ...]:
+def _objects(
+    rng: np.random.Generator, draw: ImageDraw.ImageDraw, boxes: list[Box], world: World
+) -> tuple[SceneObject, ...]:
     names, sizes = list(COLORS), list(RADIUS)
     wanted = rng.integers(2, 6)
     colors = rng.permutation(len(names))[: rng.integers(2, 5)]
     shapes = rng.permutation(len(SHAPES))[: rng.integers(2, 5)]
-    pairs = [
-        (c, s) for c in colors for s in shapes
-    ]  # few colours and shapes: questions need both to tell objects apart
+    # few colours and shapes: questions need both to tell objects apart
+    pairs = [(c, s) for c in colors for s in shapes]
     rng.shuffle(pairs)
+    pairs = [(c, s) for c, s in pairs if (names[c], SHAPES[s]) in world.pairs]
     objects = []
     for c, s in pairs[:wanted]:
         size = sizes[int(rng.integers(2))]
@@ -179,31 +188,40 @@ def _objects(rng: np.random.Generator, draw: ImageDraw.ImageDraw, boxes: list[Bo
         if place is None:
             continue
         fill = _integers((np.array(COLORS[names[c]]) + rng.normal(0, 9, 3)).clip(0, 255))
-        _draw_shape(draw, SHAPES[s], *place, radius, fill)
-        objects.append(SceneObject(names[c], SHAPES[s], size, float(place[0]), float(place[1])))
+        draw_shape(draw, SHAPES[s], *place, radius, fill, outline=tuple(v // 3 for v in fill))
+        objects.append(SceneObject(names[c], SHAPES[s], size, float(place[0]), float(place[1]), float(radius)))
     return tuple(objects)
 
 
 def render(
-    rng: np.random.Generator, digits: Digits = "train", sign_probability: float = 0.6, card_probability: float = 0.35
+    rng: np.random.Generator,
+    digits: Digits | None = None,
+    sign_probability: float = 0.6,
+    card_probability: float = 0.35,
+    world: World = TRIAL,
 ) -> tuple[np.ndarray, Scene]:
     """Draw one scene.
 
     Args:
         rng: source of every random choice; consumed.
-        digits: which handwritten digits the card may show; "heldout" ones were never trained on.
+        digits: which handwritten digits the card may show ("heldout" ones were never trained on); None: the world's.
         sign_probability: chance of a sign with three characters.
         card_probability: chance of a card with a digit (left out as well when no place is free).
+        world: what may appear (see `llava.tiny.worlds`).
 
     Returns:
         The picture, uint8 [168, 168, 3] RGB, and what it shows. Objects, sign and card never overlap.
 
     """
+    if digits is not None:
+        world = replace(world, digits=digits)
     image, draw = _background(rng)
     boxes: list[Box] = []
-    sign = _sign(rng, draw, boxes) if rng.random() < sign_probability else None
-    digit = _card(rng, image, draw, boxes, digits) if rng.random() < card_probability else None
-    objects = _objects(rng, draw, boxes)
+    sign, sign_at = _sign(rng, draw, boxes, world) if rng.random() < sign_probability else (None, None)
+    digit, card_at = (None, None)
+    if rng.random() < card_probability:
+        digit, card_at = _card(rng, image, draw, boxes, world)
+    objects = _objects(rng, draw, boxes, world)
     grain = rng.integers(-12, 13, (IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.int16)
     pixels = (np.asarray(image, np.int16) + grain).clip(0, 255).astype(np.uint8)
-    return pixels, Scene(objects, sign, digit)
+    return pixels, Scene(objects, sign, digit, sign_at, card_at)

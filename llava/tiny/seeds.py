@@ -2,6 +2,8 @@
 
 The shipped weights come from trial runs whose seeds all lie in `TRAIN`. A scene is drawn by
 `numpy.random.default_rng(seed)`; here one picture uses one seed, the trial runs drew long streams from each of theirs.
+`llava.tiny.train` draws from lists of numbers, `default_rng([run's seed, stage, batch])`, which no single seed below
+2**32 equals; what may appear in its pictures is set apart besides (`llava.tiny.worlds`).
 """
 
 TRAIN = range(0, 1_000_000_000)

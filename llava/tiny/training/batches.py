@@ -1,0 +1,106 @@
+"""Training batches: batch number n of a stage is a function of seed, stage and n, whoever draws it and whenever."""
+
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from llava.tiny.scenes import IMAGE_SIZE, render
+from llava.tiny.training.conversations import STYLES, converse
+from llava.tiny.training.labels import GRID, LABELS, dense_labels
+from llava.tiny.training.packing import Packed, pack
+from llava.tiny.worlds import TRAINING
+
+_LEAST_OBJECTS = 2
+_PREFETCHED = 3
+_SHARED = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures uint8 [B, H, W, 3], dense labels int8 [B, 7, 12, 12], and conversations (None for the tower's stage)."""
+
+    pictures: torch.Tensor
+    labels: torch.Tensor
+    packed: Packed | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to a device."""
+        move = {"device": device, "non_blocking": True}
+        packed = self.packed and Packed(*(getattr(self.packed, f.name).to(**move) for f in fields(Packed)))
+        return Batch(self.pictures.to(**move), self.labels.to(**move), packed)
+
+    def pin_memory(self) -> "Batch":
+        """Copy to page-locked memory (DataLoader calls it)."""
+        packed = self.packed and Packed(*(getattr(self.packed, f.name).pin_memory() for f in fields(Packed)))
+        return Batch(self.pictures.pin_memory(), self.labels.pin_memory(), packed)
+
+
+@dataclass(frozen=True)
+class Batches(Dataset):
+    """The batches of one stage.
+
+    seed, stage:
+        the run's seed and the stage's number; with the batch's number they determine everything drawn
+    images, questions:
+        pictures of a batch (half as many again of captions), questions about each
+    styles:
+        how often a batch has each of `STYLES`; empty: pictures alone, always with a sign
+    """
+
+    seed: int
+    stage: int
+    images: int
+    questions: int
+    styles: tuple[tuple[str, float], ...] = ()
+
+    def __getitem__(self, number: int) -> Batch:
+        """Draw batch `number`."""
+        rng = np.random.default_rng([self.seed, self.stage, number])
+        count, style = self.images, None
+        if self.styles:
+            names, weights = zip(*self.styles, strict=True)
+            style = STYLES[names[rng.choice(len(names), p=np.array(weights) / sum(weights))]]
+            count = self.images if style.kinds else self.images * 3 // 2
+        pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        labels = np.empty((count, len(LABELS), GRID, GRID), np.int8)
+        conversations = []
+        signs, cards = (0.75, 0.5) if style else (1.0, 0.8)
+        for i in range(count):
+            scene = None
+            while scene is None or len(scene.objects) < _LEAST_OBJECTS:
+                pictures[i], scene = render(rng, None, signs, cards, TRAINING)
+            labels[i] = dense_labels(scene)
+            if style:
+                conversations.append(converse(scene, rng, style, self.questions, TRAINING))
+        packed = pack(conversations) if style else None
+        return Batch(torch.from_numpy(pictures), torch.from_numpy(labels), packed)
+
+
+def fitting_workers(batches: Batches, workers: int, shared_bytes: int | None = None) -> int:
+    """Return how many of `workers` processes can have their batches in shared memory at once; at least one, if any.
+
+    shared_bytes: free there; None: what /dev/shm has, as much as needed where there is none.
+    """
+    if shared_bytes is None:
+        if not _SHARED.is_dir():
+            return workers
+        shared_bytes = shutil.disk_usage(_SHARED).free
+    largest = IMAGE_SIZE * IMAGE_SIZE * 3 * batches.images * 3 // 2
+    return min(workers, max(1, shared_bytes // (2 * _PREFETCHED * largest)))
+
+
+def load(batches: Batches, start: int, stop: int, workers: int, pin: bool) -> DataLoader:
+    """Yield batches `start` to `stop` - 1 in order, drawn ahead by `workers` processes (0: drawn when asked for)."""
+    workers = fitting_workers(batches, workers)
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=_PREFETCHED if workers else None,
+    )

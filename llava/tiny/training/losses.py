@@ -1,0 +1,43 @@
+"""What training minimises: the answers' cross-entropy, and the dense labels' as a second loss on the tower."""
+
+import torch
+from torch.nn import functional as F
+
+from llava.tiny.training.batches import Batch
+from llava.tiny.training.decoder import Plan
+from llava.tiny.training.labels import LABELS
+from llava.tiny.training.modules import TinyLlava
+from llava.tiny.training.packing import IGNORED
+
+_LABELS_WEIGHT = 0.1
+_BACKGROUND = 0.5
+
+
+def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy summed over `LABELS`, the mean over objects plus half the mean over background each.
+
+    logits [B, V, classes], labels int8 [B, 7, 12, 12].
+    """
+    total = logits.new_zeros((), dtype=torch.float32)
+    for scores, wanted in zip(logits.float().split(list(LABELS.values()), -1), labels.unbind(1), strict=True):
+        wanted = wanted.flatten(1).long()
+        loss = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="none")
+        foreground = (wanted.flatten() > 0).float()
+        total = total + (loss * foreground).sum() / (foreground.sum() + 1)
+        total = total + _BACKGROUND * (loss * (1 - foreground)).sum() / ((1 - foreground).sum() + 1)
+    return total
+
+
+def training_loss(
+    model: TinyLlava, batch: Batch, plan: Plan, chosen: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss to minimise and the part to show: the answers' where there are any, else the labels'."""
+    features = model.tower(batch.pictures)
+    labels = label_loss(model.tower.labels(features), batch.labels)
+    if batch.packed is None:
+        return labels, labels.detach()
+    p = batch.packed
+    hidden = model(features, p.ids, p.ends, p.turns, plan, chosen)
+    answered = p.targets != IGNORED
+    answers = F.cross_entropy(model.head(hidden[answered]).float(), p.targets[answered])
+    return answers + _LABELS_WEIGHT * labels, answers.detach()

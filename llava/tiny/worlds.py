@@ -1,0 +1,90 @@
+"""What may appear in a scene: the trial's pictures, training's, the evaluation's, and what training never shows.
+
+`TRIAL` draws the pictures that the trial weights were trained on, to the byte. `TRAINING` and `EVALUATION` divide what
+can be seen: four of the 24 pairs of colour and shape (each colour and each shape stays known from other pairs), every
+sign of `EVALUATION` (49 words, 129 numbers) and 297 handwritten digits never appear in training, neither in pictures
+nor in questions. `TUNING` is training's world without the distortion of digits, for choosing thresholds.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+import numpy as np
+
+Digits = Literal["train", "heldout"]
+Pair = tuple[str, str]
+
+COLORS = {
+    "red": (215, 45, 40),
+    "green": (45, 165, 60),
+    "blue": (50, 85, 220),
+    "yellow": (235, 210, 50),
+    "purple": (150, 60, 185),
+    "white": (240, 240, 240),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+PAIRS: tuple[Pair, ...] = tuple(product(COLORS, SHAPES))
+UNSEEN_PAIRS: tuple[Pair, ...] = (("green", "circle"), ("purple", "square"), ("white", "triangle"), ("blue", "cross"))
+# fmt: off
+SIGN_WORDS = (
+    "CAT", "DOG", "SUN", "BUS", "CAR", "TAX", "BAR", "ZOO", "GYM", "SPA", "INN", "PUB", "ICE", "TEA",
+    "PIE", "JAM", "HAM", "EGG", "FIG", "NUT", "OWL", "BEE", "FOX", "RAT", "HEN", "COW", "PIG", "ELK",
+    "KEY", "MAP", "PEN", "BOX", "CUP", "JAR", "VAN", "JET", "SKI", "MUD", "SKY", "SEA", "OIL", "GAS",
+    "TOY", "ART", "INK", "WAX", "HUB", "LAB", "MIX",
+)
+# fmt: on
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+DIGITS = "0123456789"
+HELDOUT_NUMBERS = tuple(str(n) for n in range(100, 1000) if n % 7 == 3)
+
+
+def is_evaluation_sign(text: str) -> bool:
+    """Whether a sign's text belongs to the evaluation: one of its words or numbers."""
+    return text in SIGN_WORDS or (len(text) == 3 and text.isdigit() and int(text) % 7 == 3)
+
+
+@dataclass(frozen=True)
+class World:
+    """What a scene may show.
+
+    pairs:
+        colour and shape that an object may have
+    signs:
+        "trial" any number and the 49 words · "training" letters and numbers without the evaluation's · "evaluation"
+    digits:
+        which of the handwritten digits a card may show
+    jitter:
+        whether handwritten digits are turned, shifted and scaled a little
+    """
+
+    pairs: tuple[Pair, ...] = PAIRS
+    signs: Literal["trial", "training", "evaluation"] = "trial"
+    digits: Digits = "train"
+    jitter: bool = False
+
+    def draw_sign(self, rng: np.random.Generator) -> str:
+        """Draw the three characters of a sign: half of them numbers, half letters."""
+        number = rng.random() < 0.5
+        if self.signs == "trial":
+            return str(rng.integers(100, 1000)) if number else SIGN_WORDS[rng.integers(len(SIGN_WORDS))]
+        if self.signs == "evaluation":
+            source = HELDOUT_NUMBERS if number else SIGN_WORDS
+            return source[rng.integers(len(source))]
+        while True:
+            drawn = rng.integers(100, 1000) if number else rng.integers(len(LETTERS), size=3)
+            text = str(drawn) if number else "".join(LETTERS[i] for i in drawn)
+            if not is_evaluation_sign(text):
+                return text
+
+    def may_say(self, text: str) -> bool:
+        """Whether a question may quote this sign text."""
+        return self.signs != "training" or not is_evaluation_sign(text)
+
+
+TRIAL = World()
+TRAINING = World(tuple(p for p in PAIRS if p not in UNSEEN_PAIRS), "training", "train", jitter=True)
+EVALUATION = World(PAIRS, "evaluation", "heldout")
+TUNING = replace(TRAINING, jitter=False)
+WORLDS = {"trial": {"benchmark": TRIAL, "tune": TRIAL}, "heldout": {"benchmark": EVALUATION, "tune": TUNING}}
+"""Worlds of the mini benchmarks by name and split: as the trial weights saw them, or divided from training's."""
