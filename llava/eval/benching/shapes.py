@@ -1,0 +1,156 @@
+"""Models of random weights with the dimensions of published ones: their time does not depend on what they know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from llava.model.language_model.configuration_llava import LlavaConfig
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.pruning.flops import DecoderShape
+from llava.model.pruning.shapes import MODELS
+
+CLIP_LARGE = MappingProxyType(  # openai/clip-vit-large-patch14-336
+    {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+    }
+)
+CLIP_TINY = MappingProxyType(  # playground/checkpoints/llava-tiny
+    {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "image_size": 168,
+        "patch_size": 14,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a random model is built from.
+
+    visual_tokens:
+        of one image; where images differ in it, of the paper's prompt
+    clip, projector:
+        the vision tower's configuration, and `mm_projector_type`; None where the tower is not a CLIP
+    biased:
+        whether query, key and value projections have biases (Qwen2)
+    """
+
+    decoder: DecoderShape
+    vocabulary: int
+    visual_tokens: int
+    clip: Mapping[str, int] | None = None
+    projector: str = "mlp2x_gelu"
+    biased: bool = False
+
+
+def _published(name: str, vocabulary: int, **more) -> Shape:
+    return Shape(MODELS[name].shape, vocabulary, MODELS[name].visual_tokens, **more)
+
+
+SHAPES: Mapping[str, Shape] = MappingProxyType(
+    {
+        "llava-1.5-7b": _published("LLaVA-1.5-7B", 32000, clip=CLIP_LARGE),
+        "llava-1.5-13b": _published("LLaVA-1.5-13B", 32000, clip=CLIP_LARGE),
+        "qwen2-vl-7b": _published("Qwen2-VL-7B", 152064, biased=True),
+        "internvl2.5-8b": _published("InternVL2.5-8B", 92553),
+        "mobilevlm-v2-3b": _published("MobileVLM-V2-3B", 32000, clip=CLIP_LARGE, projector="ldpnetv2"),
+        "tiny": Shape(DecoderShape(12, 192, 512, 4, 4, 48), 195, 144, CLIP_TINY),
+    }
+)
+
+
+def random_model(
+    shape: Shape, layers: int, device: torch.device, dtype: torch.dtype, seed: int, vision: bool = False
+) -> PreTrainedModel:
+    """Build a model of random weights on `device` in `dtype`: no weight exists anywhere else, or in another dtype.
+
+    The decoder has `layers` layers and its head. With `vision` it is LLaVA's model, CLIP tower and projector
+    included, else a `LlamaForCausalLM` or `Qwen2ForCausalLM` that reads embeddings. M-RoPE, which only changes how
+    positions are counted, is left out.
+    """
+    decoder = shape.decoder
+    settings = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": decoder.hidden,
+        "intermediate_size": decoder.mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": decoder.heads,
+        "num_key_value_heads": decoder.kv_heads,
+        "head_dim": decoder.head_dim,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        "attn_implementation": "sdpa",
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+    }
+    with torch.device("meta"), _default_dtype(dtype):
+        if vision:
+            config = LlavaConfig(**settings, mm_projector_type=shape.projector, mm_vision_tower="random CLIP")
+            tower = CLIPVisionConfig(**shape.clip, hidden_act="quick_gelu", attn_implementation="sdpa")
+            model = LlavaLlamaForCausalLM(config, tower)
+        elif shape.biased:
+            model = Qwen2ForCausalLM(Qwen2Config(**settings))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(**settings))
+    model = model.to_empty(device=device)
+    torch.manual_seed(seed)
+    model.initialize_weights()
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+PEAKED, FLAT = 6.0, 0.5
+"""Standard deviation of the attention scores of the layer where a random model's influence lies, and of the others."""
+
+
+@torch.no_grad()
+def sharpen(layers, layer: int) -> None:
+    """Rescale the queries of random layers, so that attention is peaked in `layer` and nearly even elsewhere.
+
+    Random attention is alike in all layers; so single tokens have an influence in that one, and in no other. With
+    normalised inputs the scores' standard deviation is σ_q σ_k D, σ of the weights and D the hidden size.
+    """
+    for index, block in enumerate(layers):
+        query, key = block.self_attn.q_proj.weight, block.self_attn.k_proj.weight
+        spread = query.float().std() * key.float().std() * query.shape[1]
+        query.mul_(float((PEAKED if index == layer else FLAT) / spread))
+
+
+def text_split(prompt_tokens: int, system_tokens: int = 35) -> tuple[int, int]:
+    """Return how many of a prompt's text tokens come before and after the images.
+
+    Before them at most the 35 tokens that vicuna_v1's system sentence has in LLaVA, after them at least half.
+    """
+    before = min(system_tokens, prompt_tokens // 2)
+    return before, prompt_tokens - before
