@@ -141,6 +141,12 @@ def test_a_processor_without_a_chat_template_is_refused(folder):
         load(folder)
 
 
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="has no tokenizer: expected one of tokenizer.json"):
+        load(folder)
+
+
 def test_a_tokenizer_larger_than_the_model_and_a_model_base_are_refused(folder):
     with pytest.raises(ValueError, match="model_base was given"):
         load_pretrained_model(folder, folder, "m", device="cpu")

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llava import PruningConfig, prune
-from llava.model.internvl_original import is_internvl_original, load_internvl_original
+from llava.model.internvl_original import load_internvl_original
 
 TURN_END, CONTEXT = added_ids()["<|im_end|>"], added_ids()["<IMG_CONTEXT>"]
 
@@ -220,13 +220,6 @@ def test_query_norms_of_another_epsilon_are_refused(tmp_path):
     edit_part(folder, "vision_config", layer_norm_eps=1e-5)
     with pytest.raises(ValueError, match="layer_norm_eps 1e-05: only 1e-06 is supported"):
         load(folder)
-
-
-def test_the_layout_is_recognised_by_its_model_type(folder, tmp_path):
-    assert is_internvl_original(folder)
-    assert not is_internvl_original(tmp_path)
-    write_json(tmp_path / "config.json", {"model_type": "internvl"})
-    assert not is_internvl_original(tmp_path)
 
 
 @pytest.mark.parametrize("decoder", ["InternLM2ForCausalLM", "Qwen2ForCausalLM"])

@@ -80,7 +80,8 @@ def test_a_script_runs_its_benchmark_with_the_papers_settings(bench, name):
     args = bench.asked(name)
     assert (args.benchmark, args.model_path) == (name, "liuhaotian/llava-v1.5-7b")
     assert (args.out, args.name, args.batch_size) == ("runs/llava-v1.5-7b", "visipruner", 8)
-    assert PruningConfig.of(args.pruning_config).shallow_mid_layer == 6
+    config = PruningConfig.of(args.pruning_config)
+    assert [config.resolved(layers).shallow_mid_layer for layers in (28, 32, 40)] == [5, 6, 8]
     assert bench.calls() == [["-m", "llava.eval.run", *bench.calls()[0][2:]]]
 
 

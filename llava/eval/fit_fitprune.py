@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from llava.conversation import conv_templates
-from llava.eval.batches import BatchDataset
+from llava.eval.batches import BatchDataset, Group
 from llava.eval.model_vqa_loader import Parser, number
 from llava.eval.questions import Question, read_questions, require_images
 from llava.mm_utils import get_model_name_from_path
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     inputs = inputs_for(tokenizer, processor, model.config, args.conv_mode)
     size = args.batch_size
-    groups = [questions[start : start + size] for start in range(0, len(questions), size)]
+    groups = [Group(tuple(questions[start : start + size]), 0) for start in range(0, len(questions), size)]
     seen, batches = {}, []
     with torch.inference_mode():
         for batch in map(BatchDataset(groups, inputs).__getitem__, range(len(groups))):

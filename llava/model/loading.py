@@ -64,7 +64,8 @@ def raise_if_reported(report: Mapping[str, Any]) -> None:
 def set_generation_config(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Take a folder's generation_config.json where there is one, and the tokenizer's pad token."""
     if (folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        with silence():  # LLaVA-1.5's file has sampling settings beside do_sample false, which transformers tells
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         # there it is the context length, copied in by old transformers; generate would warn of it beside max_new_tokens
         model.generation_config.max_length = None
     if model.generation_config.pad_token_id is None:

@@ -70,6 +70,8 @@ IMAGES_ALONE = {
     "llava_onevision": LlavaOnevisionImagesAlone,
 }
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
 
 def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
     """Load a checkpoint's processor: left padding, a pad token, and a chat template.
@@ -77,6 +79,8 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
     Raises `ValueError` if its files are missing or damaged, if it has no chat template or pad token, or if its tokens
     are not those of `config`.
     """
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise ValueError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
     loader = AutoProcessor if is_torchvision_available() else IMAGES_ALONE.get(config.model_type, AutoProcessor)
     try:
         with silence():

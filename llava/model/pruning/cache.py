@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .packed import PackedTokens, left_padded_places
+from .packed import PackedTokens, left_padded_places, upload
 from .policy import KVRule
 
 
@@ -61,11 +61,11 @@ class RaggedCache(Cache):
         self.prompt_tokens.append(lengths)
         self.shifts.append(shift)
         if shift is not None and shift not in self._shift:
-            self._shift[shift] = torch.tensor(shift, device=self.next_position.device)
+            self._shift[shift] = upload(np.array(shift), self.next_position.device)
         width = max(lengths)
         if lengths not in self._valid and any(n < width for n in lengths):
             filled = np.arange(width)[None] >= width - np.array(lengths)[:, None]
-            self._valid[lengths] = torch.from_numpy(filled).to(key.device)
+            self._valid[lengths] = upload(filled, key.device)
         return lengths
 
     def masks(self, new: int) -> list[torch.Tensor | None]:

@@ -256,14 +256,14 @@ def pack(
     visual = visual[valid]
     visual[np.cumsum(lengths) - 1] = False
     if position_ids is None:
-        position_ids = torch.from_numpy(position).to(device)[None]
-        following = torch.from_numpy(lengths).to(device)
+        position_ids = upload(position, device)[None]
+        following = upload(lengths, device)
     else:
         position_ids = position_ids.to(device).expand(*position_ids.shape[:-2], batch, width)
-        live = position_ids.masked_fill(torch.from_numpy(~valid).to(device), -1)
+        live = position_ids.masked_fill(upload(~valid, device), -1)
         following = live.movedim(-2, 0).flatten(1).amax(1) + 1
     if not valid.all():
-        flat = torch.from_numpy(np.flatnonzero(valid)).to(device)
+        flat = upload(np.flatnonzero(valid), device)
         embeds = embeds.flatten(0, 1).index_select(0, flat)
         if position_ids.shape[-2:] == (batch, width):
             position_ids = position_ids.flatten(-2).index_select(-1, flat).unsqueeze(-2)

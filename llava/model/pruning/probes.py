@@ -54,6 +54,8 @@ class Probe:
 
 def fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
     """Bring tensors of one device to the host as fp32 arrays: one transfer, one synchronisation."""
+    if len(tensors) == 1:  # the usual case: nothing to join, and no launch for it in every probed layer
+        return [tensors[0].detach().float().cpu().numpy()]
     flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu().numpy()
     ends = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
     return [part.reshape(tuple(like.shape)) for part, like in zip(np.split(flat, ends), tensors, strict=True)]

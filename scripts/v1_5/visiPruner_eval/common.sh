@@ -1,7 +1,7 @@
 # Shared by the scripts beside it, which source it: settings from variables, then python -m llava.eval.run does the work.
 # shellcheck shell=bash
 
-README_JSON='{"mode":["shallow","middle","deep"],"shallow_mid_layer":6,"layer_threshold":0.995,"tokens_threshold":0.2}'
+README_JSON='{"mode":["shallow","middle","deep"],"layer_threshold":0.995,"tokens_threshold":0.2}'
 TINY_MODEL=playground/checkpoints/llava-tiny
 
 usage() {

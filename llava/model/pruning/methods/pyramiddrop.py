@@ -45,6 +45,8 @@ class PyramidDrop(PruningConfig):
         super().__post_init__()
         as_tuple(self, "layers", int, 1)
         as_tuple(self, "ratios", float, 0, 1)
+        if self.ratios is None:
+            raise ValueError("method 'pyramiddrop' needs 'ratios' in the pruning config; leave it out for the default")
         check_positions(self)
         if self.layers is not None and len(self.layers) != len(self.ratios):
             raise ValueError(f"'layers' names {len(self.layers)} stages and 'ratios' {len(self.ratios)}; give as many")

@@ -87,7 +87,12 @@ class SparseVLM(PruningConfig):
         """Fill in `layers`: 2, 6 and 15 of 32 layers, scaled."""
         if self.layers is not None:
             return self
-        return replace(self, layers=tuple(scaled_boundary(layer, num_layers) for layer in (2, 6, 15)))
+        layers = tuple(scaled_boundary(layer, num_layers) for layer in (2, 6, 15))
+        if len(set(layers)) < len(layers):
+            raise ValueError(
+                f"the model's {num_layers} layers are too few for pruning layers {list(layers)}; give 'layers'"
+            )
+        return replace(self, layers=layers)
 
     def check_layers(self, num_layers: int) -> None:
         """Raise `ValueError` when a pruning layer is not a layer of the model."""
