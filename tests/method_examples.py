@@ -28,4 +28,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "divprune": {"method": "divprune", "share": 0.4},
     "none": {"method": "none", "before": {"method": "random", "keep": 6}},
     "replay": {"method": "replay", "filter_layer": 2, "keep": 3, "exit_layer": 5, "shallow_layers": 2},
+    "mask": {
+        "method": "mask",
+        "layers": [1, 2, 5],
+        "visual": "remove",
+        "merge_layers": [2],
+        "before": {"method": "random", "keep": 6},
+    },
+    "disturb": {"method": "disturb", "layer": 2, "count": 4, "how": "remove"},
 }

@@ -204,19 +204,26 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(bench, monkeypatch
     assert [(one["from"], one["to"]) for one in bench.record()["out_of_memory"]] == [(8, 4), (4, 2)]
 
 
-def test_too_many_images_for_the_tower_are_looked_at_in_turn(bench, monkeypatch):
+def test_too_many_images_for_the_tower_are_looked_at_in_turn_and_it_is_said(bench, monkeypatch, capsys):
     assert bench.run(batch_size=8) == 0
     whole = comparable(bench.rows())
     bench.answers = bench.root / "crowded.jsonl"
     sizes = crowded(monkeypatch, 1, "encode_images")
     assert bench.run(batch_size=8) == 0
-    assert max(sizes) == 3 and comparable(bench.rows()) == whole
+    assert sizes == [1, 3, 1, 1, 1, 1, 1] and comparable(bench.rows()) == whole, "three at once are not tried again"
+    [halved] = bench.record()["out_of_memory"]
+    assert (halved["what"], halved["from"], halved["to"]) == ("images", 3, 1) and halved["where"].startswith(
+        str(bench.images)
+    )
+    assert "warning: out of memory with 3 images at once" in capsys.readouterr().err
 
 
 def test_a_question_that_does_not_fit_alone_is_named(bench, monkeypatch, capsys):
     crowded(monkeypatch, 0)
-    monkeypatch.setattr("llava.eval.answering.Answerer._warm_up", lambda self, batch: None)
     assert bench.run(batch_size=2, limit=2) == 1
     error = capsys.readouterr().err.split("\n")[-2]
     assert error.startswith(f"error: {bench.question_file}:1: question_id 'a.png' alone does not fit")
+    crowded(monkeypatch, 0, "encode_images")
+    assert bench.run(batch_size=2, limit=2) == 1
+    assert f"error: {bench.images}/a.png alone does not fit" in capsys.readouterr().err
     assert bench.rows() == [] if bench.answers.exists() else True

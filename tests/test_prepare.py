@@ -112,6 +112,15 @@ def test_what_is_missing_is_named_with_where_to_get_it(downloads, tmp_path, caps
     assert "1 of 2 images are missing (n1.jpg): from images.zip" in capsys.readouterr().out
 
 
+def test_a_source_of_something_else_is_told(downloads, tmp_path, capsys):
+    write_zip(tmp_path / "other.zip", {"holiday.jpg": picture("red")})
+    told = f"nothing that belongs to gqa was found in {tmp_path / 'other.zip'}\n"
+    assert main(["gqa", str(tmp_path / "other.zip"), "--out", str(tmp_path)]) == 1
+    assert told in capsys.readouterr().out
+    assert main(["gqa", str(tmp_path / "other.zip"), str(downloads / "eval.zip"), "--out", str(tmp_path)]) == 1
+    assert "nothing that belongs" not in capsys.readouterr().out
+
+
 def test_ready_is_exit_status_0(tmp_path, capsys, monkeypatch):
     from llava.tiny.benchmarks import write_benchmarks
 

@@ -1,16 +1,20 @@
 """`llava.eval.run`: all benchmarks of a command checked first, asked by one process or many, and scored."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from loader_fixtures import read_jsonl
 
 from llava.eval import parts, run, running
+from llava.eval.answer_files import ScoreError
 from llava.eval.batches import UNITS, group, share
+from llava.eval.benchmarks import find_benchmark
 from llava.eval.questions import Question
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
@@ -163,10 +167,48 @@ def test_other_settings_are_refused_and_overwritten_on_request(data, alone, tmp_
     with monkeypatch.context() as patch:
         forbid_loading(patch)
         assert run.main(words) == 1
-    assert "pruning_config:" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "pruning_config:" in error and "--overwrite" in error and "--name" in error
+        other = json.loads(Path(PRUNED).read_text()) | {"exit_threshold": 0.98}
+        assert run.main(arguments(data, tmp_path, "--pruning-config", json.dumps(other))) == 1
+        error = capsys.readouterr().err
+        assert "other settings (pruning_config: exit_threshold: 0.99, now 0.98);" in error, "and none that is the same"
+        assert run.main(arguments(data, tmp_path, "--name", "pruned", benchmark="mme_mini,gqa_mini")) == 1
+        assert "gqa_mini/pruned.jsonl was made with other settings" in capsys.readouterr().err, "not after mme_mini"
     assert run.main([*words, "--overwrite"]) == 0
     assert len(read_jsonl(tmp_path / "gqa_mini" / "pruned.jsonl")) == 4
     assert last_json(capsys.readouterr().out)["benchmarks"]["gqa_mini"]["partial"]
+
+
+def test_a_run_that_is_killed_before_its_first_answer_has_a_run_file(data, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "group", killed)
+    assert run.main(arguments(data, tmp_path, "--pruning-config", PRUNED)) == 130
+    record = json.loads((tmp_path / "gqa_mini" / "pruned.run.json").read_text())
+    assert record["settings"]["pruning_config"]["exit_threshold"] == 0.99
+    assert record["state"] == "running" and record["totals"]["questions"] == 0
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_model_loads(data, tmp_path, monkeypatch, capsys):
+    forbid_loading(monkeypatch)
+    (tmp_path / "file").touch()
+    assert run.main(arguments(data, tmp_path / "file")) == 1
+    error = capsys.readouterr().err.split("\n")[-2]
+    assert error.startswith(f"error: the folder {tmp_path}/file/gqa_mini cannot be made: ") and "--out" in error
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write where nobody else may
+    assert run.main(arguments(data, tmp_path / "out")) == 1
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_a_full_temporary_folder_is_named(data, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("llava.eval.benchmarks.benchmark.TemporaryDirectory", full)
+    with pytest.raises(ScoreError, match="^GQA mini cannot be rehearsed in the temporary folder .*: No space left"):
+        find_benchmark("gqa_mini").rehearse(data / "gqa_mini")
 
 
 def test_files_of_all_benchmarks_are_checked_before_anything_is_asked(data, tmp_path, monkeypatch, capsys):
@@ -205,6 +247,7 @@ def test_an_unreadable_image_stops_the_run_or_is_left_out_and_the_score_is_parti
         (["--split", "nowhere"], "nowhere.jsonl"),
         (["--pruning-config", "nowhere.json"], "'nowhere.json' cannot be read"),
         (["--data-dir", "nowhere"], "cannot run; missing:"),
+        (["--benchmark", "gqa_minni"], "gqa_minni (GQA) cannot run; missing:"),
     ],
 )
 def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys, changes, message):

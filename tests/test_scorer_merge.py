@@ -67,6 +67,13 @@ def test_partial_leaves_unanswered_questions_out(tmp_path, questions):
     assert merged == ["a", 7]
 
 
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, questions, capsys):
+    chunk = write_jsonl(tmp_path / "1_0.jsonl", [answer(i, t) for i, t in QUESTIONS])
+    assert merge_module.main(["--questions", str(questions), "--output", str(chunk / "m.jsonl"), str(chunk)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {chunk}/m.jsonl cannot be written: ") and error.count("\n") == 1
+
+
 def test_a_half_written_line_is_named(tmp_path, questions, capsys):
     chunk = tmp_path / "1_0.jsonl"
     chunk.write_text(json.dumps(answer("a", "one?")) + '\n{"question_id": "a", "pro')

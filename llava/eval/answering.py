@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Answerer:
         self.halved: list[dict[str, Any]] = []
         self.spent: Counter[str] = Counter()
         self._most: int | None = None
+        self._most_images: int | None = None
         self._unit: int | None = None
         self._seen: dict[Path, Seen] = {}
         self._unreadable: dict[Path, str] = {}
@@ -112,30 +113,38 @@ class Answerer:
 
     def _warm_up(self, batch: Batch) -> None:
         """Ask once without looking at the clock: a process's first forward is slow for reasons of its own."""
+        with suppress(torch.OutOfMemoryError):  # the batch itself will tell which question is too much
+            self._ask_once(batch)
+        self._timer.take()
+
+    def _ask_once(self, batch: Batch) -> None:
         for question, row in zip(batch.questions, batch.rows, strict=True):
             if question in batch.refused or question.path not in {None, *batch.pictures}:
                 continue
             seen = [] if question.path is None else self.inputs.see(self.model, [batch.pictures[question.path]])
             if not self._too_long(row, seen):
                 self._generate([row], [seen], max_new_tokens=WARM_UP_TOKENS)
-                self._timer.take()
                 self._warm = True
                 return
 
     def _see(self, batch: Batch) -> None:
         """Look at the batch's new images; the unit's further batches may show them too."""
-        new = self._look(list(batch.pictures.values()))
-        self._seen |= dict(zip(batch.pictures, new, strict=True))
+        paths = list(batch.pictures)
+        while paths:
+            part = paths[: self._most_images]
+            seen = self._look([batch.pictures[path] for path in part])
+            if seen is None:
+                self._most_images = self._half("images", str(part[0]), len(part))
+            else:
+                self._seen |= zip(part, seen, strict=True)
+                paths = paths[len(part) :]
 
-    def _look(self, pictures: Sequence[Picture]) -> list[Seen]:
+    def _look(self, pictures: Sequence[Picture]) -> list[Seen] | None:
+        """Return what the vision tower makes of some images; None where memory ran out."""
         try:
             return self.inputs.see(self.model, pictures)
         except torch.OutOfMemoryError:
-            if len(pictures) == 1:
-                raise
-        half = len(pictures) // 2  # outside of the except block, whose error holds what was computed
-        self._free()
-        return self._look(pictures[:half]) + self._look(pictures[half:])
+            return None
 
     def _shown(self, question: Question) -> list[Seen]:
         """What the question shows; nothing where its image could not be read."""
@@ -161,19 +170,23 @@ class Answerer:
 
     def _halve(self, questions: Sequence[Question]) -> None:
         """Ask at most half as many prompts at once from here on; raise where one was too many."""
-        self._free()
         first = questions[0]
-        if len(questions) == 1:
+        where = first.where if len(questions) > 1 else f"{first.where}: question_id {first.question_id!r}"
+        self._most = self._half("prompts", where, len(questions))
+
+    def _half(self, what: str, where: str, count: int) -> int:
+        """Say that `count` prompts or images, the first of them at `where`, were too many; return half of them."""
+        self._free()
+        if count == 1:
             raise torch.OutOfMemoryError(
-                f"{first.where}: question_id {first.question_id!r} alone does not fit into the device's memory; "
+                f"{where} alone does not fit into the device's memory; "
                 "give a lower --max_new_tokens, a half-precision --dtype, or a device with more memory"
             )
-        self._most = len(questions) // 2
-        self.halved.append({"where": first.where, "from": len(questions), "to": self._most})
+        self.halved.append({"what": what, "where": where, "from": count, "to": count // 2})
         tqdm.write(
-            f"warning: out of memory with {len(questions)} prompts at once ({first.where}); going on with {self._most}",
-            file=sys.stderr,
+            f"warning: out of memory with {count} {what} at once ({where}); going on with {count // 2}", file=sys.stderr
         )
+        return count // 2
 
     def _take(self) -> Milliseconds:
         spent = self._timer.take()

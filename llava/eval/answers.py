@@ -18,6 +18,10 @@ except ImportError:  # Windows: no lock, two runs on one file are not noticed th
     fcntl = None
 
 
+ELSEWHERE = "write elsewhere (--answers-file; of llava.eval.run --name or --out)"
+GO_ON = "mend that, and the same command (without --overwrite) goes on from there"
+
+
 class AnswersError(ValueError):
     """An answers file that cannot be continued; the message is one line that says what to do."""
 
@@ -30,8 +34,8 @@ class AnswersFile:
     again. With `anew` what the file holds is neither read nor repaired, and gone after `clear()`.
 
     Raises:
-        AnswersError: another run has the file open, or a line other than the last is not a JSON object.
-        OSError: the file cannot be written.
+        AnswersError: another run has the file open, it cannot be opened for writing, or a line other than the last is
+            not a JSON object.
 
     """
 
@@ -42,12 +46,12 @@ class AnswersFile:
         self.repaired = 0
 
     def __enter__(self) -> AnswersFile:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise AnswersError(f"{self.path.parent} is a file, not a folder: give another --answers-file") from None
+        make_folder(self.path.parent)
         self._created = not self.path.exists()
-        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - closed in __exit__
+        try:
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - closed in __exit__
+        except OSError as error:
+            raise AnswersError(f"{self.path} cannot be opened: {error.strerror}; mend that, or {ELSEWHERE}") from error
         try:
             self._lock()
             if not self._anew:
@@ -127,9 +131,17 @@ class AnswersFile:
         except OSError as error:
             with suppress(OSError):  # whole lines only
                 self._file.truncate(end)
-            raise AnswersError(
-                f"{self.path} cannot be written: {error.strerror}; mend that, and the same command goes on from there"
-            ) from error
+            raise AnswersError(f"{self.path} cannot be written: {error.strerror}; {GO_ON}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that answers go to; `AnswersError` where it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AnswersError(f"the folder {path} cannot be made: {error.strerror}; mend that, or {ELSEWHERE}") from error
+    if not os.access(path, os.W_OK):
+        raise AnswersError(f"the folder {path} cannot be written to; mend that, or {ELSEWHERE}")
 
 
 def write_all(file: Any, data: bytes) -> None:
@@ -150,9 +162,7 @@ def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise AnswersError(
-            f"{path} cannot be written: {error.strerror}; mend that, and the same command goes on from there"
-        ) from error
+        raise AnswersError(f"{path} cannot be written: {error.strerror}; {GO_ON}") from error
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -178,13 +188,13 @@ def unanswered(
         try:
             answer = parse_answer(row, f"{path}:{number}")
         except ScoreError as error:
-            raise AnswersError(f"{error}; give another --answers-file, or start anew with --overwrite") from None
+            raise AnswersError(f"{error}; start anew with --overwrite, or {ELSEWHERE}") from None
         key = (answer.question_id, answer.prompt or "")
         if key not in keys or key in answered:
             problem = "a second answer to" if key in answered else "an answer to no question of the question file,"
             raise AnswersError(
                 f"{answer.where} is {problem} question_id {answer.question_id!r}; "
-                "give another --answers-file, or start anew with --overwrite"
+                f"start anew with --overwrite, or {ELSEWHERE}"
             )
         answered.add(key)
     return [question for question in selected if question.key not in answered]

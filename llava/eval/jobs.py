@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval import parts
-from llava.eval.answers import AnswersFile, unanswered
+from llava.eval.answers import AnswersFile, make_folder, unanswered
 from llava.eval.benchmarks import Benchmark
 from llava.eval.model_vqa_loader import build_parser
 from llava.eval.plan import Plan, make_plan
@@ -79,6 +79,14 @@ def make_job(benchmark: Benchmark, data_dir: str | Path, out: str | Path, name: 
     return Job(benchmark, folder, args, make_plan(args))
 
 
+def check_answers(job: Job) -> None:
+    """Raise, before anything is asked, what `do` would raise for the answers that are there and for their folder."""
+    plan = job.plan
+    make_folder(plan.answers_file.parent)
+    rows, _ = _found(plan, job.args.overwrite)
+    unanswered(plan.answers_file, rows, plan.known, plan.selected)
+
+
 def do(job: Job, command: str, loader: Loader, ranks: Ranks) -> Result | None:
     """Answer what is open, put the answers together and score them; the result is rank 0's, None elsewhere.
 
@@ -106,7 +114,7 @@ def _answer(job: Job, command: str, loader: Loader, ranks: Ranks) -> dict[str, A
     rows: list[dict[str, Any]] = []
     earlier, open_places = None, None
     if ranks.index == 0:
-        plan.answers_file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(plan.answers_file.parent)
         rows, earlier = _found(plan, args.overwrite)
         todo = unanswered(plan.answers_file, rows, plan.known, plan.selected)
         open_places = [question.index for question in todo]
@@ -115,8 +123,10 @@ def _answer(job: Job, command: str, loader: Loader, ranks: Ranks) -> dict[str, A
     run = Run(args, command, plan, rows, earlier, ranks)
     if todo:
         loaded = loader(args, plan)
-        if ranks.index == 0 and args.overwrite:
-            parts.clear(plan.answers_file)
+        if ranks.index == 0:
+            if args.overwrite:
+                parts.clear(plan.answers_file)
+            run.write("running")  # before anybody writes an answer: a kill never leaves answers of unknown settings
         ranks.broadcast(f"{topic} begin", True)
         with AnswersFile(parts.part_of(plan.answers_file, ranks.index)) as answers:
             run.ask(todo, answers, loaded)

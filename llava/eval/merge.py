@@ -39,7 +39,8 @@ def merge(
         "output" and the counts of `Coverage.to_dict`.
 
     Raises:
-        ScoreError: unreadable or malformed input; a question unanswered or answered twice, unless `partial`.
+        ScoreError: unreadable or malformed input; a question unanswered or answered twice, unless `partial`; an output
+            that cannot be written.
 
     """
     expected = [_question_key(row, where) for where, row in read_jsonl(questions, "question file")]
@@ -60,10 +61,13 @@ def merge(
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ScoreError(f"{path} cannot be written: {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

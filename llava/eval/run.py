@@ -16,7 +16,7 @@ from rich.table import Table
 
 from llava.eval.benchmarks import BENCHMARKS, find_benchmarks
 from llava.eval.formats import beside_dense, bytes_text, config_text, count_text
-from llava.eval.jobs import Job, Result, check_files, do, make_job
+from llava.eval.jobs import Job, Result, check_answers, check_files, do, make_job
 from llava.eval.model_vqa_loader import Parser, add_asking_options, add_model_options, number
 from llava.eval.ranks import RankError, Ranks
 from llava.eval.running import Loader
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace, command: str, ranks: Ranks) -> list[Result]:
     if ranks.index == 0:
         for job in jobs:
             job.benchmark.rehearse(job.folder)
+            check_answers(job)
     loader = Loader()
     results = []
     for job in jobs:
@@ -181,10 +182,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         ranks.fail("interrupted")
         if ranks.index == 0:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            print("interrupted; the same command (without --overwrite) goes on from here", file=sys.stderr)
         return 130
     except RankError as error:
-        print(f"error: {ranks.name} stops: {error}; the same command goes on from here", file=sys.stderr)
+        print(f"error: {ranks.name} stops: {error}; the same command (without --overwrite) goes on", file=sys.stderr)
         return 1
     except (ValueError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

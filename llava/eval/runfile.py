@@ -12,13 +12,13 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answers import write_all
+from llava.eval.answers import ELSEWHERE, GO_ON, write_all
 
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
@@ -48,9 +48,7 @@ def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise RunFileError(
-            f"{path} cannot be written: {error.strerror}; mend that, and the same command goes on from there"
-        ) from error
+        raise RunFileError(f"{path} cannot be written: {error.strerror}; {GO_ON}") from error
 
 
 def read_run_file(path: Path) -> dict[str, Any] | None:
@@ -62,7 +60,7 @@ def read_run_file(path: Path) -> dict[str, Any] | None:
     except ValueError:
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise RunFileError(f"{path} is not a run file; start anew with --overwrite, or give another --answers-file")
+        raise RunFileError(f"{path} is not a run file; start anew with --overwrite, or {ELSEWHERE}")
     return record
 
 
@@ -71,16 +69,25 @@ def check_settings(answers_file: Path, record: Mapping[str, Any] | None, setting
     if record is None:
         raise RunFileError(
             f"{answers_file} holds answers but {run_file_of(answers_file).name} is missing, so that it is unknown how "
-            "they were made; start anew with --overwrite, or give another --answers-file"
+            f"they were made; start anew with --overwrite, or {ELSEWHERE}"
         )
     settings, old = json.loads(json.dumps(settings)), record["settings"]
-    changed = [name for name in settings if old.get(name) != settings[name]]
-    if changed:
-        details = "; ".join(f"{name}: {_short(old.get(name))}, now {_short(settings[name])}" for name in changed)
+    details = "; ".join(_changes(old, settings))
+    if details:
         raise RunFileError(
-            f"{answers_file} was made with other settings ({details}); "
-            "start anew with --overwrite, or give another --answers-file"
+            f"{answers_file} was made with other settings ({details}); start anew with --overwrite, or {ELSEWHERE}"
         )
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """Every setting of `new` that `old` has otherwise; of two objects, such as pruning configs, key by key."""
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            both = dict.fromkeys([*before, *value])
+            yield from _changes(before, {key: value.get(key) for key in both}, f"{of}{name}: ")
+        elif before != value:
+            yield f"{of}{name}: {_short(before)}, now {_short(value)}"
 
 
 def _short(value: Any) -> str:

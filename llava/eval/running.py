@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from llava.eval.answering import Answerer
-from llava.eval.answers import AnswersError, AnswersFile
+from llava.eval.answers import ELSEWHERE, AnswersError, AnswersFile
 from llava.eval.batches import Batch, BatchDataset, group, prepared, share
 from llava.eval.plan import Plan
 from llava.eval.questions import Question, Skipped, refusal
@@ -187,8 +187,7 @@ class Run:
             self.totals.add(row["metadata"])
         except (KeyError, TypeError) as error:
             raise AnswersError(
-                f"{where} has no trace in its metadata ({error}); start anew with --overwrite, "
-                "or give another --answers-file"
+                f"{where} has no trace in its metadata ({error}); start anew with --overwrite, or {ELSEWHERE}"
             ) from None
 
     def _bar(self, todo: int, mine: int) -> tqdm:

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Literal
 
-from llava.eval.answer_files import field, read_jsonl
+from llava.eval.answer_files import ScoreError, field, read_jsonl
 from llava.eval.scores import Scores
 
 EVAL_ZIP = "LLaVA's eval.zip, linked in https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
@@ -73,10 +73,19 @@ class Benchmark:
         """Score, and submit, one made-up answer to every question: what would fail after the run fails before it.
 
         Raises:
-            ScoreError: questions and references do not belong together, one of them is malformed, or a library that
-                the submission needs is not installed.
+            ScoreError: questions and references do not belong together, one of them is malformed, a library that the
+                submission needs is not installed, or the temporary folder is full.
 
         """
+        try:
+            self._rehearse(folder)
+        except OSError as error:
+            raise ScoreError(
+                f"{self.title} cannot be rehearsed in the temporary folder {gettempdir()}: {error.strerror}; "
+                "make room there, or name another one in TMPDIR"
+            ) from error
+
+    def _rehearse(self, folder: Path) -> None:
         with TemporaryDirectory() as temporary:
             answers = Path(temporary) / "answers.jsonl"
             with open(answers, "w", encoding="utf-8") as file:
@@ -90,7 +99,7 @@ class Benchmark:
 
     def in_folder(self, folder: str) -> Benchmark:
         """The same benchmark in another folder, named after it: a set of one's own in the same format."""
-        return replace(self, name=folder.lower(), folder=folder, counts=())
+        return replace(self, name=folder.lower(), title=f"{folder} ({self.title})", folder=folder, counts=())
 
 
 def run_needs(benchmark_questions: str, questions_from: str, images: str, images_from: str) -> tuple[Needed, Needed]:

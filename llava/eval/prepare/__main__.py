@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(render(states))
+    if args.sources and not written + kept:
+        names = ", ".join(benchmark.name for benchmark in benchmarks)
+        print(f"nothing that belongs to {names} was found in {', '.join(map(str, args.sources))}")
     summary = {"written": written, "kept": kept, "benchmarks": [state.to_dict() for state in states]}
     print(json.dumps(summary, separators=(",", ":")))
     return 0 if all(not state.problems for state in states) else 1
