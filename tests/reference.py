@@ -220,6 +220,8 @@ def prefill(model, embeds: Tensor, visual: Tensor, config) -> Result:
         watching = middle and deep and filter_layer is not None
         if remaining and (searching or watching):
             cosine[layer], l2[layer] = influence(model, attention, present)
+            if config.tokens_scale == "relative":
+                l2[layer] = l2[layer] / attention.output[-1].norm()
             if searching and (cosine[layer] < config.layer_threshold).any():
                 filter_layer = layer
                 kept = [p for p, length in zip(remaining, l2[layer], strict=True) if length > config.tokens_threshold]

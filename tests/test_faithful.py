@@ -43,7 +43,7 @@ def configs(draw, layers):
         "preset": draw(st.sampled_from(["paper", "released"])),
         "shallow_mid_layer": boundary,
         "layer_threshold": draw(st.sampled_from([0.0, 0.8, 0.9, 0.95, 1.0])),
-        "tokens_threshold": draw(st.sampled_from([0.0, 0.5, 1.0, 2.0, 50.0])),
+        "tokens_threshold": draw(st.sampled_from([0.0, 0.3, 0.5, 1.0, 2.0, 50.0])),
         "mid_deep_layer": draw(st.integers(boundary, layers - 1)),
         "exit_threshold": draw(st.sampled_from([0.0, 0.7, 0.9, 0.95, 1.0])),
         "exit_patience": draw(st.integers(1, 3)),
@@ -55,6 +55,7 @@ def configs(draw, layers):
         "shallow_visual": ["remove", "zero", "dense"],
         "probe_offset": [0, 1],
         "exit_votes": ["consecutive", "cumulative"],
+        "tokens_scale": ["absolute", "relative"],
         "kv": ["needed", "all"],
     }
     for key, values in rows.items():

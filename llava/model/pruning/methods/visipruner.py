@@ -17,6 +17,7 @@ import numpy as np
 from ..config import PruningConfig, check_choice, check_number, scaled_boundary
 from ..influence import Influence, Measurement
 from ..policy import AttentionRule, KVRule, Policy
+from .relative_influence import RelativeInfluence
 
 STAGES = ("shallow", "middle", "deep")
 
@@ -56,6 +57,9 @@ class VisiPruner(PruningConfig):
         the filter layer is the first probed one where some cosine falls below it; needed by `middle`
     tokens_threshold:
         visual tokens whose contribution is longer (L2) stay; needed by `middle`
+    tokens_scale:
+        what `tokens_threshold` is compared with: `absolute`, ‖c_j‖, as the method is described, or `relative`,
+        ‖c_j‖ / ‖O‖, which the scale of a model's values does not change (the trace's L2 are then relative, too)
     mid_deep_layer:
         first layer without visual tokens; needed by `deep` without `middle`
     exit_threshold, exit_patience, exit_votes:
@@ -79,6 +83,7 @@ class VisiPruner(PruningConfig):
     layer_threshold: float | None = None
     tokens_threshold: float | None = None
     mid_deep_layer: int | None = None
+    tokens_scale: str = "absolute"
     preset: str = "paper"
     exit_threshold: float = 0.999
     exit_patience: int = 2
@@ -104,6 +109,7 @@ class VisiPruner(PruningConfig):
         check_choice("first_layer_visual", self.first_layer_visual, ("remove", "zero", "dense"))
         check_choice("shallow_text", self.shallow_text, ("remove", "zero"))
         check_choice("shallow_visual", self.shallow_visual, ("remove", "zero", "dense"))
+        check_choice("tokens_scale", self.tokens_scale, ("absolute", "relative"))
         check_choice("exit_votes", self.exit_votes, ("consecutive", "cumulative"))
         check_choice("kv", self.kv, ("needed", "all"))
         check_number("exit_threshold", self.exit_threshold, float, 0, 1)
@@ -206,6 +212,7 @@ class VisiPruner(PruningConfig):
 class _Prompt(Policy):
     def __init__(self, config: VisiPruner):
         self.config = config
+        self.influence = RelativeInfluence() if config.tokens_scale == "relative" else Influence()
         self.votes = 0
 
     def probe(self, layer: int) -> Influence | None:
@@ -213,8 +220,8 @@ class _Prompt(Policy):
         if not config.middle:
             return None
         if self.filter_layer is None:
-            return Influence() if layer >= config.shallow_mid_layer + config.probe_offset else None
-        return Influence() if config.deep else None
+            return self.influence if layer >= config.shallow_mid_layer + config.probe_offset else None
+        return self.influence if config.deep else None
 
     def keep(self, layer: int, positions: np.ndarray, measured: Measurement | None) -> np.ndarray | None:
         config = self.config

@@ -1,0 +1,15 @@
+"""The experiments of the paper's analysis (arXiv 2510.17205), one file each; `EXPERIMENTS` has all of them by name."""
+
+from types import MappingProxyType
+
+from . import critical, decoding, discarding, exits, grid, merging, selection, self_attention, windows
+from .plan import Cell, Experiment, Setup
+
+EXPERIMENTS = MappingProxyType(
+    {
+        module.EXPERIMENT.name: module.EXPERIMENT
+        for module in (windows, self_attention, merging, decoding, discarding, selection, critical, exits, grid)
+    }
+)
+
+__all__ = ["EXPERIMENTS", "Cell", "Experiment", "Setup"]

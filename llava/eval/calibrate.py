@@ -1,0 +1,257 @@
+"""Finds VisiPruner's thresholds for a model, without labels: the answers stay those of dense, at the least FLOPs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from llava.conversation import conv_templates
+from llava.eval.answering import Generation
+from llava.eval.batches import Batch, BatchDataset, group
+from llava.eval.benchmarks import Benchmark
+from llava.eval.calibration import report
+from llava.eval.calibration.candidates import candidates
+from llava.eval.calibration.claim import claim, texts_of
+from llava.eval.calibration.samples import split, write_questions
+from llava.eval.calibration.scale import describe, transfer
+from llava.eval.calibration.search import cheapest, shallow_stages, with_shallow
+from llava.eval.calibration.trials import Trials
+from llava.eval.calibration.watching import Watched, watch
+from llava.eval.jobs import Job, Result, do, make_job
+from llava.eval.model_vqa_loader import Parser, number
+from llava.eval.questions import read_questions, require_images
+from llava.eval.ranks import Ranks
+from llava.eval.runfile import fingerprint
+from llava.eval.running import Loaded, Loader
+from llava.model.pruning import PruningConfig
+from llava.model.pruning.families import family_of
+from llava.model.pruning.flops import DecoderShape
+
+EPILOG = """
+example:
+  python -m llava.tiny.benchmarks --split tune
+  python -m llava.eval.calibrate --model-path playground/checkpoints/llava-tiny \\
+      --questions playground/data/eval/tune/gqa_mini/llava_gqa_testdev_balanced.jsonl \\
+      --images playground/data/eval/tune/gqa_mini/data/images --samples 64 --agreement 0.99 --batch-size 16
+then
+  python -m llava.eval.model_vqa_loader … --pruning-config OUT/pruning.json
+
+How: the samples are answered dense, and read once more with the influence of every layer written down. From that the
+FLOPs of thousands of settings are told without running them; a search then asks the promising ones for real. Each is
+stopped as soon as more than half of the answers that --agreement gives up differ, since what is chosen among many looks
+better on the samples than it is. The claim is measured on questions of other images, which the search never sees. Use
+questions like those that the model will be asked.
+
+OUT gets pruning.json (the config), report.md, tradeoff.png, calibration.json (everything, for programs), the samples,
+the held-out questions and their answers dense and calibrated (`python -m llava.eval.compare` reads them). The same
+command goes on where it was interrupted. The last line of output is one JSON object. Exit status: 0, 1 after one line
+on stderr (also when the held-out agreement misses the wanted one), 2 for a wrong command line.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = Parser(
+        prog="python -m llava.eval.calibrate",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model-path", required=True, help="checkpoint folder or hub name; docs/models.md lists the known models")
+    add("--model-base", help="base model of a projector-only checkpoint")
+    add("--questions", required=True, help="JSONL with question_id, text and image; no answers are needed")
+    add("--images", required=True, help="folder that the questions' image paths are relative to")
+    add("--samples", type=number(int, 1), default=64, help="questions to choose on (default 64)")
+    add("--held-out", type=number(int, 1), default=256, help="questions for the claim, at most (default 256)")
+    add("--agreement", type=number(float, 0, 1), default=0.99, help="share of answers that must equal dense (0.99)")
+    add("--trials", type=number(int, 1), default=40, help="settings to ask for real, at most (default 40)")
+    add(
+        "--scale",
+        choices=("absolute", "relative"),
+        default="absolute",
+        help="of tokens_threshold: ‖c‖ (default), or ‖c‖ / ‖O‖, which does not depend on a model's scale",
+    )
+    add("--compare", action="append", default=[], metavar="FILE", help="another model's calibration.json: which scale "
+        "transfers? (may be given again)")  # fmt: skip
+    add("--out", type=Path, help="folder to write to (default runs/calibrate/MODEL)")
+    add("--batch-size", type=number(int, 1), default=8, help="questions a batch (default 8)")
+    add("--max_new_tokens", type=number(int, 1), default=128, help="longest answer in tokens (default 128)")
+    add("--seed", type=number(int, 0), default=0, help="of the draw of questions (default 0)")
+    add("--conv-mode", choices=list(conv_templates), help="prompt format of LLaVA's original layout")
+    add("--device", default="auto", help="auto (default: CUDA, MPS, CPU in this order), cpu, cuda, cuda:1, mps")
+    add("--dtype", default="auto", help="float32, float16, bfloat16; auto (default) is float32 on CPU, else float16")
+    add("--overwrite", action="store_true", help="start anew what is in the folder")
+    return parser
+
+
+class Calibration:
+    """One calibration in its folder; every step leaves a file behind, and is not done again when the file is there."""
+
+    def __init__(self, args: argparse.Namespace, command: str):
+        self.args, self.command, self.loader = args, command, Loader()
+        name = Path(args.model_path).expanduser().name
+        self.out = (args.out or Path("runs") / "calibrate" / name).expanduser()
+        self.others = [_read_record(Path(path)) for path in args.compare]
+        questions = read_questions(args.questions, args.images)
+        parts = split(questions, args.samples, args.held_out, args.seed)
+        self.samples, self.held_out = ([questions[place] for place in part] for part in parts)
+        require_images([*self.samples, *self.held_out], skip_bad=False)
+        # half of what the target allows: the best of many settings looks better on the samples than it is
+        self.allowed = math.floor((1 - args.agreement) * len(self.samples) / 2 + 1e-9)
+
+    def run(self) -> dict[str, Any]:
+        """Run all steps and return the record, as `calibration.json` has it."""
+        self._prepare()
+        dense = self._do("samples", "dense", None)
+        loaded = self.loader(dense.job.args, dense.job.plan)
+        batches = self._batches(loaded)
+        watched = self._watch(loaded, batches)
+        trials = Trials(
+            self.out / "trials.jsonl",
+            loaded,
+            batches,
+            texts_of(dense.job.plan.answers_file),
+            self.allowed,
+            Generation(max_new_tokens=self.args.max_new_tokens),
+        )
+        tried: list[dict[str, Any]] = []
+        shape = DecoderShape.of(family_of(loaded.model).decoder(loaded.model).config)
+        with tqdm(desc="trials", unit="config", dynamic_ncols=True) as bar:
+            found = self._search(watched, shape, _telling(trials, tried, bar))
+        config = PruningConfig.from_dict(found)
+        (self.out / "pruning.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        before, after = self._do("heldout", "dense", None), self._do("heldout", "calibrated", found)
+        files = [one.job.plan.answers_file for one in (before, after)]
+        record = {
+            "model": Path(self.args.model_path).expanduser().name,
+            "agreement": self.args.agreement,
+            "samples": len(self.samples),
+            "allowed": self.allowed,
+            "trials": len(tried),
+            "config": found,
+            "settings": config.to_dict(),
+            "claim": claim(*files, after.record["totals"]),
+            "scale": describe(watched, found),
+            "transfer": [transfer(watched, found, other) for other in self.others],
+            "command": self.command,
+        }
+        report.write(self.out, record, tried)
+        return record
+
+    def _prepare(self) -> None:
+        """Make the folder, and write the questions; refuse a folder in which other ones were calibrated."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        own = ("samples", "held_out", "agreement", "max_new_tokens", "seed", "scale", "dtype", "conv_mode")
+        settings = {key: getattr(self.args, key) for key in own}
+        settings |= {"questions": fingerprint(Path(self.args.questions).expanduser())[:16]}
+        path, done = self.out / "settings.json", {}
+        if path.is_file() and not self.args.overwrite:
+            done = json.loads(path.read_text(encoding="utf-8"))
+        if changed := [key for key in settings if done and done.get(key) != settings[key]]:
+            told = "; ".join(f"{key}: {done.get(key)}, now {settings[key]}" for key in changed)
+            raise ValueError(f"{self.out} was made with other settings ({told}); give another --out, or --overwrite")
+        if self.args.overwrite:
+            for name in ("trials.jsonl", "influence.npz"):
+                (self.out / name).unlink(missing_ok=True)
+        write_questions(self.out / "samples.jsonl", self.samples)
+        write_questions(self.out / "heldout.jsonl", self.held_out)
+        self.jobs = {
+            (part, name): self._job(part, name, config)
+            for part, name, config in (("samples", "dense", None), ("heldout", "dense", None))
+        }
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+    def _job(self, part: str, name: str, config: dict[str, Any] | None) -> Job:
+        own = ("model_path", "model_base", "batch_size", "max_new_tokens", "conv_mode", "device", "dtype", "overwrite")
+        settings = {key: getattr(self.args, key) for key in own}
+        settings["pruning_config"] = None if config is None else json.dumps(config)
+        images = str(Path(self.args.images).expanduser().resolve())
+        benchmark = Benchmark(part, part, "", f"{part}.jsonl", images, "", "free", self.args.max_new_tokens, needs=())
+        return make_job(benchmark, self.out, self.out, name, settings)
+
+    def _do(self, part: str, name: str, config: dict[str, Any] | None) -> Result:
+        result = do(self._job(part, name, config), self.command, self.loader, Ranks())
+        print(f"{part}, {name}: {result.record['totals']['questions']} answers", file=sys.stderr)
+        return result
+
+    def _batches(self, loaded: Loaded) -> list[Batch]:
+        """Prepare the samples in batches that stand alone, so that trials may ask them in any order."""
+        plan = self.jobs["samples", "dense"].plan
+        groups = group(plan.selected, set(plan.selected), self.args.batch_size, loaded.inputs)
+        dataset = BatchDataset([replace(one, unit=place) for place, one in enumerate(groups)], loaded.inputs)
+        return [dataset[place] for place in range(len(dataset))]
+
+    def _watch(self, loaded: Loaded, batches: Sequence[Batch]) -> Watched:
+        path = self.out / "influence.npz"
+        if not path.is_file():
+            watch(loaded, batches).save(path)
+        return Watched.read(path)
+
+    def _search(self, watched: Watched, shape: DecoderShape, attempt: Callable) -> dict[str, Any]:
+        shallows = shallow_stages(shape.layers, attempt)
+        scale = self.args.scale
+        found = cheapest(candidates(watched.in_scale(scale), shape, shallows), scale, attempt, self.args.trials)
+        if found is None:
+            raise ValueError(
+                f"none of {self.args.trials} settings kept {self.args.agreement:g} of the samples' answers; "
+                "give a lower --agreement, or more --trials"
+            )
+        return with_shallow(found[0], scale, attempt)
+
+
+def _telling(trials: Trials, tried: list[dict[str, Any]], bar: tqdm) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return `trials.run`, its rows collected in `tried` and shown in the bar."""
+
+    def attempt(settings: dict[str, Any]) -> dict[str, Any]:
+        row = trials.run(settings)
+        tried.append(row)
+        passed = [one["flops"] for one in tried if one["passed"]]
+        bar.set_postfix_str(f"{100 * min(passed):.1f}% of dense FLOPs" if passed else "none passed", refresh=False)
+        bar.update()
+        return row
+
+    return attempt
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {"model": record["model"], "scale": {name: record["scale"][name] for name in ("absolute", "relative")}}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"--compare {path} is not the calibration.json of another model") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser().parse_args(words)
+    try:
+        calibration = Calibration(args, shlex.join(["python", "-m", "llava.eval.calibrate", *words]))
+        record = calibration.run()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1
+    print(report.sentence(record))
+    print(f"{calibration.out / 'pruning.json'}, {calibration.out / 'report.md'}")
+    print(json.dumps(record))
+    if record["claim"]["agreement"] < args.agreement:
+        print("error: the held-out agreement misses the wanted one; choose on more --samples", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,288 @@
+"""Calibration: predictions are the engine's plans, the search finds what it should, the claim is on other images."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import MIXED, Prompts, random_llama
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from llava.eval import calibrate
+from llava.eval.calibration import candidates as space
+from llava.eval.calibration.candidates import Candidate, Shallow, candidates
+from llava.eval.calibration.claim import exact_interval
+from llava.eval.calibration.samples import split
+from llava.eval.calibration.scale import describe, transfer
+from llava.eval.calibration.search import boldest_shallow, cheapest, with_shallow
+from llava.eval.calibration.trials import _read
+from llava.eval.calibration.watching import Watched, _Watch
+from llava.eval.questions import read_questions
+from llava.model.pruning import PruningConfig, prune
+from llava.model.pruning.flops import DecoderShape
+from llava.tiny.accuracy import CHECKPOINT
+from llava.tiny.benchmarks import write_benchmarks
+
+KINDS = tuple(kind for kind in MIXED if "v" in kind)
+
+
+def watched_of(llama, prompts):
+    config = _Watch()
+    with prune(llama, config, prompts.visual):
+        llama(**prompts.inputs)
+    found = {"cosine": [], "l2": [], "output": []}
+    for prompt in config.prompts:
+        found["cosine"].append(np.stack([layer.cosine for layer, _ in prompt]))
+        found["l2"].append(np.stack([layer.l2 for layer, _ in prompt]))
+        found["output"].append(np.array([norm for _, norm in prompt]))
+    return Watched(**found, tokens=np.array([len(kind) for kind in prompts.kinds]))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return random_llama(8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def watched(llama):
+    return watched_of(llama, Prompts(*KINDS))
+
+
+@pytest.mark.parametrize("scale", ["absolute", "relative"])
+def test_what_is_predicted_without_running_is_what_runs_do(llama, watched, monkeypatch, scale):
+    """Of candidates whose shallow layers run dense: filter layer, kept tokens and so FLOPs are exact."""
+    monkeypatch.setattr(space, "LAYER_THRESHOLDS", (0.8, 0.9, 0.97))
+    monkeypatch.setattr(space, "EXITS", ((0.6, 1), (0.8, 1), (0.8, 2), None))
+    shape = DecoderShape.of(llama.config)
+    found = candidates(watched.in_scale(scale), shape, [Shallow(1, None), Shallow(3, None)])
+    chosen = [
+        one for one in found if one.exit is None or one.tokens_threshold == found[len(found) // 2].tokens_threshold
+    ]
+    assert len(chosen) > 10
+    prompts, exact = Prompts(*KINDS), 0
+    for candidate in chosen[:40]:
+        with prune(llama, candidate.settings(scale), prompts.visual) as session:
+            llama(**prompts.inputs)
+        cost = sum(trace.flops("all") for trace in session.traces) / sum(t.dense_flops("all") for t in session.traces)
+        # after the filter the last token changes, and with it later cosines: exits are predictions
+        if candidate.exit is None:
+            assert cost == pytest.approx(candidate.flops, rel=1e-6)
+            exact += 1
+    assert exact > 3
+    assert [one.flops for one in found] == sorted(one.flops for one in found)
+
+
+def test_masked_shallow_layers_are_counted_as_traces_count_them(llama, watched):
+    shape, prompts = DecoderShape.of(llama.config), Prompts(*KINDS)
+    plan = np.array([[one.shape[1]] * 8 for one in watched.cosine])
+    for visual in ("remove", "dense"):
+        shallow = Shallow(3, visual)
+        text = watched.tokens - plan[:, 0]
+        with prune(llama, space.shallow_settings(shallow), prompts.visual) as session:
+            llama(**prompts.inputs)
+        assert space._flops(plan, text, shape, shallow) == pytest.approx(sum(t.flops("all") for t in session.traces))
+
+
+def test_relative_thresholds_do_not_see_a_models_scale(llama):
+    """Values three times as long, output projections a third: the same function, other ‖c‖, the same ‖c‖ / ‖O‖."""
+    scaled = random_llama(8, seed=1)
+    for layer in scaled.model.layers:
+        layer.self_attn.v_proj.weight.data *= 3
+        layer.self_attn.o_proj.weight.data /= 3
+    prompts = Prompts(*KINDS)
+
+    def kept(model, **threshold):
+        config = {"mode": ["middle"], "shallow_mid_layer": 2, "layer_threshold": 0.97, **threshold}
+        with prune(model, config, prompts.visual) as session:
+            model(**prompts.inputs)
+        return [trace.kept for trace in session.traces]
+
+    for threshold in (0.05, 0.1, 0.2, 0.3):
+        relative = {"tokens_threshold": threshold, "tokens_scale": "relative"}
+        assert kept(llama, **relative) == kept(scaled, **relative)
+    assert any(map(len, kept(llama, tokens_threshold=0.05, tokens_scale="relative")))
+    assert kept(llama, tokens_threshold=1.0) != kept(scaled, tokens_threshold=1.0)
+    own, other = watched_of(llama, prompts), watched_of(scaled, prompts)
+    settings = {"shallow_mid_layer": 2, "layer_threshold": 0.97, "tokens_threshold": 1.0}
+    record = {"model": "small", "scale": describe(own, settings)}
+    found = transfer(other, settings | {"tokens_threshold": 3.0}, record)
+    assert found["better"] == "relative" and found["from"] == "small"
+    assert found["relative_kept"] == pytest.approx(found["own_kept"], abs=0.5) != found["absolute_kept"]
+
+
+def test_bisection_finds_the_boldest_shallow_stage():
+    for bears in range(11):
+        asked = []
+
+        def attempt(settings, bears=bears, asked=asked):
+            asked.append(settings["shallow_mid_layer"])
+            return {"passed": settings["shallow_mid_layer"] <= bears}
+
+        assert boldest_shallow(12, "remove", attempt) == min(bears, 10)
+        assert len(asked) <= 4
+
+
+@given(st.data())
+def test_the_search_finds_the_cheapest_of_monotone_candidates(data):
+    """Where boldness alone decides, the search finds the cheapest that passes, in few trials."""
+    stages = [Shallow(2, None), Shallow(3, "remove")]
+    grid = [
+        Candidate(shallow, lt, tt, one, 1 - 0.1 * i - 0.02 * j - 0.004 * k - 0.001 * s)
+        for s, shallow in enumerate(stages)
+        for i, lt in enumerate((0.9, 0.95, 0.99))
+        for j, tt in enumerate((0.1, 0.2, 0.3, 0.4))
+        for k, one in enumerate(reversed(space.EXITS))
+    ]
+    limit = data.draw(st.sampled_from(grid))
+
+    def attempt(settings):
+        (one,) = (candidate for candidate in grid if candidate.settings("absolute") == settings)
+        return {"passed": limit.at_least_as_bold(one), "flops": one.flops}
+
+    best = cheapest(grid, "absolute", attempt, trials=len(grid))
+    allowed = [one.flops for one in grid if limit.at_least_as_bold(one)]
+    assert best[0].flops == min(allowed)
+    assert cheapest(grid, "absolute", lambda settings: {"passed": False, "flops": 1.0}, trials=3) is None
+
+
+def test_shallow_layers_are_masked_at_the_end_where_the_answers_bear_it():
+    best = Candidate(Shallow(4, None), 0.99, 0.1, None, 0.5)
+    assert with_shallow(best, "absolute", lambda settings: {"passed": False}) == best.settings("absolute")
+    found = with_shallow(best, "relative", lambda settings: {"passed": "shallow_visual" in settings})
+    assert found == {
+        "mode": ["shallow", "middle"],
+        "shallow_mid_layer": 4,
+        "layer_threshold": 0.99,
+        "tokens_threshold": 0.1,
+        "shallow_visual": "dense",
+        "tokens_scale": "relative",
+    }
+    PruningConfig.from_dict(found)
+
+
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_is_where_the_binomials_tails_are_a_fortieth(counts):
+    equal, asked = counts
+    low, high = exact_interval(equal, asked)
+    assert 0 <= low <= equal / asked <= high <= 1
+    assert low == 0 if equal == 0 else math.isclose(binom.sf(equal - 1, asked, low), 0.025, rel_tol=1e-6)
+    assert high == 1 if equal == asked else math.isclose(binom.cdf(equal, asked, high), 0.025, rel_tol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_benchmarks(folder, questions=60, seed=5, per_image=3)
+    return folder / "gqa_mini"
+
+
+def test_samples_and_held_out_questions_share_no_image(data):
+    questions = read_questions(data / "llava_gqa_testdev_balanced.jsonl", data / "data/images")
+    samples, held_out = split(questions, 12, 6, seed=1)
+    images = [{questions[place].image for place in part} for part in (samples, held_out)]
+    assert (len(samples), len(held_out)) == (12, 6) and not images[0] & images[1]
+    assert len(images[0]) == 12  # one question an image, while there are images
+    assert split(questions, 12, 6, seed=1) == (samples, held_out) != split(questions, 12, 6, seed=2)
+    with pytest.raises(ValueError, match="--samples 60 leaves nothing"):
+        split(questions, 60, 6, seed=1)
+    with pytest.raises(ValueError, match="--samples 59: only 57 questions"):
+        split(questions, 59, 1, seed=1)
+
+
+def arguments(data, out, *more):
+    options = ["--questions", data / "llava_gqa_testdev_balanced.jsonl", "--images", data / "data/images", "--out", out]
+    options += ["--samples", 8, "--held-out", 8, "--agreement", 0.5, "--trials", 4, "--batch-size", 4]
+    return [*map(str, ["--model-path", CHECKPOINT, "--device", "cpu", *options]), *more]
+
+
+@pytest.fixture(scope="module")
+def out(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibration")
+    calibrate.main(arguments(data, folder))
+    return folder
+
+
+def test_a_calibration_leaves_a_config_and_a_claim_that_its_own_files_bear_out(out):
+    record = json.loads((out / "calibration.json").read_text())
+    config = PruningConfig.from_json(out / "pruning.json")
+    assert config.to_dict() == record["settings"]
+
+    def answers(part, name):
+        return [json.loads(line) for line in (out / part / f"{name}.jsonl").read_text().splitlines()]
+
+    dense, pruned = answers("heldout", "dense"), answers("heldout", "calibrated")
+    equal = sum(a["text"] == b["text"] for a, b in zip(dense, pruned, strict=True))
+    claim = record["claim"]
+    assert (claim["questions"], claim["equal"]) == (8, equal)
+    assert claim["interval"] == list(exact_interval(equal, 8))
+    costs = [sum(line["metadata"][key] for line in pruned) for key in ("flops_all_tokens", "dense_flops_all_tokens")]
+    assert claim["flops"] == pytest.approx(costs[0] / costs[1]) and claim["flops"] < 1
+    run = json.loads((out / "heldout" / "calibrated.run.json").read_text())
+    assert run["settings"]["pruning_config"] == config.resolved(12).to_dict()
+    trials = _read(out / "trials.jsonl")
+    samples = {line["question_id"]: line["text"] for line in answers("samples", "dense")}
+    assert not samples.keys() & {line["question_id"] for line in dense}
+    passed = [row for row in trials if row["passed"]]
+    assert record["allowed"] == 2
+    assert all(row["asked"] == 8 and row["equal"] >= 8 - record["allowed"] for row in passed)
+    assert all(row["equal"] < row["asked"] - record["allowed"] for row in trials if not row["passed"])
+    middle = [row["flops"] for row in passed if "middle" in row["config"]["mode"]]
+    assert next(row["flops"] for row in trials if row["config"] == record["settings"]) <= min(middle) * 1.001
+    report = (out / "report.md").read_text()
+    assert f"{equal} of 8 held-out answers equal dense" in report and report.count("| visipruner") == len(trials)
+    assert (out / "tradeoff.png").stat().st_size > 10_000
+
+
+def test_an_interrupted_calibration_comes_to_the_same_result(out, data, tmp_path):
+    record = json.loads((out / "calibration.json").read_text())
+    again = tmp_path / "again"
+    again.mkdir()
+    for name in ("settings.json", "influence.npz"):
+        (again / name).write_bytes((out / name).read_bytes())
+    lines = (out / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    (again / "trials.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    calibrate.main(arguments(data, again))
+    resumed = json.loads((again / "calibration.json").read_text())
+    assert [resumed[key] for key in ("config", "claim", "trials")] == [
+        record[key] for key in ("config", "claim", "trials")
+    ]
+    assert (again / "trials.jsonl").read_bytes().splitlines()[:2] == [line.rstrip() for line in lines[:2]]
+
+
+def test_a_folder_of_other_settings_is_refused_and_a_missed_target_is_said(out, data, tmp_path, capsys):
+    assert calibrate.main([*arguments(data, out), "--seed", "9"]) == 1
+    assert "was made with other settings (seed: 0, now 9)" in capsys.readouterr().err
+    compared = ["--compare", str(out / "calibration.json")]
+    status = calibrate.main(
+        [*arguments(data, tmp_path / "strict"), "--agreement", "1.0", "--scale", "relative", *compared]
+    )
+    record = json.loads((tmp_path / "strict" / "calibration.json").read_text())
+    assert status == (0 if record["claim"]["agreement"] == 1 else 1)
+    assert record["allowed"] == 0 and record["config"]["tokens_scale"] == "relative"
+    assert record["transfer"][0]["from"] == "llava-tiny"
+    assert "in the relative one" in (tmp_path / "strict" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--samples", "600"], "--samples 600 leaves nothing for the claim"),
+        (["--questions", "none.jsonl"], "none.jsonl"),
+        (["--model-path", "none/there"], "none/there"),
+        (["--compare", "none.json"], "--compare none.json is not the calibration.json of another model"),
+        (["--images", "nowhere"], "image not found"),
+    ],
+)
+def test_mistakes_are_one_line(data, tmp_path, capsys, more, message):
+    assert calibrate.main([*arguments(data, tmp_path / "out"), *more]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [["--agreement", "1.5"], ["--samples", "0"], ["--scale", "log"]])
+def test_bad_options_are_refused_by_the_command_line(data, tmp_path, capsys, more):
+    with pytest.raises(SystemExit) as left:
+        calibrate.main([*arguments(data, tmp_path), *more])
+    assert left.value.code == 2 and more[0] in capsys.readouterr().err
