@@ -21,6 +21,8 @@ PLANS = {
     "merged into another": {"layers": [1, 2], "merge_layers": [1, 2], "sink_token": 3},
     "decoding alone": {"layers": [2, 3, 4], "text": "dense", "kv": "none"},
     "the prompt alone": {"layers": [2, 3, 4], "kv": "all"},
+    "most attended": {"layers": [0, 2, 3], "attended": "top", "share": 0.3},
+    "least attended, visual rows too": {"layers": [1, 2], "attended": "bottom", "share": 0.6, "visual": "remove"},
 }
 
 
@@ -40,12 +42,23 @@ class Reading:
         for layer in range(LAYERS):
             normed = rms_norm(model.model.layers[layer].input_layernorm, x, model.config.rms_norm_eps)
             q, k, v = project(model, layer, normed, places)
+            self.hide(layer, q[:, -1], k)
             weights = torch.stack([self.row(layer, i, q[:, i], k) for i in places], dim=1)  # [H, T, T]
             x = finish_layer(model, layer, x, (weights @ per_query_head(model, v)).transpose(0, 1).flatten(1))
             kept = [j for j in places if not self.visual[j] or self.remembers(layer, j)]
             self.cache.append((k[:, kept], v[:, kept]))
         self.logits = linear(model.lm_head, rms_norm(model.model.norm, x[-1:], model.config.rms_norm_eps))[0]
         self.next = len(embeds)
+
+    def hide(self, layer, query, key):
+        """Note which visual tokens the text rows of a layer lose."""
+        everything = [j for j, is_visual in enumerate(self.visual) if is_visual]
+        self.hidden = everything
+        if "attended" in self.plan and everything:
+            scores = (query[:, None] @ per_query_head(self.model, key).transpose(1, 2))[:, 0] / query.shape[-1] ** 0.5
+            received = scores.softmax(-1).mean(0)
+            ordered = sorted(everything, key=lambda j: received[j], reverse=self.plan["attended"] == "top")
+            self.hidden = ordered[: round(self.plan["share"] * len(everything))]
 
     def row(self, layer, i, query, key):
         """Attention weights [H, T] of row i."""
@@ -56,7 +69,8 @@ class Reading:
             rule = "dense"
         images = [j for j in range(i + 1) if self.visual[j]]
         everything = [j for j, is_visual in enumerate(self.visual) if is_visual]
-        columns = [j for j in range(i + 1) if rule != "remove" or not self.visual[j]] or [i]
+        lost = everything if self.visual[i] else self.hidden
+        columns = [j for j in range(i + 1) if rule != "remove" or j not in lost] or [i]
         scores = (query[:, None] @ per_query_head(self.model, key).transpose(1, 2))[:, 0] / query.shape[-1] ** 0.5
         weights = torch.zeros(len(query), len(self.visual))
         weights[:, columns] = scores[:, columns].softmax(-1)
@@ -79,7 +93,7 @@ class Reading:
             return False
         if layer in self.plan["merge_layers"]:
             return j == [i for i, is_visual in enumerate(self.visual) if is_visual][self.plan["sink_token"]]
-        return self.plan["text"] in ("dense", "half")
+        return self.plan["text"] in ("dense", "half") or j not in self.hidden
 
     def step(self, token):
         """Logits after one more token."""
@@ -129,6 +143,21 @@ def test_every_plan_but_the_empty_one_changes_something(llama):
         assert (logits({"method": "mask"} | plan) - dense).abs().max() > 1e-4
     first, later = (logits({"method": "mask"} | PLANS["decoding alone"]) - dense).abs().amax(-1)
     assert first == 0 < later
+
+
+def test_a_share_of_everything_is_everything_and_random_ones_are_the_same_in_every_layer(llama):
+    prompts = Prompts(*KINDS)
+
+    def logits(**plan):
+        with prune(llama, {"method": "mask", "layers": [1, 2], **plan}, prompts.visual):
+            return llama(**prompts.inputs).logits[:, -1]
+
+    dense = logits(text="dense")
+    for attended in ("top", "bottom", "random"):
+        assert (logits(attended=attended, share=1.0) - logits()).abs().max() < 1e-5
+        assert torch.equal(logits(attended=attended, share=0.0), dense)
+    halves = [logits(attended=attended, share=0.5) for attended in ("top", "bottom", "random", "random")]
+    assert torch.equal(halves[2], halves[3]) and not torch.equal(halves[0], halves[1])
 
 
 def test_masking_every_row_from_a_layer_on_is_dropping_the_tokens_there(llama):
@@ -222,6 +251,9 @@ def test_random_ranks_and_noise_are_the_seeds(llama):
         ({"method": "mask", "layers": [1], "merge_layers": [2]}, r"'merge_layers' names \[2\], which 'layers'"),
         ({"method": "mask", "layers": [1], "text": "merge"}, "'text' must be one of"),
         ({"method": "mask", "layers": [1], "kv": "sink"}, "'kv' must be one of"),
+        ({"method": "mask", "layers": [1], "attended": "top"}, "'attended' and 'share' together"),
+        ({"method": "mask", "layers": [1], "attended": "last", "share": 0.1}, "'attended' must be one of"),
+        ({"method": "mask", "layers": [1], "attended": "top", "share": 0.1, "kv": "all"}, "leave 'text' at 'remove'"),
         ({"method": "disturb", "count": 2}, "needs 'layer'"),
         ({"method": "disturb", "layer": 2}, "needs 'count' or 'share'.*neither"),
         ({"method": "disturb", "layer": 2, "count": 1, "share": 0.1}, "both"),

@@ -2,13 +2,24 @@
 
 from types import MappingProxyType
 
-from . import critical, decoding, discarding, exits, grid, merging, selection, self_attention, windows
+from . import attended, critical, decoding, discarding, exits, grid, merging, selection, self_attention, windows
 from .plan import Cell, Experiment, Setup
 
 EXPERIMENTS = MappingProxyType(
     {
         module.EXPERIMENT.name: module.EXPERIMENT
-        for module in (windows, self_attention, merging, decoding, discarding, selection, critical, exits, grid)
+        for module in (
+            windows,
+            attended,
+            self_attention,
+            merging,
+            decoding,
+            discarding,
+            selection,
+            critical,
+            exits,
+            grid,
+        )
     }
 )
 

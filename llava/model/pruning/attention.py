@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from .kernels import Kernel, choose
-from .packed import PackedTokens
+from .packed import PackedTokens, Segments, upload
 from .policy import AttentionRule
 
 NAME = "visipruner"
@@ -22,11 +23,15 @@ NAME = "visipruner"
 
 @dataclass
 class PrefillCall:
-    """One layer reading the prompts: what it needs to attend, and the states it leaves behind for probe and cache."""
+    """One layer reading the prompts: what it needs to attend, and the states it leaves behind for probe and cache.
+
+    `hidden`: visual tokens that text rows do not read, bool [T], None for none.
+    """
 
     tokens: PackedTokens
     rule: AttentionRule
     backend: str
+    hidden: np.ndarray | None = None
     query: torch.Tensor | None = None
     key: torch.Tensor | None = None
     value: torch.Tensor | None = None
@@ -63,7 +68,10 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
     if isinstance(pruning, PeekCall):
         raise Peeked
     kernel = choose(pruning.backend, query.device, query.dtype, query.shape[-1])
-    return attend(query, key, value, pruning.tokens, pruning.rule, kernel, scaling), None
+    out = attend(query, key, value, pruning.tokens, pruning.rule, kernel, scaling)
+    if pruning.hidden is not None:
+        out = _without_hidden(out, query, key, value, pruning.tokens, pruning.hidden, kernel, scaling)
+    return out, None
 
 
 def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel: Kernel, scaling: float):
@@ -107,6 +115,18 @@ def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel:
     if rule.visual == "remove":
         return out[rule.text].index_copy(1, chosen, alone)
     return torch.where(visual, out[rule.visual], out[rule.text])
+
+
+def _without_hidden(out, query, key, value, tokens: PackedTokens, hidden: np.ndarray, kernel: Kernel, scaling: float):
+    """Replace the text rows of `out` [1, T, H, d] by attention over the stream without its hidden tokens."""
+    left = np.flatnonzero(~hidden)
+    counts = tuple(int((~hidden[start:end]).sum()) for start, end in tokens.spans)
+    stream = upload(left, query.device)
+    parts = (part.index_select(2, stream) for part in (query, key, value))
+    seen = kernel(*parts, Segments(counts, counts), True, scaling)
+    text = np.flatnonzero(~tokens.visual[left])
+    rows = upload(text, query.device)
+    return out.index_copy(1, stream.index_select(0, rows), seen.index_select(1, rows))
 
 
 def _merge(causal, value, tokens: PackedTokens, sink: int):

@@ -81,6 +81,13 @@ class Policy:
         """Return what to measure of this prompt after `layer`, None for nothing."""
         return None
 
+    def hidden(self, layer: int, positions: np.ndarray) -> np.ndarray | None:
+        """Return which visual tokens text rows of `layer`, and decoding there, do not read: bool [V], None for none.
+
+        Asked before the layer runs, where the config's rule for its text rows is `dense`; visual rows read them.
+        """
+        return None
+
     def keep(self, layer: int, positions: np.ndarray, measured: Any) -> np.ndarray | Selection | None:
         """Return which visual tokens enter the next layer: bool [V], a `Selection`, or None for all of them.
 

@@ -65,10 +65,11 @@ class Prefill:
             if hidden_states is not None:
                 hidden_states.append((tokens.hidden, tokens.lengths))
             rule = self.config.attention(index)
-            call = PrefillCall(tokens, rule, self.backend)
+            hidden = self._hidden(index, tokens) if rule.text == "dense" else None
+            call = PrefillCall(tokens, rule, self.backend, hidden)
             output = self._call(layer, tokens, call)
             if self.cache is not None:
-                kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index), self.shift)
+                kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index), self.shift, hidden)
             else:
                 kept = tokens.lengths
             for b in prompts:
@@ -87,6 +88,14 @@ class Prefill:
             pruning=call,
             **self.kwargs,
         )
+
+    def _hidden(self, index: int, tokens: PackedTokens) -> np.ndarray | None:
+        """Ask every prompt's policy which visual tokens text rows of layer `index` do not read: bool [T]."""
+        hidden = np.zeros(len(tokens.visual), bool)
+        for b, positions in enumerate(tokens.visual_positions):
+            if len(positions) and (chosen := self.policies[b].hidden(index, positions)) is not None:
+                hidden[tokens.visual_places[b]] = chosen
+        return hidden if hidden.any() else None
 
     def _peek(self, index: int, tokens: PackedTokens) -> LayerStates:
         """Return query, key and value that layer `index` makes of the tokens; the layer goes no further."""
