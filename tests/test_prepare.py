@@ -151,7 +151,7 @@ def test_an_archive_cannot_write_outside_the_folder(downloads, tmp_path):
     gqa = BENCHMARKS["gqa"]
     evil = write_zip(
         tmp_path / "evil.zip",
-        {"../../n1.jpg": picture("red"), "/tmp/x/n2.jpg": picture("red"), f"../{GQA_FILE}": jsonl(GQA_QUESTIONS)},
+        {"../../n1.jpg": picture("red"), "/elsewhere/n2.jpg": picture("red"), f"../{GQA_FILE}": jsonl(GQA_QUESTIONS)},
     )
     prepare(gqa, [evil], tmp_path / "a" / "out")
     assert sorted(p.name for p in (tmp_path / "a" / "out" / "gqa").rglob("*") if p.is_file()) == [
