@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 
 DTYPES = {
@@ -55,3 +58,14 @@ def disable_torch_init() -> None:
     There it keeps `nn.Linear` from being initialised before the weights arrive. `load_pretrained_model` builds the
     model without storage, so nothing is initialised at all, and torch's classes need no patching.
     """
+
+
+def device_name(device: torch.device) -> str:
+    """Name the GPU, or this machine's processor, as figures are labelled with it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

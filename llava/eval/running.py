@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from llava.eval.totals import STAGES, Totals
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.inputs import Inputs, inputs_for
+from llava.utils import device_name
 
 SECONDS_BETWEEN_RUN_FILES = 10.0
 
@@ -106,7 +105,7 @@ class Run:
         workers = args.workers
         if workers is None:  # on CPU they would take the cores that the model runs on
             workers = 0 if device.type == "cpu" else min(4, _cores(), len(groups))
-        self.session |= {"device": str(device), "device_name": _device_name(device), "workers": workers}
+        self.session |= {"device": str(device), "device_name": device_name(device), "workers": workers}
         self.session |= {"threads": torch.get_num_threads(), "batch_size": args.batch_size, "seed": args.seed}
         self.session["versions"] = versions()
         if args.overwrite:
@@ -232,16 +231,6 @@ class Run:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 from llava.model.pruning import PruningConfig
+from llava.utils import device_name
 
 from .subject import Subject
 
@@ -45,19 +44,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return what it ran on, JSON-ready; `threads` are those of torch on the CPU."""
     return {
         "device": device.type,
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "name": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def heading(settings: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
