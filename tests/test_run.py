@@ -134,7 +134,8 @@ def test_a_failed_rank_ends_the_run_with_its_reason_and_one_process_resumes_both
     assert "error: the disk is on fire (rank 1 of 2)" in done.stderr
     assert "rank 0 of 2 stops: rank 1 of 2 failed: the disk is on fire" in done.stderr
     shares = {path.name: read_jsonl(path) for path in (tmp_path / "out" / "gqa_mini" / "pruned.parts").iterdir()}
-    assert set(shares) == {"0.jsonl", "1.jsonl"} and len(shares["1.jsonl"]) == 8
+    # how far rank 0 came by then, if it answered at all, is a matter of timing
+    assert set(shares) <= {"0.jsonl", "1.jsonl"} and len(shares["1.jsonl"]) == 8
     record = tmp_path / "out" / "gqa_mini" / "pruned.run.json"
     assert json.loads(record.read_text())["state"] == "interrupted"
     assert run.main(words) == 0
