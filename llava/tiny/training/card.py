@@ -28,7 +28,7 @@ EXAMPLES = {
 _SHOWN = 10
 _TITLES = {"pruning-aware": "llava-tiny", "plain": "llava-tiny-plain"}
 _RECIPES = {
-    "pruning-aware": """In stage `last` about two thirds of the batches were pruned while training, drawn by batch:
+    "pruning-aware": """In stage `all` about two thirds of the batches were pruned while training, drawn by batch:
 text→visual attention off in the first third of the layers (in layer 0 half of the time merged into the first visual
 token), visual self-attention off there, only 4–32 tokens readable after layer 4, 5 or 6 (those with most influence on
 the last prompt token), nothing readable from layer 8, 9 or 10 on. So the three stages that VisiPruner relies on are

@@ -1,9 +1,9 @@
 """The stages of the recipe: how long, on how many visual tokens, what is asked, which learning rates, what is pruned.
 
-tower → few → some → full → last. The tower learns dense labels alone. Then projector and decoder learn to answer, first
-from 24 visual tokens (the objects' patches before others), then 64, then all 144: with all from the start they stay at
-the answers' prior. So far both recipes share every step. In `last` the pruning-aware recipe prunes a part of its
-batches; the plain recipe goes on as before.
+tower → few → some → all. The tower learns dense labels alone. Then projector and decoder learn to answer, first from 24
+visual tokens (the objects' patches before others), then from 64, which hold every object and cost less than all 144.
+So far both recipes share every step. In `all` the pruning-aware recipe prunes a part of its batches, the plain one
+none.
 """
 
 import math
@@ -17,7 +17,7 @@ from llava.tiny.training.modules import TinyLlava
 from llava.tiny.training.muon import Muon
 
 RECIPES = ("pruning-aware", "plain")
-SHARED_STAGES = 4
+SHARED_STAGES = 3
 _CLIP = 1.0
 
 
@@ -52,13 +52,24 @@ class Stage:
         return rise * (self.final + (1 - self.final) * cosine)
 
 
-_MIXED = (("captions", 0.02), ("simple", 0.05), ("bare", 0.38), ("short", 0.33), ("turns", 0.22))
 STAGES = (
-    Stage("tower", 0.08, 0, warmup=50, final=0.03),
-    Stage("few", 0.04, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60, pointing=0.3),
-    Stage("some", 0.06, 64, (("captions", 0.15), ("simple", 0.3), ("bare", 0.35), ("short", 0.2)), pointing=0.3),
-    Stage("full", 0.37, None, _MIXED, pointing=0.3),
-    Stage("last", 0.45, None, _MIXED, final=0.03, pointing=0.3),
+    Stage("tower", 0.09, 0, warmup=50, final=0.03),
+    Stage("few", 0.03, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60, pointing=0.3),
+    Stage(
+        "some",
+        0.38,
+        64,
+        (("captions", 0.06), ("simple", 0.14), ("bare", 0.55), ("short", 0.1), ("turns", 0.15)),
+        pointing=0.3,
+    ),
+    Stage(
+        "all",
+        0.5,
+        None,
+        (("captions", 0.02), ("simple", 0.03), ("bare", 0.35), ("short", 0.35), ("turns", 0.25)),
+        final=0.03,
+        pointing=0.3,
+    ),
 )
 
 
