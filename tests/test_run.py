@@ -16,6 +16,7 @@ from llava.eval.answer_files import ScoreError
 from llava.eval.batches import UNITS, group, share
 from llava.eval.benchmarks import find_benchmark
 from llava.eval.questions import Question
+from llava.eval.ranks import RankError, Ranks
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
 
@@ -143,6 +144,17 @@ def test_a_failed_rank_ends_the_run_with_its_reason_and_one_process_resumes_both
     assert sessions[-1]["questions"] == 40 - sum(map(len, shares.values()))
     whole = (tmp_path / "out" / "gqa_mini" / "pruned.jsonl").read_bytes()
     assert whole == (alone / "gqa_mini" / "pruned.jsonl").read_bytes()
+
+
+def test_a_rank_that_fails_after_the_first_is_done_leaves_the_run_interrupted(data, tmp_path, monkeypatch, capsys):
+    def gather(self, name, value):
+        raise RankError("rank 1 of 2 failed: the disk is on fire")
+
+    monkeypatch.setattr(Ranks, "gather", gather)
+    assert run.main(arguments(data, tmp_path, "--pruning-config", PRUNED)) == 1
+    assert "stops: rank 1 of 2 failed: the disk is on fire" in capsys.readouterr().err
+    record = json.loads((tmp_path / "gqa_mini" / "pruned.run.json").read_text())
+    assert record["state"] == "interrupted" and record["totals"]["questions"] == 40
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])

@@ -131,7 +131,11 @@ def _answer(job: Job, command: str, loader: Loader, ranks: Ranks) -> dict[str, A
         with AnswersFile(parts.part_of(plan.answers_file, ranks.index)) as answers:
             run.ask(todo, answers, loaded)
     skipped = [[bad.question.index, bad.reason] for bad in run.skipped]
-    done = ranks.gather(f"{topic} done", {"session": run.session, "skipped": skipped})
+    try:
+        done = ranks.gather(f"{topic} done", {"session": run.session, "skipped": skipped})
+    except BaseException:  # another process failed after this one had done its share
+        run.interrupt()
+        raise
     if ranks.index > 0:
         return None
     rows, _ = parts.gather(plan.answers_file)

@@ -124,9 +124,13 @@ class Run:
                         bar.set_postfix_str(f"{self.totals.mean_kept:.1f} visual tokens kept", refresh=False)
             self._take_times()
         except BaseException:
-            with suppress(RunFileError):  # of a full disk, say: what is raised already tells it
-                self.write("interrupted")
+            self.interrupt()
             raise
+
+    def interrupt(self) -> None:
+        """Leave the run file of a run that ends early, while what ended it is on its way up."""
+        with suppress(RunFileError):  # of a full disk, say: what is raised already tells it
+            self.write("interrupted")
 
     def _reuses(self, groups: Sequence[Group]) -> bool:
         return shares_images(groups) if self.args.reuse_prefix is None else self.args.reuse_prefix
