@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +30,7 @@ from llava.model.pruning import PruningConfig
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import BENCHMARKS, DEFAULT_OUT
 
+T = TypeVar("T")
 BASE = {"mode": ["shallow", "middle", "deep"], "layer_threshold": 0.995}
 SHALLOW = (4, 3)
 # from timid to bold
@@ -38,30 +39,35 @@ EXITS = (0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9)
 VARIED = ("shallow_mid_layer", "shallow_visual", "tokens_threshold", "exit_threshold")
 
 
-def boldest(values: Sequence[float], passes: Callable[[float], bool]) -> float | None:
-    """Return the last of `values` that passes, by bisection: they pass up to some place and fail from there on."""
-    passing, failing = -1, len(values)
+def boldest(candidates: Sequence[T], passes: Callable[[T], bool]) -> T | None:
+    """Return the last candidate that passes, by bisection: they pass up to some place and fail from there on."""
+    passing, failing = -1, len(candidates)
     while failing - passing > 1:
         middle = (passing + failing) // 2
-        if passes(values[middle]):
+        if passes(candidates[middle]):
             passing = middle
         else:
             failing = middle
-    return None if passing < 0 else values[passing]
+    return None if passing < 0 else candidates[passing]
 
 
-def search(ask: Callable[[dict[str, Any]], bool]) -> None:
-    """Ask for settings, each whether it loses little enough, until the boldest ones are found."""
+def search(ask: Callable[[dict[str, Any]], float | None]) -> None:
+    """Ask for settings until the boldest ones are found; `ask` returns the FLOPs of one that passes, else None."""
     for visual in ("remove", "dense"):
-        found = []
+        found: list[tuple[float, dict[str, Any]]] = []
+
+        def passes(settings: dict[str, Any], found: list = found) -> bool:
+            flops = ask(settings)
+            if flops is not None:
+                found.append((flops, settings))
+            return flops is not None
+
         for shallow in SHALLOW:
             base = BASE | {"shallow_mid_layer": shallow, "shallow_visual": visual, "exit_threshold": EXITS[0]}
-            tokens = boldest(TOKENS, lambda value, base=base: ask(base | {"tokens_threshold": value}))
-            if tokens is not None:
-                found.append(base | {"tokens_threshold": tokens})
+            boldest([base | {"tokens_threshold": value} for value in TOKENS], passes)
         if found:
-            cheapest = min(found, key=lambda settings: settings["shallow_mid_layer"])  # a layer costs most
-            boldest(EXITS[1:], lambda value: ask(cheapest | {"exit_threshold": value}))
+            _, cheapest = min(found, key=lambda passed: passed[0])
+            boldest([cheapest | {"exit_threshold": value} for value in EXITS[1:]], passes)
             return
 
 
@@ -124,11 +130,11 @@ def main(argv: list[str] | None = None) -> None:
     tried: list[dict[str, Any]] = []
     loader = Loader()
 
-    def ask(settings: dict[str, Any]) -> bool:
+    def ask(settings: dict[str, Any]) -> float | None:
         label = "-".join(str(settings[key]) for key in VARIED).replace(".", "_")
         print(f"setting {len(tried) + 1}: {label}", file=sys.stderr)
         tried.append({"settings": settings} | evaluate(args, label, PruningConfig.from_dict(settings), loader))
-        return loss(dense, tried[-1]) <= args.points
+        return tried[-1]["flops"] if loss(dense, tried[-1]) <= args.points else None
 
     try:
         dense = evaluate(args, "dense", None, loader)["accuracy"]
