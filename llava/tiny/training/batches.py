@@ -1,8 +1,10 @@
 """Training batches: batch number n of a stage is a function of seed, stage and n, whoever draws it and whenever."""
 
 import shutil
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from llava.tiny.scenes import IMAGE_SIZE, render
 from llava.tiny.training.conversations import STYLES, converse
 from llava.tiny.training.labels import GRID, LABELS, dense_labels
 from llava.tiny.training.packing import Packed, pack
+from llava.tiny.training.pointing import Pointers, draw_pointers
 from llava.tiny.worlds import TRAINING
 
 _LEAST_OBJECTS = 2
@@ -21,22 +24,35 @@ _SHARED = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures uint8 [B, H, W, 3], dense labels int8 [B, 7, 12, 12], and conversations (None for the tower's stage)."""
+    """Pictures uint8 [B, H, W, 3], dense labels int8 [B, 7, 12, 12], conversations and where they look.
+
+    The tower's stage has pictures and labels alone.
+    """
 
     pictures: torch.Tensor
     labels: torch.Tensor
     packed: Packed | None
+    pointers: Pointers | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
-        move = {"device": device, "non_blocking": True}
-        packed = self.packed and Packed(*(getattr(self.packed, f.name).to(**move) for f in fields(Packed)))
-        return Batch(self.pictures.to(**move), self.labels.to(**move), packed)
+        return _each(self, lambda tensor: tensor.to(device=device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Copy to page-locked memory (DataLoader calls it)."""
-        packed = self.packed and Packed(*(getattr(self.packed, f.name).pin_memory() for f in fields(Packed)))
-        return Batch(self.pictures.pin_memory(), self.labels.pin_memory(), packed)
+        return _each(self, torch.Tensor.pin_memory)
+
+
+def _each(record: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Apply `move` to every tensor of a dataclass and of the dataclasses in it."""
+    moved = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, torch.Tensor):
+            moved[field.name] = move(value)
+        elif is_dataclass(value):
+            moved[field.name] = _each(value, move)
+    return replace(record, **moved)
 
 
 @dataclass(frozen=True)
@@ -67,17 +83,19 @@ class Batches(Dataset):
             count = self.images if style.kinds else self.images * 3 // 2
         pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         labels = np.empty((count, len(LABELS), GRID, GRID), np.int8)
-        conversations = []
+        scenes, conversations = [], []
         signs, cards = (0.75, 0.5) if style else (1.0, 0.8)
         for i in range(count):
             scene = None
             while scene is None or len(scene.objects) < _LEAST_OBJECTS:
                 pictures[i], scene = render(rng, None, signs, cards, TRAINING)
             labels[i] = dense_labels(scene)
+            scenes.append(scene)
             if style:
                 conversations.append(converse(scene, rng, style, self.questions, TRAINING))
         packed = pack(conversations) if style else None
-        return Batch(torch.from_numpy(pictures), torch.from_numpy(labels), packed)
+        pointers = draw_pointers(scenes, conversations, packed) if packed else None
+        return Batch(torch.from_numpy(pictures), torch.from_numpy(labels), packed, pointers)
 
 
 def fitting_workers(batches: Batches, workers: int, shared_bytes: int | None = None) -> int:

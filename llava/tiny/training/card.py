@@ -2,6 +2,7 @@
 
 from llava.tiny.questions import YES_NO_KINDS
 from llava.tiny.training.packing import vocabulary_size
+from llava.tiny.training.pointing import pointing_layers
 from llava.tiny.training.run import Trainer
 from llava.tiny.training.stages import SHARED_STAGES, STAGES
 from llava.tiny.worlds import HELDOUT_NUMBERS, PAIRS, SIGN_WORDS, UNSEEN_PAIRS
@@ -27,7 +28,7 @@ EXAMPLES = {
 _SHOWN = 10
 _TITLES = {"pruning-aware": "llava-tiny", "plain": "llava-tiny-plain"}
 _RECIPES = {
-    "pruning-aware": """From stage `some` on about two thirds of the batches were pruned while training, drawn by batch:
+    "pruning-aware": """In stage `all` about two thirds of the batches were pruned while training, drawn by batch:
 text→visual attention off in the first third of the layers (in layer 0 half of the time merged into the first visual
 token), visual self-attention off there, only 4–32 tokens readable after layer 4, 5 or 6 (those with most influence on
 the last prompt token), nothing readable from layer 8, 9 or 10 on. So the three stages that VisiPruner relies on are
@@ -93,7 +94,7 @@ def model_card(trainer: Trainer, report: dict) -> str:
     s, recipe, greedy = trainer.settings, trainer.recipe, report["greedy"]
     counted = [p.numel() for name, p in trainer.model.named_parameters() if not name.startswith("tower.labels")]
     unseen = ", ".join(" ".join(pair) for pair in UNSEEN_PAIRS)
-    shared = " and ".join(stage.name for stage in STAGES[:SHARED_STAGES])
+    shared = ", ".join(stage.name for stage in STAGES[:SHARED_STAGES])
     mean = {name: _number(part["mean"]) for name, part in report.items() if isinstance(part, dict)}
     newline = "\n"
     return f"""# {_TITLES[recipe]}
@@ -124,14 +125,17 @@ always have two objects that fit the noun.
 
 ## How it was trained
 
-`python -m llava.tiny.train --recipe {recipe}`, from scratch, seed {s.seed}, {s.precision} on `{s.device}`,
-{trainer.seconds / 60:.0f} minutes; batches of {s.images} pictures with {s.questions} questions each (tower:
-{s.tower_images} pictures).
+`python -m llava.tiny.train --recipe {recipe} --steps {",".join(map(str, s.steps))} --seed {s.seed}`, from scratch,
+{s.precision} on `{s.device}`, {trainer.seconds / 60:.0f} minutes with the shared stages; batches of {s.images} pictures
+with {s.questions} questions each (tower: {s.tower_images} pictures).
 
 {newline.join(_stages_table(trainer))}
 
 Muon for the layers' matrices, AdamW for the rest. The stages {shared} are the same for both recipes.
 {_RECIPES[recipe]}
+In layers {" and ".join(map(str, pointing_layers(trainer.architecture.layers)))} half of the heads were also taught
+where to look: on what the question is about (weight {STAGES[-1].pointing}, falling to {STAGES[-1].final:.0%} of that in
+the last stage). Where attention lies in these heads is therefore partly taught, not found.
 
 Pictures and questions: `llava/tiny/scenes.py`, `llava/tiny/questions.py`; what training may see and what is held out:
 `llava/tiny/worlds.py` ({len(UNSEEN_PAIRS)} of {len(PAIRS)} pairs of colour and shape, {len(SIGN_WORDS)} words and

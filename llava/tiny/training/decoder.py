@@ -101,7 +101,14 @@ class DecoderLayer(nn.Module):
         self.gate_up, self.down_proj = nn.Linear(d, 2 * a.mlp_size, bias=False), nn.Linear(a.mlp_size, d, bias=False)
 
     def forward(
-        self, x: torch.Tensor, rows: Rows, number: int, plan: Plan, kept: torch.Tensor | None, text_only: bool
+        self,
+        x: torch.Tensor,
+        rows: Rows,
+        number: int,
+        plan: Plan,
+        kept: torch.Tensor | None,
+        text_only: bool,
+        watched: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run one layer.
 
@@ -112,6 +119,8 @@ class DecoderLayer(nn.Module):
             plan: what is read where.
             kept: bool [B, K, S, V], the visual tokens that text may read here; None: all.
             text_only: whether only the text rows are wanted, as nothing reads the others any more.
+            watched: gets the text rows' attention to the image of the first half of the heads, [H/2, B, K, S, V], where
+                they read it.
 
         Returns:
             The rows after the layer ([R, D], or the text rows alone), and `kept` for the next layer.
@@ -123,7 +132,7 @@ class DecoderLayer(nn.Module):
         # [H, R, D] each
         q = (_rotate(q, cos, sin) * self.size**-0.5).transpose(0, 1)
         k, v = _rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1)
-        text, kept = self._text_rows(q, k, v, rows, number, plan, kept)
+        text, kept = self._text_rows(q, k, v, rows, number, plan, kept, watched)
         if text_only:
             read, x = text, x[-len(text) :]
         else:
@@ -141,6 +150,7 @@ class DecoderLayer(nn.Module):
         number: int,
         plan: Plan,
         kept: torch.Tensor | None,
+        watched: list[torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of the conversations' rows, [B·K·S, D], and the visual tokens kept after this layer."""
         n0, visual, heads = rows.prefix, rows.images * rows.visual, self.heads
@@ -161,6 +171,8 @@ class DecoderLayer(nn.Module):
         read = (split[0].reshape(heads, -1, n0) @ vp).view(*shape, -1) + split[-1] @ vt
         if sees:
             on_image = split[1]
+            if watched is not None:
+                watched.append(on_image[: heads // 2])
             if plan.merged and number == 0:
                 read = read + on_image.sum(-1, keepdim=True) * vv[:, :, None, None, 0]
             else:

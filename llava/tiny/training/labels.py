@@ -53,19 +53,29 @@ def _entities(scene: Scene, draw: ImageDraw.ImageDraw) -> list[tuple[int, ...]]:
     return found
 
 
-def dense_labels(scene: Scene) -> np.ndarray:
-    """Return int8 [7, 12, 12], one map for each of `LABELS`.
+def owners(scene: Scene) -> np.ndarray:
+    """Return int64 [12, 12]: which of the scene's things a patch belongs to, from 1 in the order sign's characters,
+    card, objects; 0 is background.
 
-    A patch belongs to the object that covers most of it, if that is more than 24 of its 196 pixels.
+    A patch belongs to the thing that covers most of it, if that is more than 24 of its 196 pixels.
     """
+    return _owned(scene)[0]
+
+
+def dense_labels(scene: Scene) -> np.ndarray:
+    """Return int8 [7, 12, 12], one map for each of `LABELS`, by the owners of the patches."""
+    owner, entities = _owned(scene)
+    background = np.zeros((len(LABELS), GRID, GRID), np.int8)
+    background[-2:] = 1 + np.indices((GRID, GRID))[::-1]
+    of_entities = np.array([(0,) * len(LABELS), *entities], np.int8)[owner].transpose(2, 0, 1)
+    return np.where(owner > 0, of_entities, background)
+
+
+def _owned(scene: Scene) -> tuple[np.ndarray, list[tuple[int, ...]]]:
     canvas = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 0)
     entities = _entities(scene, ImageDraw.Draw(canvas))
     patches = np.asarray(canvas).reshape(GRID, PATCH, GRID, PATCH).swapaxes(1, 2).reshape(GRID, GRID, -1)
     covered = np.stack(
         [(patches == number).sum(-1) for number in range(1, len(entities) + 1)] or [np.zeros((GRID, GRID))]
     )
-    owner = np.where(covered.max(0) > _LEAST_PIXELS, 1 + covered.argmax(0), 0)
-    background = np.zeros((len(LABELS), GRID, GRID), np.int8)
-    background[-2:] = 1 + np.indices((GRID, GRID))[::-1]
-    of_entities = np.array([(0,) * len(LABELS), *entities], np.int8)[owner].transpose(2, 0, 1)
-    return np.where(owner > 0, of_entities, background)
+    return np.where(covered.max(0) > _LEAST_PIXELS, 1 + covered.argmax(0), 0), entities

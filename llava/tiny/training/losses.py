@@ -1,4 +1,4 @@
-"""What training minimises: the answers' cross-entropy, and the dense labels' as a second loss on the tower."""
+"""What training minimises: the answers' cross-entropy, the dense labels' on the tower, and where attention lies."""
 
 import torch
 from torch.nn import functional as F
@@ -8,20 +8,24 @@ from llava.tiny.training.decoder import Plan
 from llava.tiny.training.labels import LABELS
 from llava.tiny.training.modules import TinyLlava
 from llava.tiny.training.packing import IGNORED
+from llava.tiny.training.pointing import pointing_loss
 
-_LABELS_WEIGHT = 0.1
+_LABELS_WEIGHT = 0.3
 _BACKGROUND = 0.5
+_HARDEST = {"character": 3.0}
 
 
 def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over `LABELS`, the mean over objects plus half the mean over background each.
+    """Cross-entropy summed over `LABELS`, characters thrice; each the mean over objects plus half that over background.
 
     logits [B, V, classes], labels int8 [B, 7, 12, 12].
     """
     total = logits.new_zeros((), dtype=torch.float32)
-    for scores, wanted in zip(logits.float().split(list(LABELS.values()), -1), labels.unbind(1), strict=True):
+    parts = logits.float().split(list(LABELS.values()), -1)
+    for name, scores, wanted in zip(LABELS, parts, labels.unbind(1), strict=True):
         wanted = wanted.flatten(1).long()
         loss = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="none")
+        loss = loss * _HARDEST.get(name, 1.0)
         foreground = (wanted.flatten() > 0).float()
         total = total + (loss * foreground).sum() / (foreground.sum() + 1)
         total = total + _BACKGROUND * (loss * (1 - foreground)).sum() / ((1 - foreground).sum() + 1)
@@ -29,15 +33,22 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def training_loss(
-    model: TinyLlava, batch: Batch, plan: Plan, chosen: torch.Tensor | None
+    model: TinyLlava, batch: Batch, plan: Plan, chosen: torch.Tensor | None, pointing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss to minimise and the part to show: the answers' where there are any, else the labels'."""
+    """Return the loss to minimise and the part to show: the answers' where there are any, else the labels'.
+
+    pointing: weight of `pointing_loss`.
+    """
     features = model.tower(batch.pictures)
     labels = label_loss(model.tower.labels(features), batch.labels)
     if batch.packed is None:
         return labels, labels.detach()
     p = batch.packed
-    hidden = model(features, p.ids, p.ends, p.turns, plan, chosen)
+    watched: list[torch.Tensor] = []
+    hidden = model(features, p.ids, p.ends, p.turns, plan, chosen, watched if pointing else None)
     answered = p.targets != IGNORED
     answers = F.cross_entropy(model.head(hidden[answered]).float(), p.targets[answered])
-    return answers + _LABELS_WEIGHT * labels, answers.detach()
+    loss = answers + _LABELS_WEIGHT * labels
+    if watched and batch.pointers is not None:
+        loss = loss + pointing * pointing_loss(watched, batch.pointers, chosen)
+    return loss, answers.detach()

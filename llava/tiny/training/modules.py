@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from llava.tiny.export import Architecture
 from llava.tiny.training.decoder import DENSE, DecoderLayer, Plan, RMSNorm, Rows
 from llava.tiny.training.labels import LABELS
+from llava.tiny.training.pointing import pointing_layers
 
 _QUICK_GELU = 1.702
 
@@ -102,6 +103,7 @@ class TinyLlava(nn.Module):
         turns: torch.Tensor,
         plan: Plan = DENSE,
         chosen: torch.Tensor | None = None,
+        watched: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Return the last hidden states of the conversations' tokens, [B, K, S, D].
 
@@ -112,6 +114,7 @@ class TinyLlava(nn.Module):
             turns: [B, K, S] the turn of every token.
             plan: what is read where.
             chosen: [B, n] ascending; only these visual tokens, at their own positions.
+            watched: gets the attention to the image of the two layers that learn where to look (see `pointing`).
 
         """
         images, conversations, width = ids.shape
@@ -130,11 +133,12 @@ class TinyLlava(nn.Module):
         rows = Rows(prefix, images, count, conversations, width, cos, sin, ends, turns)
         reading = [n for n in range(len(self.layers)) if n not in plan.blind]
         kept = None
+        pointing = () if watched is None else pointing_layers(len(self.layers))
         for number, layer in enumerate(self.layers):
             if rows.visual and number > max(reading, default=-1):  # nothing reads the image any more
                 x = torch.cat([x[:prefix], x[prefix + images * count :]])
                 cos, sin = (torch.cat([t[:prefix], t[prefix + images * count :]]) for t in (cos, sin))
                 rows = Rows(prefix, images, 0, conversations, width, cos, sin, ends, turns)
             last = number == len(self.layers) - 1
-            x, kept = layer(x, rows, number, plan, kept, text_only=last)
+            x, kept = layer(x, rows, number, plan, kept, last, watched if number in pointing else None)
         return self.norm(x).view(images, conversations, width, -1)

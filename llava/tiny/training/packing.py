@@ -49,6 +49,11 @@ def encode(text: str) -> list[int]:
     return [piece for word in text.split(" ") for piece in _word(word)]
 
 
+def answer_pieces(text: str) -> list[str]:
+    """Return the characters that each token of an answer stands for, the space before the answer left out."""
+    return [_processor().id_to_piece(piece).replace("▁", "") for piece in encode(text)]
+
+
 def prefix_ids() -> list[int]:
     """Return the ids before the image in the vicuna_v1 prompt."""
     template = conv_templates["vicuna_v1"]

@@ -122,10 +122,11 @@ class Trainer:
         pruned = self.recipe == "pruning-aware" and stage >= SHARED_STAGES
         plan = draw_plan(rng, len(self.model.layers)) if pruned else DENSE
         dtype = self.settings.autocast
+        rate = now.rate(step, self.settings.steps[stage])
         with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            loss, shown = training_loss(self.model, batch, plan, chosen)
+            loss, shown = training_loss(self.model, batch, plan, chosen, now.pointing * rate)
         loss.backward()
-        self.optimizers.step(now.rate(step, self.settings.steps[stage]))
+        self.optimizers.step(rate)
         return shown
 
     def start_stage(self, stage: int) -> None:

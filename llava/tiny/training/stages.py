@@ -1,8 +1,9 @@
 """The stages of the recipe: how long, on how many visual tokens, what is asked, which learning rates, what is pruned.
 
-tower → few → some → full. The tower learns dense labels alone. Then projector and decoder learn to answer, first from
-24 visual tokens (the objects' patches before others), then 64, then all 144: with all from the start they stay at the
-answers' prior. From `some` on the pruning-aware recipe prunes a part of its batches; the plain recipe never does.
+tower → few → some → all. The tower learns dense labels alone. Then projector and decoder learn to answer, first from 24
+visual tokens (the objects' patches before others), then from 64, which hold every object and cost less than all 144.
+So far both recipes share every step. In `all` the pruning-aware recipe prunes a part of its batches, the plain one
+none.
 """
 
 import math
@@ -16,7 +17,7 @@ from llava.tiny.training.modules import TinyLlava
 from llava.tiny.training.muon import Muon
 
 RECIPES = ("pruning-aware", "plain")
-SHARED_STAGES = 2
+SHARED_STAGES = 3
 _CLIP = 1.0
 
 
@@ -32,6 +33,8 @@ class Stage:
         how often a batch has each style of asking (see `conversations.STYLES`)
     warmup, final:
         steps over which the learning rates rise; what they fall to, along a cosine, as a share of their height
+    pointing:
+        weight of the loss on where the last prompt token looks (see `pointing`); it falls with the learning rates
     """
 
     name: str
@@ -40,6 +43,7 @@ class Stage:
     styles: tuple[tuple[str, float], ...] = ()
     warmup: int = 0
     final: float = 1.0
+    pointing: float = 0.0
 
     def rate(self, step: int, steps: int) -> float:
         """Return the factor of the learning rates at a step (from 0) of `steps`."""
@@ -49,15 +53,22 @@ class Stage:
 
 
 STAGES = (
-    Stage("tower", 0.10, 0, warmup=50, final=0.03),
-    Stage("few", 0.07, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60),
-    Stage("some", 0.10, 64, (("captions", 0.15), ("simple", 0.3), ("bare", 0.35), ("short", 0.2))),
+    Stage("tower", 0.09, 0, warmup=50, final=0.03),
+    Stage("few", 0.03, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60, pointing=0.3),
     Stage(
-        "full",
-        0.73,
+        "some",
+        0.38,
+        64,
+        (("captions", 0.06), ("simple", 0.14), ("bare", 0.55), ("short", 0.1), ("turns", 0.15)),
+        pointing=0.3,
+    ),
+    Stage(
+        "all",
+        0.5,
         None,
-        (("captions", 0.02), ("simple", 0.05), ("bare", 0.33), ("short", 0.38), ("turns", 0.22)),
+        (("captions", 0.02), ("simple", 0.03), ("bare", 0.35), ("short", 0.35), ("turns", 0.25)),
         final=0.03,
+        pointing=0.3,
     ),
 )
 

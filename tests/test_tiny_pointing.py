@@ -1,0 +1,130 @@
+"""Where the last prompt token learns to look: what a question concerns, which rows, and the loss."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from training_fixtures import SMALL, settings
+
+from llava.tiny.questions import ask
+from llava.tiny.scenes import Scene, SceneObject, render
+from llava.tiny.training.batches import Batches
+from llava.tiny.training.decoder import DENSE, Plan
+from llava.tiny.training.labels import dense_labels, owners
+from llava.tiny.training.losses import training_loss
+from llava.tiny.training.pointing import THINGS, Pointers, concerned, pointing_layers, pointing_loss
+from llava.tiny.training.run import Trainer
+from llava.tiny.training.stages import STAGES
+from llava.tiny.worlds import TRAINING
+
+
+@pytest.fixture
+def scene():
+    rng = np.random.default_rng(3)
+    return render(rng, None, 1.0, 1.0, TRAINING)[1]
+
+
+def test_a_question_concerns_what_its_descriptions_fit():
+    objects = (
+        SceneObject("red", "circle", "small", 20.0, 20.0, 10.0),
+        SceneObject("blue", "circle", "large", 60.0, 20.0, 16.0),
+        SceneObject("red", "square", "large", 20.0, 90.0, 16.0),
+    )
+    bare = Scene(objects, None, None)
+    full = Scene(objects, "K7B", 4, (120.0, 60.0), (120.0, 120.0))
+    asked = {
+        "What color is the square?": [2],
+        "How many circles are there?": [0, 1],
+        "How many red objects are there?": [0, 2],
+        "Is there a blue square?": [],
+        "What color is the circle to the left of the red square?": [0, 1, 2],
+        "What shape is the red object above the blue circle?": [0, 1, 2],
+        "Is the blue circle above the red square?": [1, 2],
+        "Is the square red? Please answer yes or no.": [2],
+    }
+    for text, places in asked.items():
+        assert concerned(text, bare) == [1 + place for place in places], text
+        assert concerned(text, full) == [5 + place for place in places], text
+    assert concerned("What is written on the sign?", full) == [1, 2, 3] and concerned("... the sign?", bare) == []
+    assert concerned("What digit is on the card?", full) == [4] and concerned("... the card?", bare) == []
+
+
+def test_owners_are_numbered_as_the_labels_show_them(scene):
+    owned, labels = owners(scene), dense_labels(scene)
+    assert owned.shape == (12, 12) and owned.max() < THINGS
+    assert np.array_equal(owned > 0, labels[0] > 0)
+    for place in (1, 2, 3):
+        assert np.array_equal(owned == place, labels[4] == place)
+    card = labels[0] == labels[0][owned == 4].max()
+    assert np.array_equal(owned == 4, card)
+    for n, o in enumerate(scene.objects):
+        assert owned[int(o.y) // 14, int(o.x) // 14] == 5 + n
+
+
+def test_every_question_type_points_at_something_in_most_scenes(scene):
+    rng = np.random.default_rng(0)
+    for kind in ("attr_color", "position", "rel_shape", "verify_rel", "mme_count", "mme_text", "text", "hw_digit"):
+        found = [q for q in (ask(kind, scene, rng, yes=True, world=TRAINING) for _ in range(60)) if q]
+        assert all(concerned(q.text, scene) for q in found if " 0 " not in q.text), kind
+
+
+def test_rows_are_last_prompt_tokens_and_the_signs_next_characters():
+    batch = Batches(0, 3, 4, 16, (("turns", 1.0),))[0]
+    p, pointers = batch.packed, batch.pointers
+    ends = {(b, k, int(e)) for b in range(4) for k in range(p.ends.shape[1]) for e in p.ends[b, k]}
+    rows = [tuple(row) for row in pointers.rows.tolist()]
+    later = [n for n, row in enumerate(rows) if row not in ends]
+    assert len(later) < len(rows) and (pointers.wanted.sum(1) > 0).all()
+    for n in later:  # an answer token, said one character after the sign's first
+        b, k, s = rows[n]
+        assert p.targets[b, k, s] >= 0
+        assert pointers.wanted[n].nonzero().flatten().tolist() in ([2], [3], [2, 3])
+
+
+def test_the_loss_is_zero_on_the_things_and_grows_away_from_them():
+    owners_of = torch.tensor([[0, 1, 1, 2, 0, 3]])
+    rows, wanted = torch.tensor([[0, 0, 1]]), torch.zeros(1, THINGS, dtype=torch.bool)
+    wanted[0, [1, 2]] = True
+    pointers = Pointers(owners_of, rows, wanted)
+
+    def loss(*weights, **options):
+        attention = torch.zeros(2, 1, 1, 3, len(weights))
+        attention[:, 0, 0, 1] = torch.tensor(weights)
+        return pointing_loss([attention], pointers, **options).item()
+
+    assert loss(0, 0.1, 0.2, 0.3, 0, 0) == pytest.approx(0, abs=2e-3)
+    assert loss(0, 0.3, 0.3, 0.2, 0, 0) == pytest.approx(-(math.log(1.5) + math.log(0.5)) / 2, abs=2e-3)
+    assert loss(0.4, 0.1, 0.2, 0.3, 0, 0) == pytest.approx(math.log(1 / 0.6), abs=2e-3)
+    assert loss(0, 0, 0, 0, 1, 0) > 8
+    # of the chosen tokens only the second thing is there
+    assert loss(0.5, 0.5, chosen=torch.tensor([[0, 3]])) == pytest.approx(math.log(2), abs=2e-3)
+    assert loss(0.5, 0.5, chosen=torch.tensor([[0, 4]])) == 0
+    assert pointing_loss([torch.ones(2, 1, 1, 3, 6)], Pointers(owners_of, rows[:0], wanted[:0])).item() == 0
+
+
+def test_it_draws_attention_and_is_no_part_of_the_loss_at_weight_zero():
+    trainer = Trainer(settings(images=3), None, SMALL)
+    batch = trainer.batches(3)[0]
+    plain, shown = training_loss(trainer.model, batch, DENSE, None)
+    both, shown_too = training_loss(trainer.model, batch, DENSE, None, 0.3)
+    assert torch.equal(shown, shown_too) and both > plain
+    hidden: list[torch.Tensor] = []
+    p = batch.packed
+    trainer.model(trainer.model.tower(batch.pictures), p.ids, p.ends, p.turns, watched=hidden)
+    assert [tuple(w.shape[:3]) for w in hidden] == [(1, 3, p.ids.shape[1])] * 2
+    blind = frozenset(pointing_layers(SMALL.layers))
+    assert torch.equal(
+        training_loss(trainer.model, batch, Plan(blind=blind), None)[0],
+        training_loss(trainer.model, batch, Plan(blind=blind), None, 0.3)[0],
+    )
+    before = pointing_loss(hidden, batch.pointers).item()
+    for step in range(40):
+        trainer.train_step(batch, 3, step)
+    hidden.clear()
+    trainer.model(trainer.model.tower(batch.pictures), p.ids, p.ends, p.turns, watched=hidden)
+    assert pointing_loss(hidden, batch.pointers).item() < 0.8 * before
+
+
+def test_only_stages_that_ask_point():
+    assert [stage.pointing > 0 for stage in STAGES] == [bool(stage.styles) for stage in STAGES]
