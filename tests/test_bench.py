@@ -208,7 +208,7 @@ def test_peak_counts_what_is_held_at_once(capfd):
         del b
         return c.sum()
 
-    assert 8000 <= cpu_peak(work) < 8200
+    assert 8000 <= cpu_peak(work).whole < 8200 and cpu_peak(work).prefill is None
     assert capfd.readouterr() == ("", "")
 
 
@@ -298,12 +298,15 @@ def test_loaded_model_is_asked_in_its_own_format(capfd):
 
 
 def test_slower_than_dense_is_said():
-    dense = {"peak_bytes": 100}
+    dense = {"peak_bytes": 100, "prefill_peak_bytes": 80}
     found = {"speedup": 0.9, "speedup_range": [0.8, 0.95], "decode_speedup": 0.5, "decode_speedup_range": [0.4, 0.6]}
-    lines = costs_more("c", found | {"peak_bytes": 110}, dense)
+    lines = costs_more("c", found | {"peak_bytes": 110, "prefill_peak_bytes": 84}, dense)
     assert lines[0] == "c: prefill is SLOWER than dense, 0.90× its speed (0.80–0.95 over the rounds)"
-    assert "decoding is SLOWER" in lines[1] and "10.0%" in lines[2]
-    assert costs_more("c", {"speedup": 1.1, "decode_speedup": None, "peak_bytes": None}, {"peak_bytes": None}) == []
+    assert (
+        "decoding is SLOWER" in lines[1] and "10.0%" in lines[2] and "prefill is HIGHER than dense by 5.0%" in lines[3]
+    )
+    unknown = {"peak_bytes": None, "prefill_peak_bytes": None}
+    assert costs_more("c", {"speedup": 1.1, "decode_speedup": None} | unknown, unknown) == []
 
 
 def test_out_of_memory_names_config_and_batch(capfd, monkeypatch):

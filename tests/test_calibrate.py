@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -233,6 +234,24 @@ def test_a_calibration_leaves_a_config_and_a_claim_that_its_own_files_bear_out(o
     report = (out / "report.md").read_text()
     assert f"{equal} of 8 held-out answers equal dense" in report and report.count("| visipruner") == len(trials)
     assert (out / "tradeoff.png").stat().st_size > 10_000
+    assert record["beside"] == {} and "## Beside" not in report
+
+
+def test_other_configs_are_set_beside_it_on_the_same_questions(out, data, tmp_path, capsys):
+    out = shutil.copytree(out, tmp_path / "copy")
+    given = arguments(data, out)
+    others = {"nothing": {"method": "none"}, "blind": {"method": "vtw", "k": 0}}
+    calibrate.main([*given, *(word for name in others for word in ("--config", f"{name}={json.dumps(others[name])}"))])
+    record = json.loads((out / "calibration.json").read_text())
+    nothing, blind = record["beside"]["nothing"], record["beside"]["blind"]
+    assert (nothing["agreement"], nothing["flops"], nothing["questions"]) == (1, 1, record["claim"]["questions"])
+    assert blind["agreement"] < 1 and blind["visual_flops"] == 0
+    rows = [line for line in (out / "report.md").read_text().splitlines() if line.startswith(("| nothing", "| blind"))]
+    assert rows[0].startswith("| nothing | 100.00% |") and len(rows) == 2
+    for name in ("calibrated", "nothing"):
+        names = ["--config", f"{name}=" + '{"method": "none"}'] * 2
+        assert calibrate.main([*given, *names]) == 1
+        assert "--config: every name once" in capsys.readouterr().err
 
 
 def test_an_interrupted_calibration_comes_to_the_same_result(out, data, tmp_path):

@@ -186,6 +186,7 @@ def start(bench, **changes):
 def test_killed_for_real_while_answering(bench):
     """Kill -9 with worker processes; while the run lives nobody else may write, right after it anybody may."""
     rows = [row | {"text": f"{row['text']} {n}"} for n in range(300) for row in questions()]
+    rows.sort(key=lambda row: row["image"])  # in the order they are asked: the questions about an image together
     write_jsonl(bench.question_file, rows)
     with start(bench, pruning_config=PRUNED, workers=2, batch_size=1) as run:
         deadline = time.monotonic() + 40

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import shutil
 import warnings
 
 import pytest
@@ -105,6 +106,12 @@ def test_a_dense_run_reports_what_mode_none_reports(bench):
 
 
 def test_batches_are_formed_by_prompt_length_and_answers_keep_the_order(bench, monkeypatch):
+    """Of an image among its own questions; images by their shortest one."""
+    rows = [row | {"image": f"{place}.png", "question_id": place} for place, row in enumerate(questions())]
+    for row in rows:
+        shutil.copy(bench.images / "c.png", bench.root / row["image"])
+    write_jsonl(bench.question_file, rows)
+    bench.images = bench.root
     widths = []
     collate = ConventionInputs.collate
 

@@ -23,7 +23,9 @@ from llava.model.inputs import Inputs, Picture, Seen
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
+from llava.model.pruning.methods import NoPruning
 from llava.model.pruning.policy import AttentionRule
+from llava.model.pruning.reuse import Reused
 
 WARM_UP_TOKENS = 2
 
@@ -55,6 +57,9 @@ class Generation:
 class Answerer:
     """Context manager that asks a loaded model, pruned when `config` is given and left untouched otherwise.
 
+    With `prefix_cache_bytes`, questions about the same image in a unit of batches read it once (`prune`'s
+    `reuse_prefix`); a dense model then runs in the pruning engine, too, with nothing pruned.
+
     Sampling is seeded once a batch, with `seed` plus the index of the batch's first question: it can be repeated with
     the same batch size. At temperature 0 answers do not depend on the batch (up to rounding in half precision).
 
@@ -62,8 +67,17 @@ class Answerer:
     tells where. `spent`: milliseconds by stage since the block was entered, warm-up left out.
     """
 
-    def __init__(self, model: Any, inputs: Inputs, model_id: str, config: PruningConfig | None, how: Generation):
+    def __init__(
+        self,
+        model: Any,
+        inputs: Inputs,
+        model_id: str,
+        config: PruningConfig | None,
+        how: Generation,
+        prefix_cache_bytes: int | None = None,
+    ):
         self.model, self.inputs, self.model_id, self.config, self.how = model, inputs, model_id, config, how
+        self._room = prefix_cache_bytes
         self.halved: list[dict[str, Any]] = []
         self.spent: Counter[str] = Counter()
         self._most: int | None = None
@@ -78,7 +92,11 @@ class Answerer:
     def __enter__(self) -> Answerer:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            self._session = None if self.config is None else stack.enter_context(prune(self.model, self.config))
+            self._session = None
+            if self.config is not None or self._room is not None:
+                config = NoPruning() if self.config is None else self.config
+                reuse = {} if self._room is None else {"reuse_prefix": True, "prefix_cache_bytes": self._room}
+                self._session = stack.enter_context(prune(self.model, config, **reuse))
             self._timer = stack.enter_context(ForwardTimer(self.model))
             self._exit = stack.pop_all()
         self._warm = False
@@ -95,6 +113,7 @@ class Answerer:
         """
         if batch.unit != self._unit:
             self._unit, self._seen = batch.unit, {}
+            self._forget()
         if not self._warm:
             self._warm_up(batch)
         self._unreadable |= batch.errors
@@ -116,6 +135,19 @@ class Answerer:
         with suppress(torch.OutOfMemoryError):  # the batch itself will tell which question is too much
             self._ask_once(batch)
         self._timer.take()
+        self._forget()
+        if self.reused is not None:
+            self._session.prefixes.reused = Reused()
+
+    def _forget(self) -> None:
+        """Forget prefixes: what is reused depends on the unit alone, and not on what this process asked before."""
+        if self._session is not None and self._session.prefixes is not None:
+            self._session.prefixes.clear()
+
+    @property
+    def reused(self) -> Reused | None:
+        """What reuse of prefixes did; None without it."""
+        return None if self._session is None or self._session.prefixes is None else self._session.prefixes.reused
 
     def _ask_once(self, batch: Batch) -> None:
         for question, row in zip(batch.questions, batch.rows, strict=True):
@@ -195,6 +227,7 @@ class Answerer:
 
     def _free(self) -> None:
         self._take()
+        self._forget()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -18,6 +18,7 @@ from llava.model.inputs import Inputs, Picture, Turn
 
 SORTED_BATCHES = 8
 LARGEST_UNIT = 8
+LARGEST_UNIT_QUESTIONS = 64
 UNITS = 64
 
 
@@ -25,8 +26,8 @@ UNITS = 64
 class Group:
     """The questions of one batch, in order.
 
-    `unit`: the run of batches that it belongs to. Within a unit an image is read and looked at once; a unit is never
-    cut between processes, so that what is computed together does not depend on their number.
+    `unit`: the run of batches that it belongs to. Within a unit an image is read and looked at once, and a prefix read
+    once; a unit is never cut between processes, so that what is computed together does not depend on their number.
     """
 
     questions: tuple[Question, ...]
@@ -68,19 +69,66 @@ def group(
 ) -> list[Group]:
     """Cut `questions` into batches of `size` and return those with a question in `asked`, whole.
 
-    With `inputs`, batches of several are formed by prompt length among `SORTED_BATCHES` batches' worth of neighbours in
-    the file, which so stay close to the others of their image. The batches depend on `questions` and `size` alone: a
-    resumed run, and one by any number of processes, meets the same ones.
+    With `inputs`, the questions about an image come together, where the file has its first, and batches of several are
+    formed by prompt length among `SORTED_BATCHES` batches' worth of neighbours, the questions about an image as one.
+    The batches depend on `questions` and `size` alone: a resumed run, and one by any number of processes, meets the
+    same ones.
     """
     ordered: list[Question] = []
-    for start in range(0, len(questions), SORTED_BATCHES * size):
-        stretch = questions[start : start + SORTED_BATCHES * size]
-        if inputs is not None and size > 1:
-            stretch = sorted(stretch, key=lambda one: prompt_length(one, inputs))
-        ordered += stretch
+    neighbours = questions if inputs is None else by_image(questions)
+    for start in range(0, len(neighbours), SORTED_BATCHES * size):
+        stretch = neighbours[start : start + SORTED_BATCHES * size]
+        ordered += stretch if inputs is None or size == 1 else _by_length(stretch, inputs)
     batches = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+    numbers = _units(batches, size)
+    return [
+        Group(batch, unit) for unit, batch in zip(numbers, batches, strict=True) if any(one in asked for one in batch)
+    ]
+
+
+def by_image(questions: Sequence[Question]) -> list[Question]:
+    """Put the questions about an image together, in their order, where the first of them stands."""
+    together: dict[Path | Question, list[Question]] = {}
+    for question in questions:
+        together.setdefault(question if question.path is None else question.path, []).append(question)
+    return [question for members in together.values() for question in members]
+
+
+def _by_length(questions: Sequence[Question], inputs: Inputs) -> list[Question]:
+    """Sort by prompt length: the questions of an image among themselves, and images by their shortest prompt."""
+    runs = [list(members) for _, members in groupby(questions, key=lambda one: one.path or one)]
+    lengths = {one: prompt_length(one, inputs) for one in questions}
+    ordered = [sorted(members, key=lengths.__getitem__) for members in runs]
+    ordered.sort(key=lambda members: lengths[members[0]])
+    return [question for members in ordered for question in members]
+
+
+def _units(batches: Sequence[Sequence[Question]], size: int) -> list[int]:
+    """Number the units that batches belong to: a few batches, and more while the same image goes on.
+
+    That may be `LARGEST_UNIT_QUESTIONS`, but no more than an eighth of all batches, which several processes share.
+    """
     length = max(1, min(LARGEST_UNIT, len(batches) // UNITS))
-    return [Group(batch, place // length) for place, batch in enumerate(batches) if any(one in asked for one in batch)]
+    room = max(LARGEST_UNIT, LARGEST_UNIT_QUESTIONS // size)
+    most = max(length, min(room, len(batches) // 8))
+    numbers, unit, held = [], 0, 0
+    before: set[Path | None] = set()
+    for batch in batches:
+        shown = {question.path for question in batch} - {None}
+        if held == most or (held >= length and not before & shown):
+            unit, held = unit + 1, 0
+        numbers.append(unit)
+        before, held = shown, held + 1
+    return numbers
+
+
+def shares_images(groups: Sequence[Group]) -> bool:
+    """Whether two questions of a unit show the same image, so that a prefix can be reused."""
+    for _, members in groupby(groups, key=lambda one: one.unit):
+        shown = [question.path for one in members for question in one.questions if question.path is not None]
+        if len(set(shown)) < len(shown):
+            return True
+    return False
 
 
 def share(groups: Sequence[Group], index: int, count: int) -> list[Group]:

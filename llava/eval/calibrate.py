@@ -32,10 +32,12 @@ from llava.eval.questions import read_questions, require_images
 from llava.eval.ranks import Ranks
 from llava.eval.runfile import fingerprint
 from llava.eval.running import Loaded, Loader
+from llava.eval.suite import parse_config
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
 
+CALIBRATED = "calibrated"
 EPILOG = """
 example:
   python -m llava.tiny.benchmarks --split tune
@@ -81,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="absolute",
         help="of tokens_threshold: ‖c‖ (default), or ‖c‖ / ‖O‖, which does not depend on a model's scale",
     )
+    beside = "a config to set beside the calibrated one on the held-out questions, such as the model's pruning.json"
+    add("--config", action="append", type=parse_config, default=[], metavar="NAME=CONFIG", help=beside)
     add("--compare", action="append", default=[], metavar="FILE", help="another model's calibration.json: which scale "
         "transfers? (may be given again)")  # fmt: skip
     add("--out", type=Path, help="folder to write to (default runs/calibrate/MODEL)")
@@ -102,6 +106,11 @@ class Calibration:
         name = Path(args.model_path).expanduser().name
         self.out = (args.out or Path("runs") / "calibrate" / name).expanduser()
         self.others = [_read_record(Path(path)) for path in args.compare]
+        self.beside = {name: config.to_dict() for name, config in args.config}
+        if CALIBRATED in self.beside or len(self.beside) < len(args.config):
+            raise ValueError(
+                f"--config: every name once, and none {CALIBRATED!r}; got {[name for name, _ in args.config]}"
+            )
         questions = read_questions(args.questions, args.images)
         parts = split(questions, args.samples, args.held_out, args.seed)
         self.samples, self.held_out = ([questions[place] for place in part] for part in parts)
@@ -130,8 +139,7 @@ class Calibration:
             found = self._search(watched, shape, _telling(trials, tried, bar))
         config = PruningConfig.from_dict(found)
         (self.out / "pruning.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        before, after = self._do("heldout", "dense", None), self._do("heldout", "calibrated", found)
-        files = [one.job.plan.answers_file for one in (before, after)]
+        self._do("heldout", "dense", None)
         record = {
             "model": Path(self.args.model_path).expanduser().name,
             "agreement": self.args.agreement,
@@ -140,7 +148,8 @@ class Calibration:
             "trials": len(tried),
             "config": found,
             "settings": config.to_dict(),
-            "claim": claim(*files, after.record["totals"]),
+            "claim": self._claim(CALIBRATED, found),
+            "beside": {name: self._claim(name, settings) for name, settings in self.beside.items()},
             "scale": describe(watched, found),
             "transfer": [transfer(watched, found, other) for other in self.others],
             "command": self.command,
@@ -183,6 +192,11 @@ class Calibration:
         result = do(self._job(part, name, config), self.command, self.loader, Ranks())
         print(f"{part}, {name}: {result.record['totals']['questions']} answers", file=sys.stderr)
         return result
+
+    def _claim(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
+        result = self._do("heldout", name, config)
+        dense = self.jobs["heldout", "dense"].plan.answers_file
+        return claim(dense, result.job.plan.answers_file, result.record["totals"])
 
     def _batches(self, loaded: Loaded) -> list[Batch]:
         """Prepare the samples in batches that stand alone, so that trials may ask them in any order."""

@@ -15,6 +15,7 @@ from llava.eval.answers import AnswersFile, unanswered
 from llava.eval.plan import make_plan
 from llava.eval.runfile import check_settings, read_run_file, run_file_of
 from llava.eval.running import Loader, Run, describe
+from llava.model.pruning.reuse import CACHE_BYTES
 
 UNDERSCORED = ("top_p", "num_beams", "max_new_tokens")
 
@@ -73,7 +74,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model-path", required=True, help="checkpoint folder or hub name; docs/models.md lists the known models")
     add("--model-base", help="base model of a projector-only checkpoint")
-    add("--pruning-config", help="JSON or a path to a .json; without it the model runs dense, untouched")
+    add("--pruning-config", help="JSON or a path to a .json; without it the model runs dense")
     add("--device", default="auto", help="auto (default: CUDA, MPS, CPU in this order), cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", help="float32, float16, bfloat16; auto (default) is float32 on CPU, else float16")
     add(
@@ -93,6 +94,18 @@ def add_asking_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=number(int, 0), default=0, help="for sampling; question i draws from seed + i at batch size 1")
     add("--skip-bad", action="store_true", help="leave out and count questions whose image is missing or unreadable")
     add("--workers", type=number(int, 0), help="processes that prepare inputs (default: at most 4, on CPU none)")
+    add(
+        "--reuse-prefix",
+        action=argparse.BooleanOptionalAction,
+        help="read what questions about one image have in common once; default where questions share images",
+    )
+    add(
+        "--prefix-cache-bytes",
+        type=number(int, 0),
+        default=CACHE_BYTES,
+        metavar="BYTES",
+        help=f"memory for it, the least recently used leaves first (default {CACHE_BYTES}, {CACHE_BYTES >> 30} GiB)",
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue an existing answers file (the default)")
     existing.add_argument("--overwrite", action="store_true", help="start the answers file anew")
@@ -147,6 +160,8 @@ def command_of(args: argparse.Namespace) -> str:
         flag = "--" + (name if name in UNDERSCORED else name.replace("_", "-"))
         if value is True:
             words.append(flag)
+        elif value is False and parser.get_default(name) is None:
+            words.append(flag.replace("--", "--no-", 1))
         elif value != parser.get_default(name):
             words += [flag, str(value)]
     return shlex.join(words)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from llava.eval.answering import Answerer
 from llava.eval.answers import ELSEWHERE, AnswersError, AnswersFile
-from llava.eval.batches import Batch, BatchDataset, group, prepared, share
+from llava.eval.batches import Batch, BatchDataset, Group, group, prepared, share, shares_images
 from llava.eval.plan import Plan
 from llava.eval.questions import Question, Skipped, refusal
 from llava.eval.ranks import Ranks
@@ -26,6 +26,7 @@ from llava.eval.totals import STAGES, Totals
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.inputs import Inputs, inputs_for
+from llava.model.pruning.reuse import Reused
 from llava.utils import device_name
 
 SECONDS_BETWEEN_RUN_FILES = 10.0
@@ -112,8 +113,9 @@ class Run:
             answers.clear()
         self.write("running")
         batches = prepared(BatchDataset(groups, loaded.inputs), workers)
+        room = args.prefix_cache_bytes if self._reuses(groups) else None
         try:
-            with Answerer(loaded.model, loaded.inputs, loaded.name, plan.config, plan.generation) as answerer:
+            with Answerer(loaded.model, loaded.inputs, loaded.name, plan.config, plan.generation, room) as answerer:
                 self._answerer = answerer
                 with self._bar(len(todo), mine) as bar:
                     for batch in self._waiting_for(batches):
@@ -125,6 +127,9 @@ class Run:
             with suppress(RunFileError):  # of a full disk, say: what is raised already tells it
                 self.write("interrupted")
             raise
+
+    def _reuses(self, groups: Sequence[Group]) -> bool:
+        return shares_images(groups) if self.args.reuse_prefix is None else self.args.reuse_prefix
 
     def _waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -157,6 +162,9 @@ class Run:
         seconds["rest"] = max(0.0, whole - sum(seconds.values()))
         self.session["time"] = {stage: round(spent, 3) for stage, spent in seconds.items()}
         self.session["time_shares"] = {stage: round(spent / whole, 4) for stage, spent in seconds.items()}
+        reused = self._answerer.reused
+        if reused is not None:
+            self.session["prefix_reuse"] = reused.to_dict()
         if self._answerer.halved:
             self.session["out_of_memory"] = self._answerer.halved
 
@@ -173,6 +181,10 @@ class Run:
                 {key: value for key, value in session.items() if key not in alike} for session in sessions
             ]
             self.session["questions"] = sum(session["questions"] for session in sessions)
+            reused = [session["prefix_reuse"] for session in sessions if "prefix_reuse" in session]
+            if reused:
+                names = [field.name for field in fields(Reused)]
+                self.session["prefix_reuse"] = Reused(*(sum(one[name] for one in reused) for name in names)).to_dict()
             spent = [session["time"] for session in sessions if "time" in session]
             if spent:
                 time_of = {stage: round(sum(one[stage] for one in spent), 3) for stage in spent[0]}
@@ -238,9 +250,11 @@ def describe(record: dict[str, Any]) -> str:
     totals = record["totals"]
     count = max(totals["questions"], 1)
     spent = totals["milliseconds"]
+    reused = record.get("prefix_reuse")
+    again = f", {100 * reused['share']:.0f}% of the last session's tokens reused" if reused else ""
     return (
         f"{totals['questions']} answers in {record['answers_file']}, {totals['skipped']} skipped; "
         f"{totals['tokens_mean']:.1f} of {totals['prompt_tokens'] / count:.1f} tokens a layer, "
         f"FLOPs saved {100 * totals['flops_saved']:.1f}%, "
-        f"a question: prefill {spent['prefill'] / count:.1f} ms, decode {spent['decode'] / count:.1f} ms"
+        f"a question: prefill {spent['prefill'] / count:.1f} ms, decode {spent['decode'] / count:.1f} ms{again}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +14,11 @@ from transformers import GenerationConfig
 
 from llava.mm_utils import KeywordsStoppingCriteria
 from llava.model.inputs import Picture, Seen, Turn, inputs_for
-from llava.model.pruning import PruningConfig, PruningTrace, prune
+from llava.model.pruning import PruningConfig, PruningSession, PruningTrace, prune
+from llava.model.pruning.families import family_of
+from llava.model.pruning.flops import DecoderShape
+from llava.model.pruning.methods import NoPruning
+from llava.model.pruning.reuse import CACHE_BYTES, PrefixStore
 
 from .generation import AnswerStream, StopOnRequest, stop_on_interrupt
 
@@ -67,10 +71,11 @@ class SeenImage:
 
 
 class Chat:
-    """One conversation. Every turn reads the whole prompt again, image included: simple, and exact under pruning.
+    """One conversation. Every turn is a prompt with image and earlier turns: simple, and exact under pruning.
 
     `loaded` is what `load_pretrained_model` returns; `conv_mode` as in `inputs_for`; `pruning` is applied while
-    `pruning_on`.
+    `pruning_on`. What a prompt has in common with the one before is kept, in at most `prefix_cache_bytes`, and not run
+    again (`prune`'s `reuse_prefix`; without pruning, too: the engine then drops nothing). None: prompts run whole.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Chat:
         pruning: PruningConfig,
         sampling: Sampling | None = None,
         pruning_on: bool = True,
+        prefix_cache_bytes: int | None = CACHE_BYTES,
     ):
         self.tokenizer, self.model, processor, self.context_len = loaded
         self.inputs = inputs_for(self.tokenizer, processor, self.model.config, conv_mode)
@@ -89,6 +95,8 @@ class Chat:
         self.image: SeenImage | None = None
         self.last: Reply | None = None
         self.said: list[Turn] = []
+        self._room = prefix_cache_bytes
+        self._prefixes: PrefixStore | None = None
 
     def clear(self) -> None:
         """Forget what was said; the image stays."""
@@ -170,7 +178,7 @@ class Chat:
                 "generation_config": self.sampling.generation_config(limit),
             }
             try:
-                with prune(self.model, self.pruning) if self.pruning_on else nullcontext() as session:
+                with self._session() as session:
                     if session and seen and any(stage.reads_vision for stage in session.config.stages):
                         with torch.no_grad():  # the method watches the vision tower, so the image is seen once more
                             seen = self.inputs.see(self.model, [self.image.picture])
@@ -178,7 +186,16 @@ class Chat:
             except KeyboardInterrupt:
                 stop.set()
                 stream.end()
-        return stop.is_set(), session.traces[-1] if session and session.traces else None
+        return stop.is_set(), session.traces[-1] if self.pruning_on and session and session.traces else None
+
+    def _session(self) -> AbstractContextManager[PruningSession | None]:
+        """Return what a prompt is read in: pruned or not, with what is kept of the prompts before."""
+        if self._room is None:
+            return prune(self.model, self.pruning) if self.pruning_on else nullcontext()
+        if self._prefixes is None:
+            shape = DecoderShape.of(family_of(self.model).decoder(self.model).config)
+            self._prefixes = PrefixStore(self._room, shape)
+        return prune(self.model, self.pruning if self.pruning_on else NoPruning(), reuse_prefix=self._prefixes)
 
     def _cut(self, stream: AnswerStream, limit: int) -> bool:
         ends = self.model.generation_config.eos_token_id

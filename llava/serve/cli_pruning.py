@@ -57,6 +57,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto (default: CUDA, MPS, CPU), cpu, cuda, cuda:1, mps")
     parser.add_argument("--dtype", default="auto", help="auto (default: float32 on CPU, else float16), bfloat16, …")
     parser.add_argument("--seed", type=int, help="of the sampling")
+    parser.add_argument(
+        "--reuse-prefix",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep what a prompt has in common with the next one: image and earlier turns (default: yes)",
+    )
+    parser.add_argument(
+        "--prefix-cache-bytes", type=_at_least(0, int), metavar="BYTES", help="memory for that (default: 2 GiB)"
+    )
     return parser
 
 
@@ -139,6 +148,7 @@ def start(args: argparse.Namespace, progress=None) -> Chat:
         from llava.mm_utils import get_model_name_from_path
         from llava.model.checkpoint import find_source
         from llava.model.layouts import read_layout
+        from llava.model.pruning.reuse import CACHE_BYTES
         from llava.utils import pick_device
 
         from .chat import Chat, Sampling
@@ -168,7 +178,9 @@ def start(args: argparse.Namespace, progress=None) -> Chat:
             dtype=args.dtype,
         )
         sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens)
-        chat = Chat(loaded, conv_mode, pruning, sampling, not (args.no_pruning or args.pruning_config == "none"))
+        room = CACHE_BYTES if args.prefix_cache_bytes is None else args.prefix_cache_bytes
+        room = room if args.reuse_prefix else None
+        chat = Chat(loaded, conv_mode, pruning, sampling, not (args.no_pruning or args.pruning_config == "none"), room)
         if image is not None:
             chat.see(image, args.image_file)
     return chat

@@ -34,6 +34,8 @@ MME_KINDS = ("mme_exist", "mme_count", "mme_pos", "mme_color", "mme_text")
 TEXT_KINDS = ("text", "hw_digit")
 YES_NO_KINDS = ("exist", "verify_rel", *MME_KINDS)
 KINDS = GQA_KINDS + MME_KINDS + TEXT_KINDS
+TRAINING_KINDS = ("choose_rel",)
+"""Asked in training alone: on which side something stands, without a relation to be agreed with or denied."""
 _DRAWS = 60
 
 
@@ -125,6 +127,16 @@ def _relation_verified(kind: str, scene: Scene, rng: np.random.Generator, o: Sce
     return f"Is the {_name(o)} {relation} the {_name(other)}?" + ("" if kind == "verify_rel" else YES_OR_NO)
 
 
+def _relation_chosen(scene: Scene, rng: np.random.Generator, o: SceneObject) -> tuple[str, str] | None:
+    other = _pick(rng, scene.objects)
+    relation, words = _pick(rng, (("to the left of", "to the left or to the right of"), ("above", "above or below")))
+    stands = None if other is o else holds(o, other, relation)
+    if stands is None:
+        return None
+    answers = ("left", "right") if relation == "to the left of" else ("above", "below")
+    return f"Is the {_name(o)} {words} the {_name(other)}?", answers[0] if stands else answers[1]
+
+
 def _relation_asked(
     kind: str, scene: Scene, rng: np.random.Generator, o: SceneObject, lone: float
 ) -> tuple[str, str] | None:
@@ -172,7 +184,7 @@ def ask(
     """Draw one question of a kind, or None where this draw (or this scene) has no unambiguous one.
 
     Args:
-        kind: one of GQA_KINDS, MME_KINDS, TEXT_KINDS.
+        kind: one of GQA_KINDS, MME_KINDS, TEXT_KINDS, TRAINING_KINDS.
         scene: what the picture shows.
         rng: source of every random choice; consumed.
         yes: the answer a yes/no question shall have; None draws it.
@@ -183,8 +195,8 @@ def ask(
         ValueError: on an unknown kind.
 
     """
-    if kind not in GQA_KINDS + MME_KINDS + TEXT_KINDS:
-        raise ValueError(f"unknown kind of question {kind!r}; known: {', '.join(GQA_KINDS + MME_KINDS + TEXT_KINDS)}")
+    if kind not in KINDS + TRAINING_KINDS:
+        raise ValueError(f"unknown kind of question {kind!r}; known: {', '.join(KINDS + TRAINING_KINDS)}")
     if kind == "text":
         return Question(kind, "What is written on the sign?", scene.sign) if scene.sign else None
     if kind == "hw_digit":
@@ -212,6 +224,8 @@ def ask(
     elif kind in ("verify_rel", "mme_pos"):
         text = _relation_verified(kind, scene, rng, o, yes)
         found = (text, verdict) if text else None
+    elif kind == "choose_rel":
+        found = _relation_chosen(scene, rng, o)
     else:
         found = _relation_asked(kind, scene, rng, o, lone)
     return Question(kind, *found) if found else None

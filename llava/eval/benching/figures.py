@@ -9,6 +9,7 @@ from typing import Any
 
 from llava.model.pruning import PruningTrace
 
+from .memory import Peak
 from .rounds import Run
 
 
@@ -38,18 +39,18 @@ def figures(
     runs: Sequence[Run],
     traces: Sequence[PruningTrace],
     replays: Sequence[Run] | None = None,
-    peak: int | None = None,
+    peak: Peak | None = None,
 ) -> dict[str, Any]:
     """Return the figures of one config, JSON-ready; rounds of all runs belong together.
 
     traces: of the batch, as these runs read it; for the dense runs themselves, of the untouched prompts
     replays: runs of the same decisions without measuring; None for a method that measures nothing
-    peak: bytes, where the runs themselves do not know them
+    peak: where the runs themselves do not know it
 
     Milliseconds are of the batch: its prefill, and one decoding step. `flops` are multiply-adds of the batch's
     prefill over all tokens; `ceiling` is dense FLOPs by these, `speedup` the median over rounds of dense prefill by
     this one, `efficiency` the share of the ceiling that it reaches. `probe_share` is the median over rounds of
-    1 − replay / prefill.
+    1 − replay / prefill. `kv_share` is the part of the dense prompts' keys and values that is kept after the prefill.
     """
     flops = sum(trace.flops("all") for trace in traces)
     ceiling = sum(trace.dense_flops("all") for trace in traces) / flops
@@ -59,13 +60,16 @@ def figures(
     shares = [1 - again.prefill / run.prefill for again, run in zip(replays or (), runs, strict=bool(replays))]
     probing = [run.prefill - again.prefill for again, run in zip(replays or (), runs, strict=bool(replays))]
     peaks = [run.peak for run in runs if run.peak is not None] if peak is None else [peak]
+    kv = sum(trace.kv_bytes for trace in traces)
     by_layer = zip(*(trace.tokens_per_layer for trace in traces), strict=True)
     return {
         **spread("prefill_ms", [run.prefill for run in runs]),
         **spread("decode_ms_per_token", [run.decode for run in runs]),
         **spread("vision_ms", [run.vision or None for run in runs]),
-        "peak_bytes": max(peaks, default=None),
-        "kv_bytes": sum(trace.kv_bytes for trace in traces),
+        "peak_bytes": max((one.whole for one in peaks), default=None),
+        "prefill_peak_bytes": max((one.prefill for one in peaks if one.prefill is not None), default=None),
+        "kv_bytes": kv,
+        "kv_share": round(kv / sum(trace.dense_kv_bytes for trace in traces), 4),
         "flops": flops,
         "ceiling": round(ceiling, 4),
         **spread("speedup", ratios),
@@ -85,9 +89,9 @@ def costs_more(name: str, found: dict[str, Any], dense: dict[str, Any]) -> list[
         lines.append(_slower(name, "prefill", found, "speedup"))
     if found["decode_speedup"] is not None and found["decode_speedup"] < 1:
         lines.append(_slower(name, "decoding", found, "decode_speedup"))
-    if found["peak_bytes"] is not None and dense["peak_bytes"] and found["peak_bytes"] > dense["peak_bytes"]:
-        share = 100 * (found["peak_bytes"] / dense["peak_bytes"] - 1)
-        lines.append(f"{name}: peak memory is HIGHER than dense by {share:.1f}%")
+    for key, what in (("peak_bytes", "peak memory"), ("prefill_peak_bytes", "the decoder's peak memory in prefill")):
+        if found[key] is not None and dense[key] and found[key] > dense[key]:
+            lines.append(f"{name}: {what} is HIGHER than dense by {100 * (found[key] / dense[key] - 1):.1f}%")
     return lines
 
 

@@ -15,7 +15,7 @@ from llava.eval.timing import ForwardTimer
 from llava.model.pruning import PruningConfig, PruningTrace
 
 from . import BenchError
-from .memory import CudaPeak, cpu_peak
+from .memory import CudaPeak, Peak, cpu_peak
 from .subject import Subject
 
 T = TypeVar("T")
@@ -25,34 +25,34 @@ Maker = Callable[[], "PruningConfig | None"]
 
 @dataclass(frozen=True)
 class Run:
-    """What one `generate` took: milliseconds of the whole batch, of one decoding step, and bytes above the weights."""
+    """What one `generate` took: milliseconds of the whole batch, of one decoding step, and bytes at most."""
 
     prefill: float
     decode: float | None
     vision: float
-    peak: int | None
+    peak: Peak | None
     traces: list[PruningTrace]
 
 
 def run_once(subject: Subject, config: PruningConfig | None, new_tokens: int) -> Run:
     """Generate once and look at the clock around the model's modules (`ForwardTimer`)."""
     with torch.inference_mode(), subject.pruned(config) as session, ForwardTimer(subject.model) as timer:
-        with _quiet(), CudaPeak(subject.model.device) as memory:
+        with _quiet(), CudaPeak(subject.model.device, subject.decoder) as memory:
             subject.ask(new_tokens)
         spent = timer.take()
     return Run(
         prefill=spent.prefill,
         decode=spent.decode / spent.decode_steps if spent.decode_steps else None,
         vision=spent.vision,
-        peak=memory.bytes,
+        peak=None if memory.bytes is None else Peak(memory.bytes, memory.prefill),
         traces=[] if session is None else session.traces,
     )
 
 
-def peak_on_cpu(subject: Subject, config: PruningConfig | None, new_tokens: int) -> int:
+def peak_on_cpu(subject: Subject, config: PruningConfig | None, new_tokens: int) -> Peak:
     """Bytes that prefill and decoding take at most on a CPU, from a run that is not timed."""
     with torch.inference_mode(), subject.pruned(config):
-        return cpu_peak(lambda: subject.ask(new_tokens))
+        return cpu_peak(lambda: subject.ask(new_tokens), subject.decoder)
 
 
 def take_turns(

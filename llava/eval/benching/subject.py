@@ -16,7 +16,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.batches import read_image
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.model.inputs import Inputs, Turn, inputs_for
+from llava.model.inputs import Inputs, Picture, Turn, inputs_for
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
@@ -139,8 +139,7 @@ def loaded_subject(
     tokenizer, model, processor, _ = load_pretrained_model(path, None, name, device=str(device), dtype=dtype)
     inputs = inputs_for(tokenizer, processor, model.config)
     row = _row(inputs, images, prompt_tokens)
-    generator = np.random.default_rng(seed)
-    pictures = [inputs.prepare(_image(image_file, generator)) for _ in range(batch_size * images)]
+    pictures = pictures_of(inputs, batch_size * images, image_file, seed)
 
     def look() -> list[list]:
         seen = inputs.see(model, pictures)
@@ -171,6 +170,12 @@ def greedy(new_tokens: int, pad_id: int | None) -> dict[str, Any]:
         "pad_token_id": pad_id,
         "use_cache": True,
     }
+
+
+def pictures_of(inputs: Inputs, count: int, image_file: str | None, seed: int) -> list[Picture]:
+    """Prepare `count` times an image, or for None as many of noise."""
+    generator = np.random.default_rng(seed)
+    return [inputs.prepare(_image(image_file, generator)) for _ in range(count)]
 
 
 def _image(path: str | None, generator: np.random.Generator) -> Image.Image:

@@ -12,7 +12,15 @@ from rich.table import Table
 from llava.eval.formats import beside_dense, bytes_text, count_text
 
 TIMES = ("config", "prefill", "speed-up", "ceiling", "efficiency", "probing", "decode a token", "vision")
-COSTS = ("config", "FLOPs, all tokens", "KV", "peak memory", "tokens a layer", "what was pruned")
+COSTS = (
+    "config",
+    "FLOPs, all tokens",
+    "KV",
+    "peak memory",
+    "decoder's in prefill",
+    "tokens a layer",
+    "what was pruned",
+)
 
 
 def print_result(result: Mapping[str, Any], console: Console) -> None:
@@ -60,10 +68,8 @@ def _costs(name: str, row: Mapping[str, Any], dense: Mapping[str, Any]) -> list[
     layers = row["tokens_per_layer"]
     pruned = "nothing" if name == "dense" else plan_text(row["plans"])
     mean = f"{sum(layers) / len(layers):,.1f}"
-    return [name, beside("flops", count_text), beside("kv_bytes", bytes_text), beside("peak_bytes", bytes_text)] + [
-        mean,
-        pruned,
-    ]
+    memory = [beside(key, bytes_text) for key in ("kv_bytes", "peak_bytes", "prefill_peak_bytes")]
+    return [name, beside("flops", count_text), *memory, mean, pruned]
 
 
 def plan_text(plans: Sequence[Mapping[str, Any]]) -> str:

@@ -46,6 +46,7 @@ def markdown(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> 
         f"{len(trials)} configs were asked for real.",
         "",
         "![Trade-off](tradeoff.png)",
+        *_beside(record),
         "",
         "## The scale of the L2 threshold",
         "",
@@ -80,6 +81,24 @@ def markdown(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> 
     return "\n".join(lines) + "\n"
 
 
+def _beside(record: Mapping[str, Any]) -> list[str]:
+    """The calibrated config and others on the same held-out questions; nothing without others."""
+    if not record["beside"]:
+        return []
+    lines = [
+        "",
+        "## Beside other configs, on the held-out questions",
+        "",
+        "| config | as dense | 95% interval | FLOPs (% of dense, all tokens) | visual | KV |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in {"calibrated": record["claim"], **record["beside"]}.items():
+        low, high = (100 * end for end in one["interval"])
+        costs = " | ".join(f"{100 * one[key]:.1f}" for key in ("flops", "visual_flops", "kv"))
+        lines.append(f"| {name} | {100 * one['agreement']:.2f}% | {low:.2f}–{high:.2f} | {costs} |")
+    return lines
+
+
 def draw(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw agreement against FLOPs: every trial, and the chosen config on the held-out questions with its interval."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -102,6 +121,10 @@ def draw(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Figu
         [100 * claim["flops"]], [share], [[share - low], [high - share]], fmt="*", markersize=14, color="C3", capsize=4,
         label="chosen, on held-out questions (95%)",
     )  # fmt: skip
+    for name, one in record["beside"].items():
+        place = (100 * one["flops"], 100 * one["agreement"])
+        axes.plot(*place, marker="D", markersize=6, color="C1", linestyle="")
+        axes.annotate(name, place, xytext=(6, -3), textcoords="offset points", fontsize=8)
     axes.axhline(100 * record["agreement"], color="0.4", linestyle="--", linewidth=1, label="wanted")
     axes.set(xlabel="prefill FLOPs, all tokens (% of dense)", ylabel="same answer as dense (%)")
     axes.set_title(f"{record['model']}: {len(trials)} configs on {record['samples']} samples", fontsize=10)

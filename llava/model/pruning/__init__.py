@@ -2,7 +2,8 @@
 
 from .cache import RaggedCache
 from .config import PruningConfig
+from .reuse import PrefixStore
 from .session import PruningSession, prune
 from .trace import PruningTrace
 
-__all__ = ["PruningConfig", "PruningSession", "PruningTrace", "RaggedCache", "prune"]
+__all__ = ["PrefixStore", "PruningConfig", "PruningSession", "PruningTrace", "RaggedCache", "prune"]

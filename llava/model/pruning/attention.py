@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from .kernels import Kernel, choose
-from .packed import PackedTokens, Segments, upload
+from .packed import PackedTokens, upload
 from .policy import AttentionRule
 
 NAME = "visipruner"
@@ -64,6 +64,7 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
     if isinstance(pruning, DecodeCall):
         mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
         return decode(query, key, value, mask, scaling), None
+    key, value = pruning.tokens.complete(query, key, value)
     pruning.query, pruning.key, pruning.value, pruning.scaling = query, key, value, scaling
     if isinstance(pruning, PeekCall):
         raise Peeked
@@ -75,32 +76,38 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
 
 
 def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel: Kernel, scaling: float):
-    """Attention of packed prompts under `rule`: query [1, H, T, d], key and value [1, Hkv, T, d] → [1, T, H, d]."""
+    """Attention of packed prompts under `rule`: key and value [1, Hkv, T, d], query [1, H, R, d] → [1, R, H, d].
+
+    R: the tokens that run (`tokens.live`), all T of them unless a prefix is reused.
+    """
     if rule.dense or not tokens.visual.any():
         return kernel(query, key, value, tokens.everything, True, scaling)
-    device = query.device
-    visual = tokens.tensor("visual", lambda: tokens.visual, device)[None, :, None, None]
+    device, seeing = query.device, tokens.live_visual.any()
 
     def causal(values):
         return kernel(query, key, values, tokens.everything, True, scaling)
 
-    def without(columns):
-        return causal(value.masked_fill(columns.view(1, 1, -1, 1), 0))
+    def without(name, columns):
+        return causal(value.masked_fill(tokens.tensor(name, columns, device).view(1, 1, -1, 1), 0))
 
     out = {}
-    for kind in {rule.text, rule.visual} & {"dense", "zero", "half"}:
+    for kind in {rule.text, rule.visual if seeing else rule.text} & {"dense", "zero", "half"}:
         match kind:
             case "dense":
                 out[kind] = causal(value)
             case "zero":
-                out[kind] = without(visual)
+                out[kind] = without("visual", lambda: tokens.visual)
             case "half":
-                out[kind] = without(tokens.tensor("half", tokens.first_half, device))
+                out[kind] = without("half", tokens.first_half)
     if rule.text == "merge":
         out["merge"] = _merge(causal, value, tokens, rule.sink)
     if rule.text == "remove":
-        rows = tokens.tensor("text rows", lambda: (~tokens.visual).nonzero()[0], device)
-        text = kernel(*(part.index_select(2, rows) for part in (query, key, value)), tokens.text, True, scaling)
+        rows = tokens.tensor("text rows", lambda: (~tokens.live_visual).nonzero()[0], device)
+        columns = tokens.tensor("text columns", lambda: (~tokens.visual).nonzero()[0], device)
+        read = (part.index_select(2, columns) for part in (key, value))
+        out["remove"] = kernel(query.index_select(2, rows), *read, tokens.text, True, scaling)
+    if not seeing:
+        return out[rule.text]
     if rule.visual == "remove":
         runs = tokens.visual_runs()
         seen = tokens.tensor("visual keys", lambda: runs.keys, device)
@@ -108,25 +115,28 @@ def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel:
         keys, values = key.index_select(2, seen), value.index_select(2, seen)
         alone = kernel(query.index_select(2, chosen), keys, values, runs.segments, False, scaling)
     if rule.text == rule.visual == "remove":
+        text = out["remove"]
         result = text.new_empty(1, query.shape[2], *text.shape[2:])
         return result.index_copy(1, rows, text).index_copy(1, chosen, alone)
     if rule.text == "remove":
-        return out[rule.visual].index_copy(1, rows, text)
+        return out[rule.visual].index_copy(1, rows, out["remove"])
     if rule.visual == "remove":
         return out[rule.text].index_copy(1, chosen, alone)
+    if rule.text == rule.visual:
+        return out[rule.text]
+    visual = tokens.tensor("live visual", lambda: tokens.live_visual, device)[None, :, None, None]
     return torch.where(visual, out[rule.visual], out[rule.text])
 
 
 def _without_hidden(out, query, key, value, tokens: PackedTokens, hidden: np.ndarray, kernel: Kernel, scaling: float):
-    """Replace the text rows of `out` [1, T, H, d] by attention over the stream without its hidden tokens."""
-    left = np.flatnonzero(~hidden)
-    counts = tuple(int((~hidden[start:end]).sum()) for start, end in tokens.spans)
-    stream = upload(left, query.device)
-    parts = (part.index_select(2, stream) for part in (query, key, value))
-    seen = kernel(*parts, Segments(counts, counts), True, scaling)
-    text = np.flatnonzero(~tokens.visual[left])
-    rows = upload(text, query.device)
-    return out.index_copy(1, stream.index_select(0, rows), seen.index_select(1, rows))
+    """Replace the text rows of `out` [1, R, H, d] by attention over the stream without its hidden tokens."""
+    stream = upload(np.flatnonzero(~hidden), query.device)
+    rows = np.flatnonzero(~hidden[tokens.live])
+    read = (part.index_select(2, stream) for part in (key, value))
+    asking = query.index_select(2, upload(rows, query.device))
+    seen = kernel(asking, *read, tokens.left(~hidden), True, scaling)
+    text = np.flatnonzero(~tokens.live_visual[rows])
+    return out.index_copy(1, upload(rows[text], query.device), seen.index_select(1, upload(text, query.device)))
 
 
 def _merge(causal, value, tokens: PackedTokens, sink: int):
@@ -137,7 +147,7 @@ def _merge(causal, value, tokens: PackedTokens, sink: int):
         if result is None:
             result = merged
         else:
-            rows = tokens.tensor(f"merge rows {sink} {number}", lambda step=step: step.rows, value.device)
+            rows = tokens.tensor(f"merge rows {sink} {number}", lambda step=step: step.rows[tokens.live], value.device)
             result = torch.where(rows[None, :, None, None], merged, result)
     return result
 

@@ -34,6 +34,8 @@ class PruningConfig:
     """Positions of the tokens after pruning: `original`, or `compact` where a method counts them anew."""
     reads_vision = False
     """Whether the method asks for what the image encoder left behind."""
+    no_reuse: ClassVar[str | None] = None
+    """Why no prefix can be reused under this method, as the end of a sentence that its name begins; None: it can."""
 
     def __post_init__(self):
         if self.before is None:

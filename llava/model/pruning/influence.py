@@ -39,6 +39,8 @@ class Measurement(NamedTuple):
 class Influence(Probe):
     """Influence of a prompt's visual tokens on its last token: a `Measurement`."""
 
+    last_row = True
+
     def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> tuple[torch.Tensor]:
         """Measure the prompts together: fp32 [3, b, L], L the longest of them."""
         return (_figures(states.query, states.key, states.value, states.tokens, prompts, states.scaling),)

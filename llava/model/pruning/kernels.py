@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from .packed import Segments, upload
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, bool, float], torch.Tensor]
-"""(query [1, H, Tq, d], key [1, Hkv, Tk, d], value [1, Hkv, Tk, d], segments, causal, scale) → [1, Tq, H, d]."""
+"""(query [1, H, Tq, d], key [1, Hkv, Tk, d], value [1, Hkv, Tk, d], segments, causal, scale) → [1, Tq, H, d].
+
+The rows of a segment are the last ones of its keys: under `causal`, row i of q reads the first k − q + i + 1 of k keys.
+"""
 
 BACKENDS = ("auto", "sdpa", "varlen", "flash_attn")
 
@@ -68,15 +71,25 @@ def by_segment(query, key, value, segments: Segments, causal: bool, scale: float
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if len(segments.queries) == 1:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale).transpose(1, 2)
+        return _sdpa(query, key, value, causal, scale)
     pieces = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=causal and q.shape[2] > 1, scale=scale).transpose(1, 2)
+        _sdpa(q, k, v, causal, scale)
         for q, k, v in zip(
             query.split(segments.queries, 2), key.split(segments.keys, 2), value.split(segments.keys, 2), strict=True
         )
         if q.shape[2]
     ]
     return torch.cat(pieces, 1)
+
+
+def _sdpa(query, key, value, causal: bool, scale: float) -> torch.Tensor:
+    """One segment; its rows are the last ones of its keys."""
+    rows, keys = query.shape[2], key.shape[2]
+    mask = None
+    if causal and 1 < rows < keys:
+        mask = torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
+    causal = causal and 1 < rows == keys
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scale).transpose(1, 2)
 
 
 def varlen(function: Callable, query, key, value, segments: Segments, causal: bool, scale: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,10 @@ Rotary = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """Which stretch of queries reads which stretch of keys: stretch i holds `queries[i]` rows and `keys[i]` keys."""
+    """Which stretch of queries reads which stretch of keys: stretch i holds `queries[i]` rows and `keys[i]` keys.
+
+    Where a stretch is read causally, its rows are the last ones of its keys.
+    """
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
@@ -61,6 +64,30 @@ class PackedTokens:
     _memo: dict = field(default_factory=dict, repr=False)
 
     @property
+    def tails(self) -> tuple[int, ...]:
+        """How many tokens of each prompt a layer runs, its last ones: all of them, unless a prefix is reused."""
+        return self.lengths
+
+    @property
+    def live(self) -> np.ndarray:
+        """Places in the stream of the tokens that a layer runs: int [sum of tails]."""
+        return self._once("live", self._live)
+
+    def _live(self) -> np.ndarray:
+        ends = [end for _, end in self.spans]
+        return np.concatenate([np.arange(end - tail, end) for end, tail in zip(ends, self.tails, strict=True)])
+
+    @property
+    def live_visual(self) -> np.ndarray:
+        """Which of them are visual: bool [sum of tails]."""
+        return self._once("live visual", lambda: self.visual[self.live])
+
+    @property
+    def live_rope(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`rope` of the tokens that a layer runs."""
+        return self.rope
+
+    @property
     def starts(self) -> np.ndarray:
         """Offset of each prompt in the stream, and T at the end: int [B + 1]."""
         return self._once("starts", lambda: np.concatenate([[0], np.cumsum(self.lengths)]))
@@ -92,13 +119,20 @@ class PackedTokens:
     @property
     def everything(self) -> Segments:
         """Each prompt reads itself."""
-        return Segments(self.lengths, self.lengths)
+        return Segments(self.tails, self.lengths)
 
     @property
     def text(self) -> Segments:
         """Each prompt's text reads itself, in the stream of text tokens only."""
-        counts = tuple(n - v for n, v in zip(self.lengths, self.visual_counts, strict=True))
-        return Segments(counts, counts)
+        return self._once("text", lambda: self.left(~self.visual))
+
+    def left(self, mask: np.ndarray) -> Segments:
+        """Each prompt reads itself, in the stream of the tokens where `mask` (bool [T]) holds."""
+        counts = tuple(int(mask[start:end].sum()) for start, end in self.spans)
+        queries = tuple(
+            int(mask[end - tail : end].sum()) for (_, end), tail in zip(self.spans, self.tails, strict=True)
+        )
+        return Segments(queries, counts)
 
     def visual_hidden(self, prompt: int) -> torch.Tensor:
         """Return the hidden states [V, D] of a prompt's visual tokens."""
@@ -107,8 +141,32 @@ class PackedTokens:
         return self.hidden[0].index_select(0, places)
 
     def with_hidden(self, hidden: torch.Tensor) -> PackedTokens:
-        """Return the same tokens with the hidden states that a layer made of them."""
+        """Return the same tokens with other hidden states."""
         return PackedTokens(hidden, self.rope, self.lengths, self.visual, self.position, self._memo)
+
+    def enter(self, hidden: np.ndarray | None = None, whole: bool = False, peek: bool = False) -> PackedTokens:
+        """Return the tokens as the next layer runs them; see `LiveTokens.enter`."""
+        return self
+
+    def complete(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple:
+        """Return key and value [1, Hkv, T, d] of all tokens, from query, key and value of those that the layer runs."""
+        return key, value
+
+    def all_queries(self, query: torch.Tensor) -> torch.Tensor:
+        """Return query [1, H, T, d] of all tokens, from that of those that the layer ran."""
+        return query
+
+    def after_layer(self, hidden: torch.Tensor) -> PackedTokens:
+        """Return the same tokens with the hidden states that a layer made of them."""
+        return self.with_hidden(hidden)
+
+    def whole(self) -> PackedTokens:
+        """Return the tokens with the hidden states of all of them."""
+        return self
+
+    def loosen(self, prompts: Iterable[int], entirely: bool = False) -> PackedTokens:
+        """Return the tokens with those of `prompts` that a choice changes among the ones that run."""
+        return self
 
     def keep(self, mask: np.ndarray) -> PackedTokens:
         """Return the tokens where `mask` (bool [T]) holds, at their original positions and rotary angles."""
@@ -138,16 +196,20 @@ class PackedTokens:
         return self._once((name, device), lambda: upload(make(), device))
 
     def visual_runs(self) -> VisualRuns:
-        """Group visual rows by prompt and by the text before them; rows with no text before read themselves."""
+        """Group visual rows by prompt and by the text before them; rows with no text before read themselves.
+
+        `rows` counts the tokens that the layer runs, `keys` all of them.
+        """
         return self._once("visual_runs", self._visual_runs)
 
     def _visual_runs(self) -> VisualRuns:
         keys, queries, counts = [], [], []
-        for start, end in self.spans:
+        for (start, end), tail in zip(self.spans, self.tails, strict=True):
             visual = self.visual[start:end]
             text = start + np.flatnonzero(~visual)
-            before = np.cumsum(~visual)[visual]
-            rows = start + np.flatnonzero(visual)
+            running = np.flatnonzero(visual) >= end - start - tail
+            before = np.cumsum(~visual)[visual][running]
+            rows = start + np.flatnonzero(visual)[running]
             for row in rows[before == 0]:
                 keys.append([row])
                 queries.append(1)
@@ -157,7 +219,7 @@ class PackedTokens:
                 queries.append(int(number))
                 counts.append(int(seen))
         flat = np.concatenate(keys) if keys else np.empty(0, int)
-        return VisualRuns(np.flatnonzero(self.visual), flat, Segments(tuple(queries), tuple(counts)))
+        return VisualRuns(np.flatnonzero(self.live_visual), flat, Segments(tuple(queries), tuple(counts)))
 
     def first_half(self) -> np.ndarray:
         """Return bool [T]: the first ⌊V/2⌋ visual tokens of each prompt."""

@@ -78,7 +78,7 @@ class Policy:
     """The layer after which only chosen visual tokens remain; a policy sets it when it chooses for the first time."""
 
     def probe(self, layer: int) -> Probe | None:
-        """Return what to measure of this prompt after `layer`, None for nothing."""
+        """Return what to measure of this prompt after `layer`, None for nothing; asked before the layer runs."""
         return None
 
     def hidden(self, layer: int, positions: np.ndarray) -> np.ndarray | None:

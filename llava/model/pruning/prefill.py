@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +18,9 @@ from .flops import DecoderShape
 from .influence import Measurement
 from .packed import PackedTokens, Rotary
 from .policy import Selection
-from .probes import LayerStates, run
-from .trace import Probe, PruningTrace
+from .probes import LayerStates, Probe, run
+from .trace import Probe as Probed
+from .trace import PruningTrace
 
 
 class Prefill:
@@ -31,6 +34,8 @@ class Prefill:
         maps (x, position_ids) to (cos, sin); needed where the config renumbers positions
     vision:
         what the image encoder left behind (`EncoderStates` by prompt), for a config that asks for it
+    attach:
+        gives the tokens that enter layer 0 what earlier prompts left (`PrefixStore.attach`), or None
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Prefill:
         cache: RaggedCache | None,
         rotary: Rotary | None = None,
         vision: dict[int, Any] | None = None,
+        attach: Callable[[PackedTokens], PackedTokens] | None = None,
     ):
         self.layers = layers
         self.config = config
@@ -48,9 +54,10 @@ class Prefill:
         self.cache = cache
         self.rotary = rotary
         self.vision = vision
+        self.attach = attach
 
     def run(self, tokens: PackedTokens, hidden_states: list | None = None, **kwargs) -> PackedTokens:
-        """Run all layers and return the surviving tokens, before the final norm.
+        """Run all layers and return the surviving tokens, before the final norm; with reuse, those of them that ran.
 
         hidden_states collects (stream [1, T, D], lengths) at the entry of every layer.
         """
@@ -60,12 +67,16 @@ class Prefill:
         self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b]) for b in prompts]
         for stage in self.config.stages:
             self.stage, self.policies = stage, [stage.start(len(self.layers)) for _ in prompts]
-            tokens = self._prune(-1, tokens, None)
+            tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
+        if self.attach is not None:
+            tokens = self.attach(tokens)
         for index, layer in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append((tokens.hidden, tokens.lengths))
             rule = self.config.attention(index)
             hidden = self._hidden(index, tokens) if rule.text == "dense" else None
+            asked = self._asked(index, tokens)
+            tokens = tokens.enter(hidden, _whole(asked))
             call = PrefillCall(tokens, rule, self.backend, hidden)
             output = self._call(layer, tokens, call)
             if self.cache is not None:
@@ -74,15 +85,15 @@ class Prefill:
                 kept = tokens.lengths
             for b in prompts:
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b])
-            tokens = tokens.with_hidden(output[0] if isinstance(output, tuple) else output)
-            tokens = self._prune(index, tokens, call)
+            tokens = tokens.after_layer(output[0] if isinstance(output, tuple) else output)
+            tokens = self._prune(index, tokens, call, asked)
         return tokens
 
     def _call(self, layer, tokens: PackedTokens, call: PrefillCall):
         return layer(
             tokens.hidden,
             attention_mask=None,
-            position_embeddings=tokens.rope,
+            position_embeddings=tokens.live_rope,
             past_key_values=None,
             use_cache=False,
             pruning=call,
@@ -97,27 +108,33 @@ class Prefill:
                 hidden[tokens.visual_places[b]] = chosen
         return hidden if hidden.any() else None
 
-    def _peek(self, index: int, tokens: PackedTokens) -> LayerStates:
+    def _peek(self, index: int, tokens: PackedTokens, whole: bool) -> LayerStates:
         """Return query, key and value that layer `index` makes of the tokens; the layer goes no further."""
+        tokens = tokens.enter(whole=whole, peek=True)
         call = PeekCall(tokens, self.config.attention(index), self.backend)
         with suppress(Peeked):
             self._call(self.layers[index], tokens, call)
-        return LayerStates(tokens, call.query, call.key, call.value, call.scaling)
+        return _states(tokens, call, whole)
 
-    def _prune(self, index: int, tokens: PackedTokens, call: PrefillCall | None) -> PackedTokens:
-        """Ask every prompt's policy what stays after layer `index`, and return the tokens of the next one."""
-        asked = {
+    def _asked(self, index: int, tokens: PackedTokens) -> dict[int, Probe]:
+        """Ask every prompt's policy what to measure after layer `index`."""
+        return {
             b: probe
             for b, n in enumerate(tokens.visual_counts)
             if n and (probe := self.policies[b].probe(index)) is not None
         }
+
+    def _prune(
+        self, index: int, tokens: PackedTokens, call: PrefillCall | None, asked: dict[int, Probe]
+    ) -> PackedTokens:
+        """Measure what is `asked`, ask every policy what stays after layer `index`; return the next one's tokens."""
         found = {}
         if asked:
-            peek = partial(self._peek, index + 1, tokens)
+            peek = partial(self._peek, index + 1, tokens, _whole(asked))
             if call is None:
                 states = LayerStates(tokens, peek=peek, vision=self.vision)
             else:
-                states = LayerStates(tokens, call.query, call.key, call.value, call.scaling, peek)
+                states = replace(_states(tokens, call, _whole(asked)), peek=peek)
             found = run(states, asked)
         selections = {
             b: selection
@@ -128,6 +145,9 @@ class Prefill:
 
     def _apply(self, selections: dict[int, Selection], tokens: PackedTokens) -> PackedTokens:
         """Return the tokens that the prompts' selections leave, rewritten and renumbered where they say so."""
+        compact = self.stage.positions == "compact"
+        changed = [b for b, one in selections.items() if one.rewrite is not None or not one.keep.all()]
+        tokens = tokens.loosen(range(len(tokens.lengths)) if compact and changed else changed, entirely=compact)
         mask = np.ones(len(tokens.visual), bool)
         rewritten, states = [], []
         for b, selection in selections.items():
@@ -141,7 +161,7 @@ class Prefill:
         if mask.all():
             return tokens
         tokens = tokens.keep(mask)
-        if self.stage.positions == "compact":
+        if compact:
             tokens = tokens.renumber(self.rotary)
             self.shift = tuple(given - left for given, left in zip(self.given, tokens.lengths, strict=True))
         return tokens
@@ -173,6 +193,17 @@ class Prefill:
         ]
 
 
+def _whole(asked: dict[int, Probe]) -> bool:
+    """Whether a probe reads more than the last row of a prompt."""
+    return not all(probe.last_row for probe in asked.values())
+
+
+def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates:
+    """Return what probes see of the layer that `call` was for, every row of it for `whole`."""
+    query = call.tokens.all_queries(call.query)
+    return LayerStates(tokens.whole() if whole else tokens, query, call.key, call.value, call.scaling)
+
+
 class _Record:
     def __init__(self, tokens: int, visual: int):
         self.given = (tokens, visual)
@@ -186,7 +217,7 @@ class _Record:
         self.kv.append(kv)
 
     def probed(self, layer: int, found: Measurement):
-        self.probes.append(Probe(layer, float(found.cosine.min()), float(found.l2.max())))
+        self.probes.append(Probed(layer, float(found.cosine.min()), float(found.l2.max())))
 
     def filtered(self, positions, influence):
         self.kept = [int(place) for place in positions]

@@ -41,7 +41,14 @@ class LayerStates:
 
 
 class Probe:
-    """A measurement that a policy asks for; subclasses are frozen dataclasses, so that equal ones run together."""
+    """A measurement that a policy asks for; subclasses are frozen dataclasses, so that equal ones run together.
+
+    last_row:
+        whether it reads no query but the last one of each prompt, and no hidden states; keys and values of all tokens
+        it may read. Where a prefix is reused, other queries and hidden states have to be kept, or run again, for it.
+    """
+
+    last_row = False
 
     def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> Sequence[torch.Tensor]:
         """Return what the prompts' results are made of, computed without waiting for the device."""
@@ -102,6 +109,11 @@ class AttentionProbe(Probe):
     rows: tuple[Literal["last", "text", "visual"], ...] = ("last",)
     heads: Literal["mean", "max"] = "mean"
     ahead: bool = False
+
+    @property
+    def last_row(self) -> bool:
+        """True where the last prompt token alone is asked for."""
+        return self.rows == ("last",)
 
     def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> list[torch.Tensor]:
         """Return [kinds, V] of each prompt."""

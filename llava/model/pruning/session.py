@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Mapping
+import warnings
+import weakref
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,7 @@ from .flops import DecoderShape
 from .kernels import choose
 from .packed import pack, unpack
 from .prefill import Prefill
+from .reuse import CACHE_BYTES, PrefixStore
 from .trace import PruningTrace
 from .vision import EncoderWatch
 
@@ -33,6 +36,8 @@ def prune(
     visual_mask: torch.Tensor | None = None,
     *,
     backend: str = "auto",
+    reuse_prefix: bool | PrefixStore = False,
+    prefix_cache_bytes: int = CACHE_BYTES,
 ) -> PruningSession:
     """Return a context manager inside which `model` prunes visual tokens of every prompt it reads.
 
@@ -43,17 +48,31 @@ def prune(
         (`LlamaForCausalLM`), found by the model family otherwise. Beams repeat its rows.
     backend:
         attention kernel of packed prompts: `auto`, `sdpa`, `varlen` (torch's, CUDA) or `flash_attn`
+    reuse_prefix:
+        keep what prompts with the same beginning have in common (system text, image, earlier turns), so that a further
+        question about an image runs its own tokens: the same decisions and logits, up to rounding. Everything is
+        forgotten when the block ends; a `PrefixStore` (an earlier session's `prefixes`) in place of True goes on beyond
+        it, and forgets when model, config or weights are not those that it was filled with
+    prefix_cache_bytes:
+        memory that this may take, the least recently used prefixes leave first; at 0 prompts of one batch still share
 
     After a pruned prefill the output holds the surviving tokens, left-padded per batch; `logits[:, -1]` is always the
-    last prompt token's. The cache to continue with is `output.past_key_values`.
+    last prompt token's. The cache to continue with is `output.past_key_values`. With `reuse_prefix` it holds the tokens
+    that ran.
 
     Raises:
         ValueError: a bad config, a layer boundary that the model does not have, an unknown model family or backend,
-            no visual mask for a bare decoder.
+            no visual mask for a bare decoder, a negative size.
         RuntimeError: on entering, when the model is being pruned already.
 
     """
-    return PruningSession(model, PruningConfig.of(config), visual_mask, backend)
+    if isinstance(prefix_cache_bytes, bool) or not isinstance(prefix_cache_bytes, int) or prefix_cache_bytes < 0:
+        raise ValueError(f"prefix_cache_bytes must be an integer ≥ 0, got {prefix_cache_bytes!r}")
+    if isinstance(reuse_prefix, PrefixStore):
+        reuse: int | PrefixStore | None = reuse_prefix
+    else:
+        reuse = prefix_cache_bytes if reuse_prefix else None
+    return PruningSession(model, PruningConfig.of(config), visual_mask, backend, reuse)
 
 
 class PruningSession:
@@ -63,9 +82,19 @@ class PruningSession:
         one `PruningTrace` per prompt of every prefill, in order
     config:
         the config that runs: the given one, resolved for the depth of the model
+    prefixes:
+        what is kept of prefixes, and counted of their reuse (`prefixes.reused`); None without `reuse_prefix`, and for
+        a method that cannot go with it, which a warning says
     """
 
-    def __init__(self, model, config: PruningConfig, visual_mask: torch.Tensor | None, backend: str):
+    def __init__(
+        self,
+        model,
+        config: PruningConfig,
+        visual_mask: torch.Tensor | None,
+        backend: str,
+        reuse: int | PrefixStore | None = None,
+    ):
         self.model = model
         self.traces: list[PruningTrace] = []
         self._family: Family = family_of(model)
@@ -90,6 +119,8 @@ class PruningSession:
         self._hook = None
         self._watch = self._watch_encoder()
         self._check_positions()
+        self._lasting = isinstance(reuse, PrefixStore)
+        self.prefixes = None if reuse is None else self._prefix_store(reuse)
 
     def __enter__(self) -> PruningSession:
         attributes = vars(self._decoder)
@@ -119,6 +150,30 @@ class PruningSession:
             self._hook = None
         if self._watch is not None:
             self._watch.stop()
+        if self.prefixes is not None and not self._lasting:
+            self.prefixes.clear()
+
+    def _prefix_store(self, reuse: int | PrefixStore) -> PrefixStore | None:
+        """Return where prefixes are kept; None, and a warning, where a method cannot do with fewer rows."""
+        for stage in self.config.stages:
+            if stage.no_reuse is not None:
+                _say_no_reuse(f"method {stage.method!r} {stage.no_reuse}")
+                return None
+        return reuse if self._lasting else PrefixStore(reuse, DecoderShape.of(self._text_config))
+
+    def _attach(self, want_hidden: bool):
+        """Return what gives a prefill the prefixes that are known; None, and a warning, where it has to run whole."""
+        obstacle = None
+        if self._decoder.training:
+            obstacle = "the model is in training mode"
+        elif torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._decoder.parameters()):
+            obstacle = "gradients are enabled, which reused states have none of: use torch.no_grad()"
+        elif want_hidden:
+            obstacle = "hidden states of all tokens are asked for"
+        if obstacle is None:
+            return partial(self.prefixes.attach, stamp=(repr(self.config), self._backend, _stamp(self._decoder)))
+        _say_no_reuse(obstacle)
+        return None
 
     def _check_positions(self) -> None:
         rows = self._family.positions(torch.zeros(1, 1, dtype=torch.long))
@@ -221,10 +276,11 @@ class PruningSession:
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
         layers = decoder.layers[: self._text_config.num_hidden_layers]
         vision = None if self._watch is None else self._watch.find(tokens)
-        prefill = Prefill(layers, self.config, self._backend, cache, self._rope, vision)
+        attach = None if self.prefixes is None else self._attach(want_hidden)
+        prefill = Prefill(layers, self.config, self._backend, cache, self._rope, vision, attach)
         states = [] if want_hidden else None
         tokens = prefill.run(tokens, states, **kwargs)
-        last = unpack(decoder.norm(tokens.hidden), tokens.lengths)
+        last = unpack(decoder.norm(tokens.hidden), tokens.tails)
         self.traces += prefill.traces(DecoderShape.of(self._text_config), embeds.dtype)
         hidden = None
         if want_hidden:
@@ -284,3 +340,18 @@ class PruningSession:
                 "pass images through the model, or prune(model, config, visual_mask=mask)"
             )
         return visual_mask
+
+
+def _say_no_reuse(reason: str) -> None:
+    """Warn (Python shows equal warnings once) that prompts are read whole although `reuse_prefix` was asked for."""
+    warnings.warn(f"no prefix is reused: {reason}", stacklevel=2)
+
+
+def _stamp(decoder: torch.nn.Module) -> Hashable:
+    """Return what changes with the decoder, when a weight is replaced or written to, or autocast begins or ends."""
+    weights = tuple(
+        (id(parameter), 0 if parameter.is_inference() else parameter._version) for parameter in decoder.parameters()
+    )
+    device = next(decoder.parameters()).device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return weakref.ref(decoder), weights, autocast

@@ -8,6 +8,7 @@ from llava.tiny.questions import (
     GQA_KINDS,
     KINDS,
     TEXT_KINDS,
+    TRAINING_KINDS,
     YES_NO_KINDS,
     Question,
     ask,
@@ -23,6 +24,7 @@ WEIGHTS = {
     "position": 1.0,
     "exist": 0.8,
     "count": 1.2,
+    "choose_rel": 2.0,
     "verify_rel": 2.0,
     "rel_color": 1.8,
     "rel_shape": 1.8,
@@ -118,9 +120,9 @@ STYLES = {
     "captions": Style((), 0.0),
     "simple": Style(EASY_KINDS, 0.0),
     "simple short": Style(EASY_KINDS, 1.0),
-    "bare": Style(GQA_KINDS + TEXT_KINDS, 0.0),
-    "short": Style(KINDS, 0.85),
-    "turns": Style(KINDS, 0.3, turns=4),
+    "bare": Style(GQA_KINDS + TEXT_KINDS + TRAINING_KINDS, 0.0),
+    "short": Style(KINDS + TRAINING_KINDS, 0.85),
+    "turns": Style(KINDS + TRAINING_KINDS, 0.3, turns=4),
 }
 
 

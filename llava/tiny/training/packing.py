@@ -49,9 +49,9 @@ def encode(text: str) -> list[int]:
     return [piece for word in text.split(" ") for piece in _word(word)]
 
 
-def answer_pieces(text: str) -> list[str]:
-    """Return the characters that each token of an answer stands for, the space before the answer left out."""
-    return [_processor().id_to_piece(piece).replace("▁", "") for piece in encode(text)]
+def characters(ids: Sequence[int]) -> list[str]:
+    """Return the characters that each token stands for, without spaces."""
+    return [_processor().id_to_piece(piece).replace("▁", "") for piece in ids]
 
 
 def prefix_ids() -> list[int]:

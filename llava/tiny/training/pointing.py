@@ -19,7 +19,7 @@ from llava.tiny.questions import PLURAL, RELATIONS, holds
 from llava.tiny.scenes import Scene
 from llava.tiny.training.conversations import Turn
 from llava.tiny.training.labels import owners
-from llava.tiny.training.packing import Packed, answer_pieces
+from llava.tiny.training.packing import Packed, characters, encode
 from llava.tiny.worlds import COLORS, SHAPES
 
 THINGS = 1 + 3 + 1 + 5
@@ -88,7 +88,8 @@ class Pointers:
     owners:
         int64 [B, V], the thing that each visual token belongs to
     rows:
-        int64 [N, 3] image, conversation and token: the last prompt tokens, and those that say a sign's next characters
+        int64 [N, 3] image, conversation and token: the last prompt tokens, those that say a sign's next characters, and
+        those that quote one in a question
     wanted:
         bool [N, THINGS] what each is concerned with
     apart:
@@ -118,9 +119,13 @@ def draw_pointers(
             for n, turn in enumerate(turns):
                 end = int(packed.ends[b, k, n])
                 point(b, k, end, at=concerned(turn.text, scene), heads=looks(turn.text, scene))
+                if scene.sign and '"' in turn.text:
+                    start = int(packed.ends[b, k, n - 1]) if n else 0
+                    for row, at in _quoted(packed.ids[b, k, :end].tolist(), start):
+                        point(b, k, row, at=at, heads=[[at] * HEADS] * 2)
                 if turn.answer == scene.sign:
                     said = 0
-                    for step, piece in enumerate(answer_pieces(turn.answer)):
+                    for step, piece in enumerate(characters(encode(turn.answer))):
                         if step:
                             at = range(said + 1, said + len(piece) + 1)
                             point(b, k, end + step, at=at, heads=[[at] * HEADS] * 2)
@@ -131,6 +136,20 @@ def draw_pointers(
         torch.from_numpy(np.array(wanted, bool).reshape(-1, THINGS)),
         torch.from_numpy(np.array(apart, bool).reshape(-1, 2, HEADS, THINGS)),
     )
+
+
+def _quoted(ids: Sequence[int], start: int) -> list[tuple[int, range]]:
+    """Return the tokens from `start` on that stand between quotation marks, each with the places that it quotes."""
+    found, said, inside = [], 0, False
+    for row, text in enumerate(characters(ids[start:]), start):
+        if '"' in text:
+            if inside:
+                break
+            inside = True
+        elif inside and text:
+            found.append((row, range(said + 1, said + len(text) + 1)))
+            said += len(text)
+    return found
 
 
 def _marked(things: Sequence[int]) -> np.ndarray:

@@ -55,20 +55,21 @@ class Stage:
 
 
 STAGES = (
-    Stage("tower", 0.09, 0, warmup=50, final=0.03),
-    Stage("few", 0.03, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60, pointing=0.3),
+    Stage("tower", 0.07, 0, warmup=50, final=0.03),
+    Stage("few", 0.02, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60, pointing=0.3),
     Stage(
         "some",
-        0.38,
+        0.36,
         64,
         (("captions", 0.06), ("simple", 0.14), ("bare", 0.55), ("short", 0.1), ("turns", 0.15)),
         pointing=0.3,
+        apart=True,
     ),
     Stage(
         "all",
-        0.5,
+        0.55,
         None,
-        (("captions", 0.02), ("simple", 0.03), ("bare", 0.35), ("short", 0.35), ("turns", 0.25)),
+        (("captions", 0.02), ("simple", 0.03), ("bare", 0.45), ("short", 0.25), ("turns", 0.25)),
         final=0.03,
         pointing=0.3,
         apart=True,
