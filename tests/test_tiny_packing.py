@@ -213,7 +213,7 @@ def test_training_never_shows_or_names_what_is_held_out():
                 yes[question.kind].append(question.answer == "Yes")
     assert len(said) > 100 and not any(is_evaluation_sign(text) for text in said)
     for kind, answers in yes.items():
-        assert len(answers) > 50 and 0.35 < np.mean(answers) < 0.65, kind
+        assert len(answers) > 30 and 0.35 < np.mean(answers) < 0.65, kind
 
 
 def test_wordings_are_llavas():

@@ -113,8 +113,11 @@ def test_rows_are_last_prompt_tokens_the_signs_next_characters_and_quoted_ones()
             assert places in ([2], [3], [2, 3])
         else:
             quotes += 1
-            before = "".join(characters(p.ids[b, k, : s + 1].tolist())).rpartition('say"')[2]
-            assert len(before) <= 3 and places[-1] == len(before)
+            before = "".join(characters(p.ids[b, k, : s + 1].tolist())).rpartition('"')
+            if before[0].endswith("say"):
+                assert places == list(range(places[0], len(before[2]) + 1)) and len(before[2]) <= 3
+            else:
+                assert places == [1, 2, 3] and len(before[2]) == 1
     assert answers and quotes
 
 

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from llava.tiny.questions import GQA_KINDS, MME_KINDS, TEXT_KINDS, YES_NO_KINDS, ask, prompt_text
+from llava.tiny.questions import GQA_KINDS, MME_KINDS, TEXT_KINDS, TRAINING_KINDS, YES_NO_KINDS, ask, prompt_text
 from llava.tiny.scenes import Scene, SceneObject, render
 from llava.tiny.seeds import TEST
+from llava.tiny.worlds import TRAINING
 
 KINDS = GQA_KINDS + MME_KINDS + TEXT_KINDS
 OBJECT = r"the (?:(\w+) )?(circle|square|triangle|cross|object)"
@@ -38,6 +39,13 @@ def solve(text, scene):
         return str(scene.digit)
     if m := re.fullmatch(r'Does the sign say "(\w{3})"\?', text):
         return yes_no(m[1] == scene.sign)
+    if m := re.fullmatch(r'Is "(\w)" on the sign\?', text):
+        return yes_no(m[1] in scene.sign)
+    if m := re.fullmatch(rf"Is {OBJECT} (to the left or to the right of|above or below) {OBJECT}\?", text):
+        (one,), (other,) = matching(scene, m[1], m[2]), matching(scene, m[4], m[5])
+        if m[3] == "above or below":
+            return "above" if far(one, other, "above") else "below"
+        return "left" if far(one, other, "to the left of") else "right"
     if m := re.fullmatch(r"Is there a (\w+) (\w+)(?: in this image)?\?", text):
         return yes_no(matching(scene, m[1], m[2]))
     if m := re.fullmatch(r"How many (.+) are there\?", text):
@@ -132,3 +140,16 @@ def test_prompt_wording_is_that_of_llavas_files():
     question = ask("mme_exist", scene, np.random.default_rng(0))
     assert question.text.endswith(" in this image? Please answer yes or no.")
     assert prompt_text(question).endswith(" in this image?\nAnswer the question using a single word or phrase.")
+
+
+def test_training_kinds_have_true_answers_of_every_sort():
+    said = {kind: set() for kind in TRAINING_KINDS}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        scene = render(rng, world=TRAINING)[1]
+        for kind in TRAINING_KINDS:
+            found = [q for q in (ask(kind, scene, rng, world=TRAINING) for _ in range(12)) if q]
+            assert all(solve(q.text, scene) == q.answer for q in found)
+            said[kind] |= {q.answer for q in found}
+    assert said == {"choose_rel": {"left", "right", "above", "below"}, "on_sign": {"Yes", "No"}}
+    assert not set(TRAINING_KINDS) & set(KINDS)

@@ -34,8 +34,9 @@ MME_KINDS = ("mme_exist", "mme_count", "mme_pos", "mme_color", "mme_text")
 TEXT_KINDS = ("text", "hw_digit")
 YES_NO_KINDS = ("exist", "verify_rel", *MME_KINDS)
 KINDS = GQA_KINDS + MME_KINDS + TEXT_KINDS
-TRAINING_KINDS = ("choose_rel",)
-"""Asked in training alone: on which side something stands, without a relation to be agreed with or denied."""
+TRAINING_KINDS = ("choose_rel", "on_sign")
+"""Asked in training alone: on which side something stands, without a relation to agree with; whether a character is on
+the sign. What the yes/no questions about relations and signs take is learned from these."""
 _DRAWS = 60
 
 
@@ -164,6 +165,10 @@ def _near_miss(sign: str, rng: np.random.Generator) -> str:
     return sign[:i] + _pick(rng, [c for c in others if c != sign[i]]) + sign[i + 1 :]
 
 
+def _character_said(sign: str, rng: np.random.Generator, yes: bool) -> str:
+    return _pick(rng, sign) if yes else _pick(rng, [c for c in DIGITS + LETTERS if c not in sign])
+
+
 def _sign_said(sign: str, rng: np.random.Generator, yes: bool, world: World) -> str:
     said = sign
     if not yes:
@@ -203,8 +208,12 @@ def ask(
         return None if scene.digit is None else Question(kind, "What digit is on the card?", str(scene.digit))
     yes = rng.random() < 0.5 if yes is None else yes
     verdict = "Yes" if yes else "No"
+    if kind in ("on_sign", "mme_text") and not scene.sign:
+        return None
+    if kind == "on_sign":
+        return Question(kind, f'Is "{_character_said(scene.sign, rng, yes)}" on the sign?', verdict)
     if kind == "mme_text":
-        return Question(kind, _sign_said(scene.sign, rng, yes, world), verdict) if scene.sign else None
+        return Question(kind, _sign_said(scene.sign, rng, yes, world), verdict)
     if not scene.objects:
         return None
     o = _pick(rng, scene.objects)

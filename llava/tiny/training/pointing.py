@@ -121,7 +121,8 @@ def draw_pointers(
                 point(b, k, end, at=concerned(turn.text, scene), heads=looks(turn.text, scene))
                 if scene.sign and '"' in turn.text:
                     start = int(packed.ends[b, k, n - 1]) if n else 0
-                    for row, at in _quoted(packed.ids[b, k, :end].tolist(), start):
+                    for row, place in _quoted(packed.ids[b, k, :end].tolist(), start):
+                        at = place if " say " in turn.text else (1, 2, 3)
                         point(b, k, row, at=at, heads=[[at] * HEADS] * 2)
                 if turn.answer == scene.sign:
                     said = 0
