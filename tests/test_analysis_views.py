@@ -6,6 +6,7 @@ import torch
 from family_checkpoints import FAMILIES, write_family
 from matplotlib.figure import Figure
 from PIL import Image
+from scene_fixtures import PATH, QUESTION, SCENE
 
 from llava.analysis import (
     Subject,
@@ -32,7 +33,6 @@ from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 
 TINY = "playground/checkpoints/llava-tiny"
-QUESTION = "What is written on the sign?"
 SIZES = ((64, 64), (96, 48), (40, 88))
 
 
@@ -47,7 +47,7 @@ def subject(request, tmp_path_factory, pytestconfig):
 @pytest.fixture(scope="module")
 def tiny(pytestconfig):
     subject = Subject.load(pytestconfig.rootpath / TINY, device="cpu")
-    return subject, subject.prompt(pytestconfig.rootpath / "docs/scene.png", QUESTION)
+    return subject, subject.prompt(PATH, QUESTION)
 
 
 def embeds(subject: Subject, prompt) -> torch.Tensor:
@@ -157,7 +157,7 @@ def test_words_are_found_in_the_prompt(tiny):
 def test_the_lens_over_decoding_steps_is_what_generation_saw(tiny):
     subject, prompt = tiny
     answer = subject.answer(prompt)
-    assert answer.text == "LAB"
+    assert answer.text == SCENE.sign
     written = subject.continued(prompt, answer.ids)
     steps = [-1 - k for k in range(len(answer.ids), -1, -1)]
     words = logit_lens(subject.model, written.inputs, steps, top=1)[0]
@@ -168,7 +168,7 @@ def test_the_lens_over_decoding_steps_is_what_generation_saw(tiny):
     )
     for step, scores in enumerate(out.scores):
         assert words.probabilities.values[-1, step, 0] == pytest.approx(float(scores.softmax(-1).max()), abs=1e-5)
-    assert "".join(written.words[-3:]).strip() == "LAB"
+    assert "".join(written.words[-3:]).strip() == SCENE.sign
 
 
 def test_an_answer_can_be_pruned(tiny, pytestconfig):

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from scene_fixtures import PATH, QUESTION
+from scene_fixtures import SCENE as SHOWN
 
 MODEL = Path(__file__).parents[1] / "playground/checkpoints/llava-tiny"
 PRUNING = (MODEL / "pruning.json").read_text()
-SCENE = Image.open(Path(__file__).parents[1] / "docs/scene.png")
-SIGN = "What is written on the sign?\nAnswer the question using a single word or phrase."
-DOCUMENTS = {"t": {"test": [{"q": SIGN, "a": " LAB"}, {"q": SIGN, "a": " FOX"}]}}
+SCENE = Image.open(PATH)
+SIGN = f"{QUESTION}\nAnswer the question using a single word or phrase."
+RIGHT, WRONG = f" {SHOWN.sign}", " FOX"
+DOCUMENTS = {"t": {"test": [{"q": SIGN, "a": RIGHT}, {"q": SIGN, "a": WRONG}]}}
 
 
 @dataclass
@@ -86,9 +89,9 @@ def test_chat_and_simple_requests_are_answered_alike_and_choices_get_losses(mode
     simple = made(models.VisiPrunerSimple, arguments)
     visuals = lambda row: [SCENE]  # noqa: E731
     requests = [Instance(SIGN, settings, visuals, number, "t", "test") for number in range(2)]
-    assert simple.generate_until(requests) == answers == ["LAB", "LAB"]
+    assert simple.generate_until(requests) == answers == [SHOWN.sign] * 2
     assert not chat.is_simple and simple.is_simple and (chat.rank, chat.world_size) == (0, 1)
-    choices = [Instance(SIGN, choice, visuals, 0, "t", "test") for choice in (" LAB", " FOX")]
+    choices = [Instance(SIGN, choice, visuals, 0, "t", "test") for choice in (RIGHT, WRONG)]
     (right, is_greedy), (wrong, is_not) = simple.loglikelihood(choices)
     assert 0 < right < 0.7 < wrong and is_greedy and not is_not
     targets = [Instance(SIGN, lambda row: row["a"], visuals, number, "t", "test") for number in range(2)]

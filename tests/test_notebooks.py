@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from scene_fixtures import QUESTION, SCENE
 
 from llava.analysis import notebooks
 from llava.analysis.notebooks import FIGURES, FOLDER, MAX_BYTES, PARAMETERS, figures_of, main, run_notebook
@@ -29,7 +30,7 @@ def printed(notebook) -> list[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_its_committed_outputs_are_current(name):
     kept, fresh = committed(name), run_notebook(FOLDER / f"{name}.ipynb")
-    assert printed(fresh)[0] == printed(kept)[0] == "What is written on the sign? → LAB\n"
+    assert printed(fresh)[0] == printed(kept)[0] == f"{QUESTION} → {SCENE.sign}\n"
     assert figures_of(fresh).keys() == figures_of(kept).keys()
     for figure, picture in figures_of(kept).items():
         assert (FIGURES / f"{figure}.jpg").read_bytes() == picture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -155,3 +156,15 @@ def test_missing_data_says_what_to_put_where(bench):
     done = bench.run("textvqa", PYTHON=sys.executable, HF_HUB_OFFLINE=1, **given)
     assert done.returncode == 1
     assert f"{bench.root}/textvqa/train_images" in done.stderr and "train_val_images.zip" in done.stderr
+
+
+def test_the_programs_take_the_options_that_other_scripts_give_them():
+    asked = 0
+    for script in [*(ROOT / "scripts").glob("*.sh"), *(ROOT / "scripts" / "tiny").glob("*.sh")]:
+        commands = script.read_text(encoding="utf-8").replace("\\\n", " ")
+        for module, options in re.findall(r'^"\$PYTHON" -m (llava[\w.]+)(.*)$', commands, re.MULTILINE):
+            source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+            for option in re.findall(r"(?<=\s)--[a-z-]+", options):
+                asked += 1
+                assert f'"{option}"' in source, f"{script.name}: {module} has no {option}"
+    assert asked > 20

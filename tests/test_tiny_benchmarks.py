@@ -92,7 +92,7 @@ def test_gqa_answers_follow_from_the_redrawn_pictures(written, gqa):
     assert [row["question_id"] for row in rows] == list(gqa)
     images = [image for image, _ in groupby(row["image"] for row in rows)]
     for image, seed in zip(images, picture_seeds("benchmark", 0, 0), strict=False):
-        pixels, scene = render(np.random.default_rng(seed), "heldout")
+        pixels, scene = render(np.random.default_rng(seed))
         assert np.array_equal(np.asarray(Image.open(written / IMAGES[GQA] / image)), pixels)
         for row in (r for r in rows if r["image"] == image):
             known = gqa[row["question_id"]]
@@ -106,7 +106,7 @@ def test_mme_answers_follow_from_the_redrawn_pictures(written):
     for image, group in groupby(zip(rows, mme_answers(written), strict=True), key=lambda pair: pair[0]["image"]):
         pixels = np.asarray(Image.open(written / IMAGES[MME] / image))
         signs = 1.0 if image.startswith("OCR") else 0.6
-        redrawn = (render(np.random.default_rng(seed), "heldout", sign_probability=signs) for seed in seeds)
+        redrawn = (render(np.random.default_rng(seed), sign_probability=signs) for seed in seeds)
         scene = next(scene for drawn, scene in redrawn if np.array_equal(drawn, pixels))
         for row, answer in group:
             assert row["question_id"] == image == row["image"] and image.split("/")[0] == row["category"]
@@ -119,7 +119,7 @@ def test_textvqa_answers_follow_from_the_redrawn_pictures(written):
         assert row["question_id"] == known["image_id"] and row["text"] == known["question"] + SHORT_ANSWER
         seed = int(known["image_id"], 16)
         assert seed in picture_seeds("benchmark", 0, 2)
-        _, scene = render(np.random.default_rng(seed), "heldout", sign_probability=1.0, card_probability=1.0)
+        _, scene = render(np.random.default_rng(seed), sign_probability=1.0, card_probability=1.0)
         assert known["answers"] == [solve(known["question"], scene)] * 10
 
 
@@ -164,7 +164,7 @@ def test_rewriting_removes_old_pictures_and_keeps_foreign_files(tmp_path, capsys
     main(["--out", str(tmp_path), "--questions", "15", "--split", "tune"])
     assert "mme_mini: 20 questions" in capsys.readouterr().out
     assert answers.read_text(encoding="utf-8") == "{}\n"
-    assert len(list((tmp_path / "gqa_mini/data/images").iterdir())) == 2
+    assert len(list((tmp_path / "gqa_mini/data/images").iterdir())) == 4
     assert [len(read_lines(tmp_path / path)) for path in (GQA, MME, TEXTVQA)] == [15, 20, 15]
 
 
@@ -175,10 +175,10 @@ def test_bad_arguments_are_refused_before_anything_is_written(bad, tmp_path):
     assert not (tmp_path / "eval").exists()
 
 
-def test_held_out_sets_are_large_typed_and_share_nothing_with_training(tmp_path):
-    write_benchmarks(tmp_path, 100, world="heldout", per_image=4)
+def test_the_sets_have_many_pictures_all_types_and_no_sign_of_training(tmp_path):
+    write_benchmarks(tmp_path, 100)
     known = json.loads((tmp_path / "gqa_mini/data/testdev_balanced_questions.json").read_text(encoding="utf-8"))
-    assert len({row["imageId"] for row in known.values()}) == 25
+    assert len({row["imageId"] for row in known.values()}) == 25  # so that 1000 questions have 250
     for row, expected in zip(read_lines(tmp_path / GQA), known.values(), strict=True):
         assert row["text"] == expected["question"] + SHORT_ANSWER
     assert len({row["types"]["detailed"] for row in known.values()}) == 9
@@ -192,7 +192,7 @@ def test_held_out_sets_are_large_typed_and_share_nothing_with_training(tmp_path)
     assert sum(sum(a != b for a, b in zip(*pair, strict=True)) == 1 for pair in pairs) >= 4
 
 
-def test_tuning_sets_of_that_world_show_what_training_shows(tmp_path):
-    write_benchmarks(tmp_path, 40, split="tune", world="heldout")
+def test_tuning_sets_show_what_training_shows(tmp_path):
+    write_benchmarks(tmp_path, 40, split="tune")
     data = json.loads((tmp_path / "textvqa_mini/TextVQA_0.5.1_val.json").read_text(encoding="utf-8"))["data"]
     assert not any(is_evaluation_sign(row["answers"][0]) for row in data if "sign" in row["question"])

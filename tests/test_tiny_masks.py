@@ -32,7 +32,7 @@ def test_the_experiments_mask_both_ends_and_every_window():
 def test_the_command_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def measure(loaded, scenes, world, pruning_config=None):
+    def measure(loaded, scenes, pruning_config=None):
         asked.append(pruning_config)
         layers = pruning_config.layers if pruning_config else ()
         return {"text": (10 - len(layers), 10), "exist": (5, 10)}

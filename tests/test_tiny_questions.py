@@ -92,7 +92,7 @@ def test_answers_follow_from_the_scene(kind):
     asked = 0
     for seed in TEST[:120]:
         rng = np.random.default_rng(seed)
-        _, scene = render(rng, "heldout", sign_probability=0.9, card_probability=0.9)
+        _, scene = render(rng, sign_probability=0.9, card_probability=0.9)
         for _ in range(12):
             if question := ask(kind, scene, rng):
                 asked += 1

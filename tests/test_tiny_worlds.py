@@ -17,7 +17,6 @@ from llava.tiny.worlds import (
     SHAPES,
     SIGN_WORDS,
     TRAINING,
-    TRIAL,
     TUNING,
     UNSEEN_PAIRS,
     is_evaluation_sign,
@@ -128,8 +127,3 @@ def test_background_has_its_own_place():
     assert not labels[:5].any()
     assert labels[5, 3].tolist() == list(range(1, GRID + 1)) and labels[6, :, 3].tolist() == list(range(1, GRID + 1))
     assert GRID * PATCH == IMAGE_SIZE
-
-
-def test_the_trial_world_is_what_render_draws_by_default():
-    a, b = (render(np.random.default_rng(5), **options) for options in ({}, {"world": TRIAL}))
-    assert np.array_equal(a[0], b[0]) and a[1] == b[1]

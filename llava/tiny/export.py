@@ -1,39 +1,22 @@
 """Write the small model as a checkpoint in LLaVA's original on-disk layout, its vision tower beside it.
 
-    python -m llava.tiny.export PARTS.safetensors --out playground/checkpoints/llava-tiny
-
-PARTS holds three state dicts by prefix: `v.` transformers' CLIPVisionModel, `p.` the projector (`0`, `2`), `l.`
-LlamaForCausalLM. The folder gets config.json, model.safetensors, generation_config.json, the tokenizer and
-`vision_tower/`. Other files in it (the model card, pruning.json) are left alone.
+The folder gets config.json, model.safetensors, generation_config.json, the tokenizer and `vision_tower/`. Other files
+in it (the model card, pruning.json) are left alone.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from llava.tiny.pieces import BOS, EOS, PAD, PieceTokenizer
 from llava.tiny.scenes import IMAGE_SIZE
-from llava.tiny.tokenizer import BOS, EOS, PAD, build_tokenizer
 
 State = Mapping[str, torch.Tensor]
-
-
-class Tokenizer(Protocol):
-    """Something with a length in pieces that writes itself into a folder."""
-
-    def __len__(self) -> int: ...
-
-    def save_pretrained(self, folder: Path) -> object:
-        """Write the tokenizer's files."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +26,7 @@ class Architecture:
     The tower's last layer adds nothing: LLaVA's select layer -2 then reads the last trained one.
     """
 
-    vocab_size: int = 195
+    vocab_size: int = 672
     hidden_size: int = 192
     layers: int = 12
     heads: int = 4
@@ -200,7 +183,7 @@ def export(
     vision: State,
     projector: State,
     language: State,
-    tokenizer: Tokenizer,
+    tokenizer: PieceTokenizer,
     out: Path,
     architecture: Architecture = Architecture(),  # noqa: B008 - frozen
     dtype: torch.dtype = torch.bfloat16,
@@ -211,7 +194,7 @@ def export(
         vision: state dict of transformers' CLIPVisionModel, names with or without a leading `vision_model.`.
         projector: `0.weight` [D, V], `0.bias` [D], `2.weight` [D, D], `2.bias` [D].
         language: state dict of transformers' LlamaForCausalLM.
-        tokenizer: its length must be the architecture's vocabulary; `llava.tiny.pieces` has that of new models.
+        tokenizer: its length must be the architecture's vocabulary.
         out: folder to write; made if absent, files of the same name are replaced.
         architecture: sizes that the tensors must have.
         dtype: on disk.
@@ -239,35 +222,3 @@ def export(
     )
     tokenizer.save_pretrained(out)
     _write_vision_tower(out / "vision_tower", vision, architecture, dtype)
-
-
-def split_parts(state: State) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Split a parts file into (vision, projector, language) state dicts by the prefixes `v.`, `p.`, `l.`.
-
-    Raises:
-        ValueError: on a tensor with none of the prefixes.
-
-    """
-    strange = [k for k in state if k[:2] not in ("v.", "p.", "l.")]
-    if strange:
-        raise ValueError(f"parts must be named v.…, p.… or l.…; found {', '.join(strange[:4])}")
-    return tuple({k[2:]: v for k, v in state.items() if k.startswith(prefix)} for prefix in ("v.", "p.", "l."))
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line; a bad input ends with one line and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", type=Path, metavar="PARTS.safetensors")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    args = parser.parse_args(argv)
-    try:
-        vision, projector, language = split_parts(load_file(args.parts))
-        export(vision, projector, language, build_tokenizer(), args.out)
-    except (OSError, SafetensorError, ValueError) as error:
-        sys.exit(f"export: {args.parts}: {error}")
-    size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
-    print(f"wrote {args.out} ({size / 1e6:.1f} MB)")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,12 +14,12 @@ import numpy as np
 from llava.tiny.files import start_over, write_json, write_jsonl, write_png
 from llava.tiny.questions import GQA_KINDS, YES_NO_KINDS, Question, ask, prompt_text
 from llava.tiny.scenes import Scene, render
-from llava.tiny.seeds import DIGITS, picture_seeds
-from llava.tiny.worlds import TRIAL, World
+from llava.tiny.seeds import picture_seeds
+from llava.tiny.worlds import EVALUATION, WORLD_OF, World
 
 FOLDER = "gqa_mini"
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
-PER_IMAGE = 8
+PER_IMAGE = 4
 PER_KIND = 2
 DRAWS = 100
 # kind → GQA's structural and semantic type, and a detailed type (GQA's name where it has one; it does not count)
@@ -41,7 +41,7 @@ def choose_questions(
     rng: np.random.Generator,
     asked: Counter,
     yeses: Counter,
-    world: World = TRIAL,
+    world: World = EVALUATION,
     per_image: int = PER_IMAGE,
 ) -> Iterator[Question]:
     """Yield up to `per_image` different questions about a scene: kinds in turn, the rarest of the set so far first.
@@ -82,17 +82,15 @@ def _annotation(image: str, question: Question) -> dict:
     }
 
 
-def write(
-    root: Path, questions: int, seed: int, split: str, world: World = TRIAL, per_image: int = PER_IMAGE
-) -> Iterator[int]:
+def write(root: Path, questions: int, seed: int, split: str, per_image: int = PER_IMAGE) -> Iterator[int]:
     """Write the benchmark under `root`, exactly `questions` of them; yield the number so far after every picture."""
-    folder = root / FOLDER
+    folder, world = root / FOLDER, WORLD_OF[split]
     start_over(folder, (QUESTIONS, "data"))
     asked, yeses = Counter(), Counter()
     rows, annotations = [], {}
     for i, picture in enumerate(picture_seeds(split, seed, benchmark=0)):
         rng = np.random.default_rng(picture)
-        pixels, scene = render(rng, DIGITS[split], world=world)
+        pixels, scene = render(rng, world=world)
         image = f"n{i:06d}"
         write_png(folder / "data" / "images" / f"{image}.png", pixels)
         for question in choose_questions(scene, rng, asked, yeses, world, per_image):

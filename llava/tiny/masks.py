@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llava import PruningConfig, load_pretrained_model
-from llava.tiny.accuracy import CHECKPOINT, WORLDS, measure, summarize
+from llava.tiny.accuracy import CHECKPOINT, measure, summarize
 
 EXPERIMENTS = {
     "shallow": "layers 0 to k-1 masked",
@@ -36,13 +36,13 @@ def experiments(layers: int) -> Iterator[tuple[str, int, tuple[int, ...]]]:
         yield "window", k, (k, k + 1)
 
 
-def run(loaded: tuple, name: str, scenes: int, world: str) -> list[dict]:
+def run(loaded: tuple, name: str, scenes: int) -> list[dict]:
     """Measure one checkpoint unmasked (experiment "none") and under every mask; one row each, with a bar on stderr."""
     plans = [("none", 0, ()), *experiments(loaded[1].config.num_hidden_layers)]
     rows = []
     for experiment, k, layers in tqdm(plans, desc=name, unit="mask"):
         options = {"pruning_config": PruningConfig.from_dict({"method": "mask", "layers": layers})} if layers else {}
-        summary = summarize(measure(loaded, scenes, world=WORLDS[world], **options))
+        summary = summarize(measure(loaded, scenes, **options))
         kinds = {kind: row["accuracy"] for kind, row in summary["kinds"].items()}
         about = {"checkpoint": name, "experiment": experiment, "k": k, "masked": " ".join(map(str, layers))}
         rows.append(about | {"mean": summary["mean"]} | kinds)
@@ -75,7 +75,6 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", nargs="+", default=[CHECKPOINT], help="one or more checkpoints to compare")
     parser.add_argument("--scenes", type=int, default=24, help="pictures, with about 24 questions each (default 24)")
-    parser.add_argument("--world", choices=WORLDS, default="trial", help="whose pictures (see llava.tiny.worlds)")
     parser.add_argument("--out", type=Path, default=Path("runs/masks"), help="folder (default runs/masks)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, path in zip(names, args.model_path, strict=True):
             loaded = load_pretrained_model(path, None, "llava-tiny", device=args.device)
-            rows += run(loaded, name, args.scenes, args.world)
+            rows += run(loaded, name, args.scenes)
     except (OSError, ValueError) as error:
         sys.exit(f"masks: {error}")
     with (args.out / "masks.csv").open("w", newline="", encoding="utf-8") as file:

@@ -18,8 +18,8 @@ import numpy as np
 from llava.tiny.files import start_over, write_jsonl, write_png
 from llava.tiny.questions import Question, ask, prompt_text
 from llava.tiny.scenes import Scene, render
-from llava.tiny.seeds import DIGITS, picture_seeds
-from llava.tiny.worlds import TRIAL, World
+from llava.tiny.seeds import picture_seeds
+from llava.tiny.worlds import EVALUATION, WORLD_OF, World
 
 FOLDER = "mme_mini"
 QUESTIONS = "llava_mme.jsonl"
@@ -35,7 +35,7 @@ DRAWS = 60
 
 
 def choose_pair(
-    kind: str, scene: Scene, rng: np.random.Generator, world: World = TRIAL
+    kind: str, scene: Scene, rng: np.random.Generator, world: World = EVALUATION
 ) -> tuple[Question, Question] | None:
     """Draw one question answered yes and one answered no, or None where the scene has no such pair."""
     pair = []
@@ -45,12 +45,12 @@ def choose_pair(
     return None if None in pair else tuple(pair)
 
 
-def write(root: Path, questions: int, seed: int, split: str, world: World = TRIAL) -> Iterator[int]:
+def write(root: Path, questions: int, seed: int, split: str) -> Iterator[int]:
     """Write the benchmark under `root`; yield the number of questions written so far after every pair.
 
     Every category gets the same number of pairs, so `questions` is rounded up to a multiple of ten.
     """
-    folder = root / FOLDER
+    folder, world = root / FOLDER, WORLD_OF[split]
     start_over(folder, (QUESTIONS, IMAGES))
     pictures = iter(picture_seeds(split, seed, benchmark=1))
     pairs = -(-questions // (2 * len(CATEGORIES)))
@@ -60,7 +60,7 @@ def write(root: Path, questions: int, seed: int, split: str, world: World = TRIA
         while done < pairs:
             rng = np.random.default_rng(next(pictures))
             signs = 1.0 if category == "OCR" else 0.6
-            pixels, scene = render(rng, DIGITS[split], sign_probability=signs, world=world)
+            pixels, scene = render(rng, sign_probability=signs, world=world)
             pair = choose_pair(kind, scene, rng, world)
             if pair is None:
                 continue

@@ -39,6 +39,8 @@ _QUESTIONS = (
 )
 _ANSWERS = (*COLORS, *SHAPES, *RADIUS, "Yes", "No", "left", "right", "top", "bottom")
 _CAPTION = "a large red cross, a sign A, a card A."
+UNK, BOS, EOS = range(3)
+PAD = UNK
 _VOCABULARY = 661
 _REPEATS = 4
 # Roles are spelt in capitals, which would make pieces of sign texts: they get one chain of pieces each, from pairs that
@@ -78,9 +80,9 @@ def train_pieces() -> bytes:
         character_coverage=1.0,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
+        unk_id=UNK,
+        bos_id=BOS,
+        eos_id=EOS,
         pad_id=-1,
         num_threads=1,
         minloglevel=2,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava.tiny.scenes import IMAGE_SIZE, Scene, SceneObject
-from llava.tiny.worlds import COLORS, DIGITS, LETTERS, SHAPES, SIGN_WORDS, TRIAL, UNSEEN_PAIRS, World
+from llava.tiny.worlds import COLORS, DIGITS, EVALUATION, LETTERS, SHAPES, UNSEEN_PAIRS, World
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 YES_OR_NO = " Please answer yes or no."
@@ -171,15 +171,10 @@ def _character_said(sign: str, rng: np.random.Generator, yes: bool) -> str:
 
 def _sign_said(sign: str, rng: np.random.Generator, yes: bool, world: World) -> str:
     said = sign
-    if not yes and world.signs != "trial":
+    if not yes:
         near = rng.random() < 0.7
         while said == sign or not world.may_say(said):
             said = _near_miss(sign, rng) if near else world.draw_sign(rng)
-    elif not yes and sign in SIGN_WORDS:
-        said = _pick(rng, [w for w in SIGN_WORDS if w != sign])
-    elif not yes:
-        i = rng.integers(3)
-        said = sign[:i] + _pick(rng, [d for d in "123456789" if d != sign[i]]) + sign[i + 1 :]
     return f'Does the sign say "{said}"?{YES_OR_NO}'
 
 
@@ -189,7 +184,7 @@ def ask(
     rng: np.random.Generator,
     yes: bool | None = None,
     lone: float = 0.1,
-    world: World = TRIAL,
+    world: World = EVALUATION,
 ) -> Question | None:
     """Draw one question of a kind, or None where this draw (or this scene) has no unambiguous one.
 
@@ -245,7 +240,7 @@ def ask(
     return Question(kind, *found) if found else None
 
 
-def questions_about(scene: Scene, rng: np.random.Generator, world: World = TRIAL) -> Iterator[Question]:
+def questions_about(scene: Scene, rng: np.random.Generator, world: World = EVALUATION) -> Iterator[Question]:
     """Yield up to two different questions of every kind that the scene allows; of yes/no kinds one each, or none."""
     for kind in KINDS:
         polarities = (True, False) if kind in YES_NO_KINDS else (None, None)

@@ -1,7 +1,7 @@
 """Rendered scenes: coloured shapes, a sign and a card with a real handwritten digit on a noisy background.
 
-A scene is a function of one random generator: the same seed gives the same picture and the same facts. The shipped
-model was trained on exactly the pictures of the world `TRIAL`, so the order of the random draws is part of the format.
+A scene is a function of one random generator: the same seed gives the same picture and the same facts, so the order of
+the random draws is part of the format.
 """
 
 from dataclasses import dataclass, replace
@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from llava.tiny.worlds import COLORS, SHAPES, SIGN_WORDS, TRIAL, Digits, World
-
-__all__ = ["COLORS", "SHAPES", "SIGN_WORDS", "Scene", "SceneObject", "handwritten_digits", "render"]
+from llava.tiny.worlds import COLORS, EVALUATION, SHAPES, Digits, World
 
 IMAGE_SIZE = 168
 RADIUS = {"small": 11, "large": 19}
@@ -198,7 +196,7 @@ def render(
     digits: Digits | None = None,
     sign_probability: float = 0.6,
     card_probability: float = 0.35,
-    world: World = TRIAL,
+    world: World = EVALUATION,
 ) -> tuple[np.ndarray, Scene]:
     """Draw one scene.
 

@@ -1,17 +1,16 @@
 """Which random seeds belong to what, in one place: no picture of a benchmark can have been trained on.
 
-The shipped weights come from trial runs whose seeds all lie in `TRAIN`. A scene is drawn by
-`numpy.random.default_rng(seed)`; here one picture uses one seed, the trial runs drew long streams from each of theirs.
-`llava.tiny.train` draws from lists of numbers, `default_rng([run's seed, stage, batch])`, which no single seed below
-2**32 equals; what may appear in its pictures is set apart besides (`llava.tiny.worlds`).
+A scene is drawn by `numpy.random.default_rng(seed)`, one seed a picture. `llava.tiny.train` draws from lists of
+numbers, `default_rng([run's seed, stage, batch])`, which no single seed equals; what may appear in its pictures is set
+apart besides (`llava.tiny.worlds`).
 """
 
-TRAIN = range(0, 1_000_000_000)
 TUNE = range(1_000_000_000, 2_000_000_000)
 BENCHMARK = range(2_000_000_000, 3_000_000_000)
 TEST = range(3_000_000_000, 4_000_000_000)
+PICTURE = TEST[1083]
+"""Of docs/scene.png, which the documentation, the notebooks and the tests ask about."""
 
-DIGITS = {"tune": "train", "benchmark": "heldout"}
 SPLITS = {"tune": TUNE, "benchmark": BENCHMARK}
 _PER_SET = 10_000_000
 _PER_BENCHMARK = 1_000_000

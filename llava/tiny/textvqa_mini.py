@@ -16,8 +16,8 @@ import numpy as np
 from llava.tiny.files import start_over, write_json, write_jsonl, write_png
 from llava.tiny.questions import TEXT_KINDS, ask, prompt_text
 from llava.tiny.scenes import IMAGE_SIZE, render
-from llava.tiny.seeds import DIGITS, picture_seeds
-from llava.tiny.worlds import TRIAL, World
+from llava.tiny.seeds import picture_seeds
+from llava.tiny.worlds import WORLD_OF
 
 FOLDER = "textvqa_mini"
 QUESTIONS = "llava_textvqa_val_v051_ocr.jsonl"
@@ -25,7 +25,7 @@ ANNOTATIONS = "TextVQA_0.5.1_val.json"
 ANNOTATORS = 10
 
 
-def write(root: Path, questions: int, seed: int, split: str, world: World = TRIAL) -> Iterator[int]:
+def write(root: Path, questions: int, seed: int, split: str) -> Iterator[int]:
     """Write the benchmark under `root`, exactly `questions` of them; yield the number so far after every picture.
 
     Every picture has a sign and a card; the ten annotators of a question agree.
@@ -35,7 +35,7 @@ def write(root: Path, questions: int, seed: int, split: str, world: World = TRIA
     rows, annotations = [], []
     for picture in picture_seeds(split, seed, benchmark=2):
         rng = np.random.default_rng(picture)
-        pixels, scene = render(rng, DIGITS[split], 1.0, 1.0, world)
+        pixels, scene = render(rng, sign_probability=1.0, card_probability=1.0, world=WORLD_OF[split])
         if scene.digit is None:
             continue
         image = f"{picture:016x}"

@@ -1,9 +1,9 @@
-"""What may appear in a scene: the trial's pictures, training's, the evaluation's, and what training never shows.
+"""What may appear in a scene: in training, in tuning, and in every measurement.
 
-`TRIAL` draws the pictures that the trial weights were trained on, to the byte. `TRAINING` and `EVALUATION` divide what
-can be seen: four of the 24 pairs of colour and shape (each colour and each shape stays known from other pairs), every
-sign of `EVALUATION` (49 words, 129 numbers) and 297 handwritten digits never appear in training, neither in pictures
-nor in questions. `TUNING` is training's world without the distortion of digits, for choosing thresholds.
+`TRAINING` and `EVALUATION` divide what can be seen: four of the 24 pairs of colour and shape (each colour and each
+shape stays known from other pairs), every sign of `EVALUATION` (49 words, 129 numbers) and 297 handwritten digits never
+appear in training, neither in pictures nor in questions. `TUNING` is training's world without the distortion of digits,
+for choosing thresholds.
 """
 
 from dataclasses import dataclass, replace
@@ -51,23 +51,21 @@ class World:
     pairs:
         colour and shape that an object may have
     signs:
-        "trial" any number and the 49 words · "training" letters and numbers without the evaluation's · "evaluation"
+        "evaluation" its 49 words and 129 numbers · "training" any other three letters and numbers of three digits
     digits:
         which of the handwritten digits a card may show
     jitter:
         whether handwritten digits are turned, shifted and scaled a little
     """
 
-    pairs: tuple[Pair, ...] = PAIRS
-    signs: Literal["trial", "training", "evaluation"] = "trial"
-    digits: Digits = "train"
+    pairs: tuple[Pair, ...]
+    signs: Literal["training", "evaluation"]
+    digits: Digits
     jitter: bool = False
 
     def draw_sign(self, rng: np.random.Generator) -> str:
         """Draw the three characters of a sign: half of them numbers, half letters."""
         number = rng.random() < 0.5
-        if self.signs == "trial":
-            return str(rng.integers(100, 1000)) if number else SIGN_WORDS[rng.integers(len(SIGN_WORDS))]
         if self.signs == "evaluation":
             source = HELDOUT_NUMBERS if number else SIGN_WORDS
             return source[rng.integers(len(source))]
@@ -79,12 +77,11 @@ class World:
 
     def may_say(self, text: str) -> bool:
         """Whether a question may quote this sign text."""
-        return self.signs != "training" or not is_evaluation_sign(text)
+        return self.signs == "evaluation" or not is_evaluation_sign(text)
 
 
-TRIAL = World()
 TRAINING = World(tuple(p for p in PAIRS if p not in UNSEEN_PAIRS), "training", "train", jitter=True)
 EVALUATION = World(PAIRS, "evaluation", "heldout")
 TUNING = replace(TRAINING, jitter=False)
-WORLDS = {"trial": {"benchmark": TRIAL, "tune": TRIAL}, "heldout": {"benchmark": EVALUATION, "tune": TUNING}}
-"""Worlds of the mini benchmarks by name and split: as the trial weights saw them, or divided from training's."""
+WORLD_OF = {"benchmark": EVALUATION, "tune": TUNING}
+"""Worlds of the mini benchmarks by split (see `llava.tiny.seeds`)."""

@@ -3,15 +3,15 @@
 # with random, nothing pruned and no image as controls: tables; summary.json, table.csv, accuracy.png in OUT.
 #   bash scripts/tiny/compare_methods.sh               # about fifty configs: an hour or so on two CPU cores (estimated)
 #   bash scripts/tiny/compare_methods.sh --limit 100   # arguments of llava.eval.face_to_face; --help lists them
-# Variables: MODEL (checkpoint), OUT, WORLD (of the pictures, see llava.tiny.benchmarks).
+# Variables: MODEL (checkpoint), OUT.
 # Stopped, it goes on when started again.
 set -euo pipefail
-MODEL=${MODEL:-playground/checkpoints/llava-tiny} OUT=${OUT:-runs/compare_methods} WORLD=${WORLD:-}
+MODEL=${MODEL:-playground/checkpoints/llava-tiny} OUT=${OUT:-runs/compare_methods}
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 prepare_environment ""
 
-"$PYTHON" -m llava.tiny.benchmarks ${WORLD:+--world "$WORLD"}
-"$PYTHON" -m llava.tiny.benchmarks --split tune ${WORLD:+--world "$WORLD"}
+"$PYTHON" -m llava.tiny.benchmarks
+"$PYTHON" -m llava.tiny.benchmarks --split tune
 "$PYTHON" -m llava.eval.face_to_face --model-path "$MODEL" --out "$OUT" --tune-dir playground/data/eval/tune \
     --benchmarks gqa_mini mme_mini textvqa_mini --config paper="$MODEL/pruning.json" "$@"

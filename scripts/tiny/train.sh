@@ -9,14 +9,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 prepare_environment ""
 
 "$PYTHON" -m llava.tiny.train --recipe both --resume --out "$OUT" --minutes "$MINUTES" --device "$DEVICE" --seed "$SEED"
-"$PYTHON" -m llava.tiny.masks --world heldout --device "$DEVICE" --out "$OUT/masks" \
+"$PYTHON" -m llava.tiny.masks --device "$DEVICE" --out "$OUT/masks" \
     --model-path "$OUT/llava-tiny" "$OUT/llava-tiny-plain"
-"$PYTHON" -m llava.tiny.benchmarks --world heldout --split tune --questions 300 --out "$OUT/tune"
+"$PYTHON" -m llava.tiny.benchmarks --split tune --questions 300 --out "$OUT/tune"
 "$PYTHON" -m llava.tiny.tune --device "$DEVICE" --data-dir "$OUT/tune" --out "$OUT/tune/runs" \
     --model-path "$OUT/llava-tiny" --write "$OUT/llava-tiny/pruning.json"
-"$PYTHON" -m llava.tiny.benchmarks --world heldout --questions 1000 --per-image 4 --out "$OUT/eval"
+"$PYTHON" -m llava.tiny.benchmarks --out "$OUT/eval"
 "$PYTHON" -m llava.eval.suite --overwrite --out "$OUT/suite" --data-dir "$OUT/eval" --batch-size 16 --device "$DEVICE" \
     --model-path "$OUT/llava-tiny" --benchmarks gqa_mini mme_mini textvqa_mini \
     --config paper="$OUT/llava-tiny/pruning.json" \
-    --config 'random={"method":"random","layer":4,"keep":5}' \
+    --config random=scripts/tiny/random.json \
     --config none=scripts/tiny/none.json

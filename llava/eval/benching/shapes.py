@@ -75,7 +75,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "qwen2-vl-7b": _published("Qwen2-VL-7B", 152064, biased=True),
         "internvl2.5-8b": _published("InternVL2.5-8B", 92553),
         "mobilevlm-v2-3b": _published("MobileVLM-V2-3B", 32000, clip=CLIP_LARGE, projector="ldpnetv2"),
-        "tiny": Shape(DecoderShape(12, 192, 512, 4, 4, 48), 195, 144, CLIP_TINY),
+        "tiny": Shape(DecoderShape(12, 192, 512, 4, 4, 48), 672, 144, CLIP_TINY),
     }
 )
 
