@@ -7,6 +7,8 @@ from PIL import Image
 
 from llava.eval import suite
 from llava.eval.paired import _figures
+from llava.model.pruning import PruningConfig
+from llava.tiny import tune
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
 from llava.tiny.tune import EXITS, SHALLOW, TOKENS, boldest, choose, search
@@ -114,3 +116,19 @@ def test_the_search_finds_the_boldest_settings_that_pass_and_asks_few(reads):
     assert (best["tokens_threshold"], best["exit_threshold"], best["shallow_mid_layer"]) == (1.0, 0.98, SHALLOW[0])
     assert best["shallow_visual"] == ("remove" if reads else "dense")
     assert 1.0 in TOKENS and 0.98 in EXITS and len(asked) <= (12 if reads else 20)
+
+
+def test_tuning_tells_what_it_tried_and_writes_what_it_chose(tmp_path, monkeypatch, capsys):
+    def evaluate(args, name, config, loader):
+        lost = 0.0 if config is None else 20 * (config.tokens_threshold > 0.3) + 0.5
+        flops = 1.0 if config is None else 0.6 - config.tokens_threshold / 100
+        return {"accuracy": {"a": 90.0, "b": 80.0 - lost}, "flops": flops, "visual_flops": flops - 0.1}
+
+    monkeypatch.setattr(tune, "evaluate", evaluate)
+    tune.main(["--write", str(tmp_path / "pruning.json")])
+    written = PruningConfig.from_json(tmp_path / "pruning.json")
+    assert (written.mode, written.tokens_threshold) == (("shallow", "middle", "deep"), 0.3)
+    table, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert json.loads(last)["loss"] == 0.5 and "79.5" in table and "59.7%" in table
+    tune.main(["--points", "0.1"])
+    assert "no setting stays within 0.1 points" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from llava.tiny.training.batches import Batches
 from llava.tiny.training.decoder import DENSE, Plan
 from llava.tiny.training.labels import dense_labels, owners
 from llava.tiny.training.losses import training_loss
-from llava.tiny.training.pointing import THINGS, Pointers, concerned, pointing_layers, pointing_loss
+from llava.tiny.training.pointing import HEADS, THINGS, Pointers, concerned, looks, pointing_layers, pointing_loss
 from llava.tiny.training.run import Trainer
 from llava.tiny.training.stages import STAGES
 from llava.tiny.worlds import TRAINING
@@ -48,6 +48,33 @@ def test_a_question_concerns_what_its_descriptions_fit():
         assert concerned(text, full) == [5 + place for place in places], text
     assert concerned("What is written on the sign?", full) == [1, 2, 3] and concerned("... the sign?", bare) == []
     assert concerned("What digit is on the card?", full) == [4] and concerned("... the card?", bare) == []
+
+
+def test_heads_look_at_different_things_where_a_question_names_two():
+    objects = (
+        SceneObject("red", "circle", "small", 20.0, 20.0, 10.0),
+        SceneObject("blue", "circle", "large", 90.0, 20.0, 16.0),
+        SceneObject("red", "square", "large", 60.0, 90.0, 16.0),
+    )
+    bare = Scene(objects, None, None)
+    full = Scene(objects, "K7B", 4, (120.0, 60.0), (120.0, 120.0))
+    asked = {
+        "What color is the square?": ([[2], [2], [2]], [[2], [2], [2]]),
+        "What color is the circle to the left of the red square?": (
+            [[0, 1], [2], [0, 1, 2]],
+            [[0], [2], [0, 1, 2]],
+        ),
+        "What shape is the red object above the red square?": ([[0], [2], [0, 2]], [[0], [2], [0, 2]]),
+        "Is the blue circle to the left of the red square?": ([[1], [2], [1, 2]], [[1], [2], [1, 2]]),
+        "Is there a blue square?": ([[], [], []], [[], [], []]),
+    }
+    for text, layers in asked.items():
+        for scene, first in ((bare, 1), (full, 5)):
+            expected = tuple([[first + place for place in places] for places in layer] for layer in layers)
+            assert looks(text, scene) == expected, text
+    assert looks("What is written on the sign?", full) == ([[1], [2], [3]], [[1], [2], [3]])
+    assert looks("What digit is on the card?", full) == ([[4]] * HEADS, [[4]] * HEADS)
+    assert concerned("What is written on the sign?", full) == [1, 2, 3]
 
 
 def test_owners_are_numbered_as_the_labels_show_them(scene):
@@ -86,7 +113,9 @@ def test_the_loss_is_zero_on_the_things_and_grows_away_from_them():
     owners_of = torch.tensor([[0, 1, 1, 2, 0, 3]])
     rows, wanted = torch.tensor([[0, 0, 1]]), torch.zeros(1, THINGS, dtype=torch.bool)
     wanted[0, [1, 2]] = True
-    pointers = Pointers(owners_of, rows, wanted)
+    apart = torch.zeros(1, 2, HEADS, THINGS, dtype=torch.bool)
+    apart[0, 0, 0, 1], apart[0, 0, 1, 2] = True, True
+    pointers = Pointers(owners_of, rows, wanted, apart)
 
     def loss(*weights, **options):
         attention = torch.zeros(2, 1, 1, 3, len(weights))
@@ -100,7 +129,15 @@ def test_the_loss_is_zero_on_the_things_and_grows_away_from_them():
     # of the chosen tokens only the second thing is there
     assert loss(0.5, 0.5, chosen=torch.tensor([[0, 3]])) == pytest.approx(math.log(2), abs=2e-3)
     assert loss(0.5, 0.5, chosen=torch.tensor([[0, 4]])) == 0
-    assert pointing_loss([torch.ones(2, 1, 1, 3, 6)], Pointers(owners_of, rows[:0], wanted[:0])).item() == 0
+    none = Pointers(owners_of, rows[:0], wanted[:0], apart[:0])
+    assert pointing_loss([torch.ones(2, 1, 1, 3, 6)], none).item() == 0
+    # the first head should look at the first thing, the second at the second, the third nowhere
+    looked = torch.zeros(4, 1, 1, 3, 6)
+    looked[0, 0, 0, 1, 1], looked[1, 0, 0, 1, 3] = 1, 1
+    assert pointing_loss([looked], pointers, apart=True).item() == pytest.approx(0, abs=1e-3)
+    looked[[0, 1]] = looked[[1, 0]]
+    assert pointing_loss([looked], pointers, apart=True).item() > 5
+    assert pointing_loss([looked], pointers).item() == pytest.approx(0, abs=1e-3)
 
 
 def test_it_draws_attention_and_is_no_part_of_the_loss_at_weight_zero():
@@ -112,7 +149,7 @@ def test_it_draws_attention_and_is_no_part_of_the_loss_at_weight_zero():
     hidden: list[torch.Tensor] = []
     p = batch.packed
     trainer.model(trainer.model.tower(batch.pictures), p.ids, p.ends, p.turns, watched=hidden)
-    assert [tuple(w.shape[:3]) for w in hidden] == [(1, 3, p.ids.shape[1])] * 2
+    assert [tuple(w.shape[:3]) for w in hidden] == [(2, 3, p.ids.shape[1])] * 2
     blind = frozenset(pointing_layers(SMALL.layers))
     assert torch.equal(
         training_loss(trainer.model, batch, Plan(blind=blind), None)[0],
@@ -120,7 +157,7 @@ def test_it_draws_attention_and_is_no_part_of_the_loss_at_weight_zero():
     )
     before = pointing_loss(hidden, batch.pointers).item()
     for step in range(40):
-        trainer.train_step(batch, 3, step)
+        trainer.train_step(batch, 2, step)
     hidden.clear()
     trainer.model(trainer.model.tower(batch.pictures), p.ids, p.ends, p.turns, watched=hidden)
     assert pointing_loss(hidden, batch.pointers).item() < 0.8 * before
@@ -128,3 +165,4 @@ def test_it_draws_attention_and_is_no_part_of_the_loss_at_weight_zero():
 
 def test_only_stages_that_ask_point():
     assert [stage.pointing > 0 for stage in STAGES] == [bool(stage.styles) for stage in STAGES]
+    assert [stage.apart for stage in STAGES] == [stage is STAGES[-1] for stage in STAGES]

@@ -2,10 +2,10 @@
 
     python -m llava.tiny.benchmarks [--out playground/data/eval] [--questions 1000] [--seed 0] [--split benchmark]
 
-The same arguments give the same bytes (with the same Pillow and numpy). No sign and no handwritten digit of the
-benchmarks, and four of their pairs of colour and shape, appear in training (`llava.tiny.worlds`). `--split tune` writes
-sets of the same form from other seeds, showing what training shows, for choosing thresholds: what is tuned on them can
-then be measured on the benchmarks.
+The same arguments give the same bytes (with the same Pillow and numpy). The signs and handwritten digits of the
+benchmarks, and four of their pairs of colour and shape, never appear in training (`llava.tiny.worlds`). `--split tune`
+writes sets of the same form from other seeds, which show what training shows: what is tuned on them can be measured on
+the benchmarks.
 Each benchmark's own files are replaced, anything else in its folder is left alone.
 """
 

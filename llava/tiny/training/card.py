@@ -133,9 +133,10 @@ with {s.questions} questions each (tower: {s.tower_images} pictures).
 
 Muon for the layers' matrices, AdamW for the rest. The stages {shared} are the same for both recipes.
 {_RECIPES[recipe]}
-In layers {" and ".join(map(str, pointing_layers(trainer.architecture.layers)))} half of the heads were also taught
-where to look: on what the question is about (weight {STAGES[-1].pointing}, falling to {STAGES[-1].final:.0%} of that in
-the last stage). Where attention lies in these heads is therefore partly taught, not found.
+In layers {" and ".join(map(str, pointing_layers(trainer.architecture.layers)))} some heads were also taught where to
+look: half of them at what the question is about, in stage `{STAGES[-1].name}` three of them at different things of it
+(weight {STAGES[-1].pointing}, falling to {STAGES[-1].final:.0%} of that at the end). Where these heads look is therefore
+taught, not found.
 
 Pictures and questions: `llava/tiny/scenes.py`, `llava/tiny/questions.py`; what training may see and what is held out:
 `llava/tiny/worlds.py` ({len(UNSEEN_PAIRS)} of {len(PAIRS)} pairs of colour and shape, {len(SIGN_WORDS)} words and

@@ -119,8 +119,7 @@ class DecoderLayer(nn.Module):
             plan: what is read where.
             kept: bool [B, K, S, V], the visual tokens that text may read here; None: all.
             text_only: whether only the text rows are wanted, as nothing reads the others any more.
-            watched: gets the text rows' attention to the image of the first half of the heads, [H/2, B, K, S, V], where
-                they read it.
+            watched: gets the text rows' attention to the image, [H, B, K, S, V], where they read it.
 
         Returns:
             The rows after the layer ([R, D], or the text rows alone), and `kept` for the next layer.
@@ -172,7 +171,7 @@ class DecoderLayer(nn.Module):
         if sees:
             on_image = split[1]
             if watched is not None:
-                watched.append(on_image[: heads // 2])
+                watched.append(on_image)
             if plan.merged and number == 0:
                 read = read + on_image.sum(-1, keepdim=True) * vv[:, :, None, None, 0]
             else:

@@ -33,11 +33,11 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def training_loss(
-    model: TinyLlava, batch: Batch, plan: Plan, chosen: torch.Tensor | None, pointing: float = 0.0
+    model: TinyLlava, batch: Batch, plan: Plan, chosen: torch.Tensor | None, pointing: float = 0.0, apart: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss to minimise and the part to show: the answers' where there are any, else the labels'.
 
-    pointing: weight of `pointing_loss`.
+    pointing, apart: weight of `pointing_loss`, and whether its heads look at different things.
     """
     features = model.tower(batch.pictures)
     labels = label_loss(model.tower.labels(features), batch.labels)
@@ -50,5 +50,5 @@ def training_loss(
     answers = F.cross_entropy(model.head(hidden[answered]).float(), p.targets[answered])
     loss = answers + _LABELS_WEIGHT * labels
     if watched and batch.pointers is not None:
-        loss = loss + pointing * pointing_loss(watched, batch.pointers, chosen)
+        loss = loss + pointing * pointing_loss(watched, batch.pointers, chosen, apart)
     return loss, answers.detach()

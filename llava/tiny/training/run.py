@@ -124,7 +124,7 @@ class Trainer:
         dtype = self.settings.autocast
         rate = now.rate(step, self.settings.steps[stage])
         with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            loss, shown = training_loss(self.model, batch, plan, chosen, now.pointing * rate)
+            loss, shown = training_loss(self.model, batch, plan, chosen, now.pointing * rate, now.apart)
         loss.backward()
         self.optimizers.step(rate)
         return shown

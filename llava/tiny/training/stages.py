@@ -33,8 +33,9 @@ class Stage:
         how often a batch has each style of asking (see `conversations.STYLES`)
     warmup, final:
         steps over which the learning rates rise; what they fall to, along a cosine, as a share of their height
-    pointing:
-        weight of the loss on where the last prompt token looks (see `pointing`); it falls with the learning rates
+    pointing, apart:
+        weight of the loss on where the last prompt token looks (see `pointing`), which falls with the learning rates;
+        whether its heads look at different things
     """
 
     name: str
@@ -44,6 +45,7 @@ class Stage:
     warmup: int = 0
     final: float = 1.0
     pointing: float = 0.0
+    apart: bool = False
 
     def rate(self, step: int, steps: int) -> float:
         """Return the factor of the learning rates at a step (from 0) of `steps`."""
@@ -69,6 +71,7 @@ STAGES = (
         (("captions", 0.02), ("simple", 0.03), ("bare", 0.35), ("short", 0.35), ("turns", 0.25)),
         final=0.03,
         pointing=0.3,
+        apart=True,
     ),
 )
 
