@@ -46,7 +46,7 @@ def llama(model):
 
 @pytest.fixture(scope="module")
 def batch():
-    drawn = [render(np.random.default_rng(seed), None, 1.0, 1.0, TRAINING) for seed in range(2)]
+    drawn = [render(np.random.default_rng(seed), 1.0, 1.0, TRAINING) for seed in range(2)]
     style = replace(STYLES["turns"], turns=3)
     conversations = [converse(scene, np.random.default_rng(7), style, 6, TRAINING) for _, scene in drawn]
     return torch.from_numpy(np.stack([pixels for pixels, _ in drawn])), conversations, pack(conversations)
@@ -172,7 +172,7 @@ def test_ids_are_those_of_llavas_prompt(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, config=LlamaConfig())
     rng = np.random.default_rng(5)
     for seed in range(12):
-        _, scene = render(np.random.default_rng(seed), None, 1.0, 1.0, TRAINING)
+        _, scene = render(np.random.default_rng(seed), 1.0, 1.0, TRAINING)
         for name in STYLES:
             for turns in converse(scene, rng, STYLES[name], 4, TRAINING):
                 conversation = conv_templates["vicuna_v1"].copy()
@@ -200,7 +200,7 @@ def test_training_never_shows_or_names_what_is_held_out():
     rng = np.random.default_rng(0)
     said, yes = [], {kind: [] for kind in YES_NO_KINDS}
     for seed in range(150):
-        _, scene = render(np.random.default_rng(seed), None, 1.0, 0.5, TRAINING)
+        _, scene = render(np.random.default_rng(seed), 1.0, 0.5, TRAINING)
         assert not {(o.color, o.shape) for o in scene.objects} & set(UNSEEN_PAIRS)
         assert not is_evaluation_sign(scene.sign)
         for question in draw_questions(scene, rng, 16, TRAINING):
@@ -217,7 +217,7 @@ def test_training_never_shows_or_names_what_is_held_out():
 
 
 def test_wordings_are_llavas():
-    _, scene = render(np.random.default_rng(2), None, 1.0, 1.0, TRAINING)
+    _, scene = render(np.random.default_rng(2), 1.0, 1.0, TRAINING)
     turns = [
         t
         for seed in range(20)

@@ -23,7 +23,7 @@ from llava.tiny.worlds import TRAINING
 @pytest.fixture
 def scene():
     rng = np.random.default_rng(3)
-    return render(rng, None, 1.0, 1.0, TRAINING)[1]
+    return render(rng, 1.0, 1.0, TRAINING)[1]
 
 
 def test_a_question_concerns_what_its_descriptions_fit():

@@ -45,7 +45,7 @@ def scenes(count, **options):
 @pytest.mark.parametrize(("seed", "world", "signs", "cards", "sha", "sign", "digit", "first"), RECORDED)
 def test_a_seed_gives_the_recorded_picture(seed, world, signs, cards, sha, sign, digit, first):
     """Benchmarks, and what was measured on them, stay comparable while this holds."""
-    pixels, scene = render(np.random.default_rng(seed), None, signs, cards, world)
+    pixels, scene = render(np.random.default_rng(seed), signs, cards, world)
     o = scene.objects[0]
     assert (scene.sign, scene.digit) == (sign, digit)
     assert (o.color, o.shape, o.size) == first[:3]

@@ -24,7 +24,7 @@ from llava.tiny.worlds import (
 
 
 def scenes(world, count=80):
-    return [render(np.random.default_rng(seed), None, 1.0, 1.0, world) for seed in TEST[:count]]
+    return [render(np.random.default_rng(seed), 1.0, 1.0, world) for seed in TEST[:count]]
 
 
 def test_training_and_evaluation_share_no_sign_and_evaluation_shows_every_pair():
@@ -48,8 +48,8 @@ def test_every_colour_and_shape_and_character_stays_known():
 def test_jitter_changes_the_card_and_nothing_else():
     changed = 0
     for seed in TEST[:10]:
-        plain, scene = render(np.random.default_rng(seed), None, 0.0, 1.0, TUNING)
-        turned, same = render(np.random.default_rng(seed), None, 0.0, 1.0, TRAINING)
+        plain, scene = render(np.random.default_rng(seed), 0.0, 1.0, TUNING)
+        turned, same = render(np.random.default_rng(seed), 0.0, 1.0, TRAINING)
         if scene.card_at == same.card_at and scene.digit == same.digit:
             x, y = map(int, scene.card_at)
             card = (slice(y - 17, y + 17), slice(x - 17, x + 17))

@@ -4,7 +4,7 @@ A scene is a function of one random generator: the same seed gives the same pict
 the random draws is part of the format.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -193,7 +193,6 @@ def _objects(
 
 def render(
     rng: np.random.Generator,
-    digits: Digits | None = None,
     sign_probability: float = 0.6,
     card_probability: float = 0.35,
     world: World = EVALUATION,
@@ -202,7 +201,6 @@ def render(
 
     Args:
         rng: source of every random choice; consumed.
-        digits: which handwritten digits the card may show ("heldout" ones were never trained on); None: the world's.
         sign_probability: chance of a sign with three characters.
         card_probability: chance of a card with a digit (left out as well when no place is free).
         world: what may appear (see `llava.tiny.worlds`).
@@ -211,8 +209,6 @@ def render(
         The picture, uint8 [168, 168, 3] RGB, and what it shows. Objects, sign and card never overlap.
 
     """
-    if digits is not None:
-        world = replace(world, digits=digits)
     image, draw = _background(rng)
     boxes: list[Box] = []
     sign, sign_at = _sign(rng, draw, boxes, world) if rng.random() < sign_probability else (None, None)

@@ -88,7 +88,7 @@ class Batches(Dataset):
         for i in range(count):
             scene = None
             while scene is None or len(scene.objects) < _LEAST_OBJECTS:
-                pictures[i], scene = render(rng, None, signs, cards, TRAINING)
+                pictures[i], scene = render(rng, signs, cards, TRAINING)
             labels[i] = dense_labels(scene)
             scenes.append(scene)
             if style:

@@ -118,7 +118,7 @@ always have two objects that fit the noun.
 {newline.join(_kinds_table(report))}
 
 - Greedy decoding through `load_pretrained_model`, {greedy["scenes"]} scenes: mean {mean["greedy"]}
-  (`python -m llava.tiny.accuracy --world heldout --model-path …`).
+  (`python -m llava.tiny.accuracy --model-path …`).
 - Answers by turn in conversations of three, first to third: {", ".join(_number(v) for v in report["turns"])}.
 - Text→visual attention masked in the first quarter of the layers: mean {mean["first quarter masked"]}, in the last
   quarter {mean["last quarter masked"]}. `paper` with no token kept: {mean["paper, none kept"]}.
