@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from llava.eval import calibrate
+from llava.eval.asking.questions import read_questions
 from llava.eval.calibration import candidates as space
 from llava.eval.calibration.candidates import Candidate, Shallow, candidates
 from llava.eval.calibration.claim import exact_interval
@@ -20,7 +21,6 @@ from llava.eval.calibration.scale import describe, transfer
 from llava.eval.calibration.search import boldest_shallow, cheapest, with_shallow
 from llava.eval.calibration.trials import _read
 from llava.eval.calibration.watching import Watched, _Watch
-from llava.eval.questions import read_questions
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.flops import DecoderShape
 from llava.tiny.accuracy import CHECKPOINT

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava.eval import face_to_face, running
+from llava.eval import face_to_face
+from llava.eval.asking import running
+from llava.eval.asking.totals import Totals
 from llava.eval.calibration.candidates import Candidate, Shallow
 from llava.eval.facing.choosing import METHODS
 from llava.eval.facing.dry import DryRun
@@ -20,7 +22,6 @@ from llava.eval.facing.knobs import knobs
 from llava.eval.facing.matching import Absent, Counted, matched, settle
 from llava.eval.facing.rows import mean_interval, verdict
 from llava.eval.facing.thresholds import around, near, plan_knobs, spread
-from llava.eval.totals import Totals
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.methods import METHODS as CLASSES

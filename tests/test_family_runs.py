@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.utils.logging import warning_once
 
 from llava import PruningConfig, load_pretrained_model, prune
-from llava.eval.timing import ForwardTimer
+from llava.eval.asking.timing import ForwardTimer
 from llava.model.inputs import Turn, inputs_for
 from llava.serve import cli_pruning
 from llava.serve.chat import Chat, Sampling
@@ -196,7 +196,7 @@ def test_a_text_that_holds_a_placeholder_is_refused(family, loaded, bench, capsy
 
 
 def test_a_conversation_template_is_refused_before_the_model_loads(family, bench, capsys, monkeypatch):
-    monkeypatch.setattr("llava.eval.running.load_pretrained_model", None)
+    monkeypatch.setattr("llava.eval.asking.running.load_pretrained_model", None)
     assert bench.run(conv_mode="vicuna_v1") == 1
     said = capsys.readouterr().err
     assert "'vicuna_v1' (conv_mode) was given" in said and said.count("\n") == 1

@@ -165,7 +165,7 @@ def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
     seen = []
     encode = LlavaLlamaForCausalLM.encode_images
     monkeypatch.setattr(LlavaLlamaForCausalLM, "encode_images", lambda self, x: seen.append(len(x)) or encode(self, x))
-    monkeypatch.setattr("llava.eval.batches.UNITS", 1)  # all five batches are one unit
+    monkeypatch.setattr("llava.eval.asking.batches.UNITS", 1)  # all five batches are one unit
     assert bench.run(batch_size=2) == 0
     assert seen[0] == 1, "the untimed warm-up"
     assert sum(seen[1:]) == len(set(IMAGES)) == 3

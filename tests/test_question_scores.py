@@ -7,9 +7,9 @@ import pytest
 from llava_fixtures import write_json
 from loader_fixtures import write_jsonl
 
-from llava.eval.answer_files import ScoreError, read_answers
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.question_scores import SCORERS, find_annotations
+from llava.eval.reporting.question_scores import SCORERS, find_annotations
+from llava.eval.scoring.answer_files import ScoreError, read_answers
 
 LETTERS = "ABC"
 

@@ -12,7 +12,8 @@ from llava.tiny.benchmarks import write_benchmarks
 KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
-from llava.eval import run, running
+from llava.eval import run
+from llava.eval.asking import running
 
 out, kills, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 folder = out / "killed" / "gqa_mini"

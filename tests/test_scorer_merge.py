@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.eval import merge as merge_module
-from llava.eval.answer_files import ScoreError, match
 from llava.eval.merge import merge
+from llava.eval.scoring.answer_files import ScoreError, match
 
 
 def write_jsonl(path, rows):

@@ -6,8 +6,8 @@ import pytest
 from answer_fixtures import last_json, write_answers
 
 from llava.eval import eval_science_qa
-from llava.eval.answer_files import ScoreError
 from llava.eval.eval_science_qa import parse_letter, score
+from llava.eval.scoring.answer_files import ScoreError
 
 
 @pytest.mark.parametrize(

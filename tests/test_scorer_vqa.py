@@ -13,10 +13,10 @@ from llava.eval import (
     eval_vizwiz,
     eval_vqav2,
 )
-from llava.eval.answer_files import ScoreError
 from llava.eval.eval_textvqa import soft_accuracy
 from llava.eval.eval_vqav2 import vqa_accuracy
-from llava.eval.text_normalize import normalize_vqa
+from llava.eval.scoring.answer_files import ScoreError
+from llava.eval.scoring.text_normalize import normalize_vqa
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.conversation import conv_templates
+from llava.eval.asking.jobs import check_files
 from llava.eval.benchmarks import BENCHMARKS, find_benchmark
-from llava.eval.jobs import check_files
 from llava.eval.model_vqa_loader import Parser, number
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoint import find_source

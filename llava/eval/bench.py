@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from llava.eval.answering import dense_trace
+from llava.eval.asking.answering import dense_trace
 from llava.eval.benching import BenchError
 from llava.eval.benching.described import heading, machine, settings
 from llava.eval.benching.figures import costs_more, figures

@@ -15,8 +15,13 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.conversation import conv_templates
-from llava.eval.answering import Generation
-from llava.eval.batches import Batch, BatchDataset, group
+from llava.eval.asking.answering import Generation
+from llava.eval.asking.batches import Batch, BatchDataset, group
+from llava.eval.asking.jobs import Job, Result, do, make_job
+from llava.eval.asking.questions import read_questions, require_images
+from llava.eval.asking.ranks import Ranks
+from llava.eval.asking.runfile import fingerprint
+from llava.eval.asking.running import Loaded, Loader
 from llava.eval.benchmarks import Benchmark
 from llava.eval.calibration import report
 from llava.eval.calibration.candidates import candidates
@@ -26,12 +31,7 @@ from llava.eval.calibration.scale import describe, transfer
 from llava.eval.calibration.search import cheapest, shallow_stages, with_shallow
 from llava.eval.calibration.trials import Trials
 from llava.eval.calibration.watching import Watched, watch
-from llava.eval.jobs import Job, Result, do, make_job
 from llava.eval.model_vqa_loader import Parser, number
-from llava.eval.questions import read_questions, require_images
-from llava.eval.ranks import Ranks
-from llava.eval.runfile import fingerprint
-from llava.eval.running import Loaded, Loader
 from llava.eval.suite import parse_config
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of

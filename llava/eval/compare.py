@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError
-from llava.eval.compare_tables import print_comparison
-from llava.eval.question_scores import SCORERS, QuestionScores, find_annotations
-from llava.eval.resampling import clusters, paired_bootstrap, quoted, share_interval, sign_test
-from llava.eval.runs import EvalRun, Key, RunError, read_run
-from llava.eval.totals import STAGES, Totals
+from llava.eval.asking.totals import STAGES, Totals
+from llava.eval.reporting.compare_tables import print_comparison
+from llava.eval.reporting.question_scores import SCORERS, QuestionScores, find_annotations
+from llava.eval.reporting.resampling import clusters, paired_bootstrap, quoted, share_interval, sign_test
+from llava.eval.reporting.runs import EvalRun, Key, RunError, read_run
+from llava.eval.scoring.answer_files import ScoreError
 
 EPILOG = """
 A RUN is X.jsonl of llava.eval.model_vqa_loader (X.run.json must lie beside it), X.run.json, or a folder with one run,

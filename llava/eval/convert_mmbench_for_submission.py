@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError, answers_by_id, run_cli
-from llava.eval.option_tables import is_nothing, read_table
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, run_cli
+from llava.eval.scoring.option_tables import is_nothing, read_table
 
 _LEFT_OUT = frozenset({"hint", "category", "source", "image", "comment", "l2-category"})
 _POSITION = 6

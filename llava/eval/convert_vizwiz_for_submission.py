@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import answers_by_id, run_cli, write_json
 from llava.eval.eval_vizwiz import read_images
-from llava.eval.text_normalize import normalize_answer
+from llava.eval.scoring.answer_files import answers_by_id, run_cli, write_json
+from llava.eval.scoring.text_normalize import normalize_answer
 
 
 def convert(question_file: str | Path, result_file: str | Path, upload_file: str | Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError, answers_by_id, field, read_json, run_cli
-from llava.eval.scores import Scores, accuracy_of, group_accuracies, render_scores
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, run_cli
+from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
 
 TYPE_KINDS = ("structural", "semantic", "detailed")
 

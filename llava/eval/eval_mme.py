@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import (
+from llava.eval.asking.prompts import SHORT
+from llava.eval.scoring.answer_files import (
     ScoreError,
     count_empty,
     field,
@@ -28,8 +29,7 @@ from llava.eval.answer_files import (
     read_jsonl,
     run_cli,
 )
-from llava.eval.prompts import SHORT
-from llava.eval.scores import Scores
+from llava.eval.scoring.scores import Scores
 
 TASKS = {
     "perception": (

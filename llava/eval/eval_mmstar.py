@@ -2,8 +2,8 @@
 
     python -m llava.eval.eval_mmstar --annotation-file mmstar_val.tsv --result-file answers.jsonl
 
-Letters are read by MMStar's own rule (`llava.eval.option_letter.says_option`), and the overall figure is the share of
-all questions answered rightly, as there. (lmms-eval reads letters otherwise and averages over axes.)
+Letters are read by MMStar's own rule (`llava.eval.scoring.option_letter.says_option`), and the overall figure is the
+share of all questions answered rightly, as there. (lmms-eval reads letters otherwise and averages over axes.)
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.answer_files import ScoreError, answers_by_id, run_cli
-from llava.eval.option_letter import says_option
-from llava.eval.option_tables import LETTERS, read_table
-from llava.eval.scores import Scores, accuracy_of, group_accuracies, render_scores
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, run_cli
+from llava.eval.scoring.option_letter import says_option
+from llava.eval.scoring.option_tables import LETTERS, read_table
+from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
 
 _COLUMNS = ("index", "answer", "category", "l2_category")
 

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError, answers_by_id, field, format_table, read_jsonl, run_cli
-from llava.eval.prompts import SHORT
-from llava.eval.scores import Scores
+from llava.eval.asking.prompts import SHORT
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, format_table, read_jsonl, run_cli
+from llava.eval.scoring.scores import Scores
 
 SPLITS = ("adversarial", "popular", "random")
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError, answers_by_id, field, read_json, run_cli, write_json
-from llava.eval.prompts import LETTERS
-from llava.eval.scores import Scores, accuracy_of, group_accuracies, render_scores
+from llava.eval.asking.prompts import LETTERS
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, run_cli, write_json
+from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
 
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # one more character must follow, as in LLaVA's pattern
 

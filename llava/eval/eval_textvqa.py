@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.answer_files import (
+from llava.eval.scoring.answer_files import (
     Answer,
     ScoreError,
     count_empty,
@@ -24,8 +24,8 @@ from llava.eval.answer_files import (
     read_json,
     run_cli,
 )
-from llava.eval.scores import Scores, render_scores
-from llava.eval.text_normalize import normalize_answer
+from llava.eval.scoring.scores import Scores, render_scores
+from llava.eval.scoring.text_normalize import normalize_answer
 
 ANNOTATORS = 10
 _OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.eval.answer_files import ScoreError, answers_by_id, field, read_json, run_cli
-from llava.eval.scores import Scores, accuracy_of, group_accuracies, render_scores
-from llava.eval.text_normalize import normalize_answer, normalize_vqa
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, run_cli
+from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
+from llava.eval.scoring.text_normalize import normalize_answer, normalize_vqa
 
 
 @dataclass(frozen=True)

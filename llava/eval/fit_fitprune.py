@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from llava.conversation import conv_templates
-from llava.eval.batches import BatchDataset, Group
+from llava.eval.asking.batches import BatchDataset, Group
+from llava.eval.asking.questions import Question, read_questions, require_images
 from llava.eval.model_vqa_loader import Parser, number
-from llava.eval.questions import Question, read_questions, require_images
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.inputs import inputs_for

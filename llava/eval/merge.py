@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError, field, match, parse_answer, read_jsonl, run_cli
+from llava.eval.scoring.answer_files import ScoreError, field, match, parse_answer, read_jsonl, run_cli
 
 
 def _question_key(row: dict[str, Any], where: str) -> tuple[str, str]:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from llava.conversation import conv_templates
-from llava.eval.answers import AnswersFile, unanswered
-from llava.eval.plan import make_plan
-from llava.eval.runfile import check_settings, read_run_file, run_file_of
-from llava.eval.running import Loader, Run, describe
+from llava.eval.asking.answers import AnswersFile, unanswered
+from llava.eval.asking.plan import make_plan
+from llava.eval.asking.runfile import check_settings, read_run_file, run_file_of
+from llava.eval.asking.running import Loader, Run, describe
 from llava.model.pruning.reuse import CACHE_BYTES
 
 UNDERSCORED = ("top_p", "num_beams", "max_new_tokens")

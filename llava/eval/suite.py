@@ -5,7 +5,7 @@ r"""Several benchmarks under several pruning configs, side by side: one table, `
 
 Every config is run and scored as `llava.eval.run` does it (so that runs resume), beside a dense run of the untouched
 model. Prefill time is then measured apart, the configs taking turns on the same
-questions (`llava.eval.paired`): the speed-up is the median over rounds of dense time by pruned time.
+questions (`llava.eval.asking.paired`): the speed-up is the median over rounds of dense time by pruned time.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from llava.eval.asking.jobs import Job, do, make_job
+from llava.eval.asking.paired import paired_times
+from llava.eval.asking.plan import resolve
+from llava.eval.asking.ranks import Ranks
+from llava.eval.asking.running import Loader
 from llava.eval.benchmarks import BENCHMARKS, find_benchmark
-from llava.eval.formats import beside_dense
-from llava.eval.jobs import Job, do, make_job
 from llava.eval.model_vqa_loader import command_of, number
-from llava.eval.paired import paired_times
-from llava.eval.plan import resolve
-from llava.eval.plots import summary_picture
-from llava.eval.ranks import Ranks
-from llava.eval.running import Loader
+from llava.eval.reporting.formats import beside_dense
+from llava.eval.reporting.plots import summary_picture
 from llava.model.checkpoint import find_source
 from llava.model.layouts import read_layout
 from llava.model.pruning import PruningConfig

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from llava.eval.asking.running import Loader
 from llava.eval.model_vqa_loader import number
-from llava.eval.running import Loader
 from llava.eval.suite import run_one
 from llava.model.pruning import PruningConfig
 from llava.tiny.accuracy import CHECKPOINT

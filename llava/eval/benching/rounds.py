@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from llava.eval.timing import ForwardTimer
+from llava.eval.asking.timing import ForwardTimer
 from llava.model.pruning import PruningConfig, PruningTrace
 
 from . import BenchError

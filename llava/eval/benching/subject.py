@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.batches import read_image
+from llava.eval.asking.batches import read_image
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.inputs import Inputs, Picture, Turn, inputs_for

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llava.eval.formats import beside_dense, bytes_text, count_text
+from llava.eval.reporting.formats import beside_dense, bytes_text, count_text
 
 TIMES = ("config", "prefill", "speed-up", "ceiling", "efficiency", "probing", "decode a token", "vision")
 COSTS = (

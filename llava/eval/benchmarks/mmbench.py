@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval import convert_mmbench_for_submission, eval_mmbench
+from llava.eval.asking.prompts import LETTER
 from llava.eval.benchmarks.benchmark import Benchmark, Needed, run_needs
-from llava.eval.prompts import LETTER
-from llava.eval.scores import Scores
+from llava.eval.scoring.scores import Scores
 
 SPLIT = "mmbench_dev_20230712"
 QUESTIONS = f"{SPLIT}.jsonl"

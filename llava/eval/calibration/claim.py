@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from llava.eval.answer_files import parse_answer, read_jsonl
+from llava.eval.scoring.answer_files import parse_answer, read_jsonl
 
 LEVEL = 0.95
 

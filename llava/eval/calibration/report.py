@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from llava.eval.formats import config_text
+from llava.eval.reporting.formats import config_text
 
 
 def sentence(record: Mapping[str, Any]) -> str:

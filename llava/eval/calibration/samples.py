@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llava.eval.questions import Question
+from llava.eval.asking.questions import Question
 
 
 def split(questions: Sequence[Question], samples: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:

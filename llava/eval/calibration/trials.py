@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answering import Answerer, Generation
-from llava.eval.batches import Batch
-from llava.eval.running import Loaded
+from llava.eval.asking.answering import Answerer, Generation
+from llava.eval.asking.batches import Batch
+from llava.eval.asking.running import Loaded
 from llava.model.pruning import PruningConfig
 
 Key = tuple[str, str]

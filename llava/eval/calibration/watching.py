@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
-from llava.eval.answering import Answerer, Generation
-from llava.eval.batches import Batch
-from llava.eval.running import Loaded
+from llava.eval.asking.answering import Answerer, Generation
+from llava.eval.asking.batches import Batch
+from llava.eval.asking.running import Loaded
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.influence import Influence, Measurement
 from llava.model.pruning.methods.relative_influence import RelativeInfluence

@@ -12,13 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llava.eval.batches import Batch, BatchDataset, group
+from llava.eval.asking.batches import Batch, BatchDataset, group
+from llava.eval.asking.jobs import Job
+from llava.eval.asking.running import Loaded, Loader
+from llava.eval.asking.totals import Totals
 from llava.eval.benchmarks import find_benchmark
-from llava.eval.jobs import Job
-from llava.eval.running import Loaded, Loader
-from llava.eval.runs import EvalRun, read_run
+from llava.eval.reporting.runs import EvalRun, read_run
 from llava.eval.suite import DENSE, job_of, run_one
-from llava.eval.totals import Totals
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llava.eval.asking.paired import paired_times
+from llava.eval.asking.plan import resolve
+from llava.eval.asking.running import Loader
 from llava.eval.benchmarks import find_benchmark
-from llava.eval.paired import paired_times
-from llava.eval.plan import resolve
-from llava.eval.running import Loader
 from llava.eval.suite import DENSE
 from llava.model.checkpoint import find_source
 from llava.model.layouts import read_layout

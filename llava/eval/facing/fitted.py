@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from llava.eval.batches import Batch
-from llava.eval.running import Loaded
+from llava.eval.asking.batches import Batch
+from llava.eval.asking.running import Loaded
 from llava.model.pruning.fitting import fit
 from llava.model.pruning.methods import VTW, FitPrune
 

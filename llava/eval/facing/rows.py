@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava.eval.compare import compare
-from llava.eval.runs import EvalRun
+from llava.eval.reporting.runs import EvalRun
 
 Row = dict[str, Any]
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llava.eval.plots import DENSE_LEVEL, FRONT, MARKERS, pareto_front
+from llava.eval.reporting.plots import DENSE_LEVEL, FRONT, MARKERS, pareto_front
 
 from . import Count
 from .rows import Row, ranked

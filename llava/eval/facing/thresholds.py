@@ -10,9 +10,9 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from llava.eval.asking.totals import Totals
 from llava.eval.calibration.candidates import EXITS, LAYER_THRESHOLDS, Candidate, Shallow, candidates
 from llava.eval.calibration.watching import Watched
-from llava.eval.totals import Totals
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.methods import Replay, VisiPruner

@@ -11,10 +11,10 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from loguru import logger
 
+from llava.eval.asking.plan import resolve
 from llava.eval.lmms import requests as reading
 from llava.eval.lmms.arguments import batch_size_of, pruning_of
 from llava.eval.lmms.asking import Asker
-from llava.eval.plan import resolve
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import find_source

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from llava.eval import prompts
+from llava.eval.asking import prompts
 from llava.eval.benchmarks import gqa as gqa_files
 from llava.eval.benchmarks import mme as mme_files
 from llava.eval.benchmarks import mmvet as mmvet_files

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError
 from llava.eval.benchmarks import Benchmark, Needed
 from llava.eval.prepare.layout import Layout
+from llava.eval.scoring.answer_files import ScoreError
 
 _NAMED = 3
 

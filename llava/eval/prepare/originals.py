@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from llava.eval import eval_mme, prompts
+from llava.eval import eval_mme
+from llava.eval.asking import prompts
 from llava.eval.benchmarks import Benchmark
 from llava.eval.benchmarks import mme as mme_files
 from llava.eval.benchmarks import scienceqa as scienceqa_files

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.eval import parts
-from llava.eval.answers import AnswersFile, make_folder, unanswered
+from llava.eval.asking import parts
+from llava.eval.asking.answers import AnswersFile, make_folder, unanswered
+from llava.eval.asking.plan import Plan, make_plan
+from llava.eval.asking.questions import Skipped
+from llava.eval.asking.ranks import Ranks
+from llava.eval.asking.runfile import check_settings, read_run_file, run_file_of, write_run_file
+from llava.eval.asking.running import Loader, Run
 from llava.eval.benchmarks import Benchmark
 from llava.eval.model_vqa_loader import build_parser
-from llava.eval.plan import Plan, make_plan
-from llava.eval.questions import Skipped
-from llava.eval.ranks import Ranks
-from llava.eval.runfile import check_settings, read_run_file, run_file_of, write_run_file
-from llava.eval.running import Loader, Run
-from llava.eval.scores import Scores
+from llava.eval.scoring.scores import Scores
 
 
 class JobError(ValueError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from llava.eval.questions import Question
+from llava.eval.asking.questions import Question
 from llava.model.inputs import Inputs, Picture, Turn
 
 SORTED_BATCHES = 8

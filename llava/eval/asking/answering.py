@@ -15,10 +15,10 @@ import shortuuid
 import torch
 from tqdm import tqdm
 
-from llava.eval.batches import Batch
-from llava.eval.questions import Question, Skipped
-from llava.eval.timing import ForwardTimer, Milliseconds
-from llava.eval.totals import STAGES
+from llava.eval.asking.batches import Batch
+from llava.eval.asking.questions import Question, Skipped
+from llava.eval.asking.timing import ForwardTimer, Milliseconds
+from llava.eval.asking.totals import STAGES
 from llava.model.inputs import Inputs, Picture, Seen
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 from llava.model.pruning.families import family_of

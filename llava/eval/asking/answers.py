@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError, parse_answer
-from llava.eval.questions import Question
+from llava.eval.asking.questions import Question
+from llava.eval.scoring.answer_files import ScoreError, parse_answer
 
 try:
     import fcntl

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from llava.eval.answering import Answerer
-from llava.eval.answers import ELSEWHERE, AnswersError, AnswersFile
-from llava.eval.batches import Batch, BatchDataset, Group, group, prepared, share, shares_images
-from llava.eval.plan import Plan
-from llava.eval.questions import Question, Skipped, refusal
-from llava.eval.ranks import Ranks
-from llava.eval.runfile import RunFileError, run_file_of, versions, write_run_file
-from llava.eval.totals import STAGES, Totals
+from llava.eval.asking.answering import Answerer
+from llava.eval.asking.answers import ELSEWHERE, AnswersError, AnswersFile
+from llava.eval.asking.batches import Batch, BatchDataset, Group, group, prepared, share, shares_images
+from llava.eval.asking.plan import Plan
+from llava.eval.asking.questions import Question, Skipped, refusal
+from llava.eval.asking.ranks import Ranks
+from llava.eval.asking.runfile import RunFileError, run_file_of, versions, write_run_file
+from llava.eval.asking.totals import STAGES, Totals
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.inputs import Inputs, inputs_for

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answers import ELSEWHERE, GO_ON, write_all
+from llava.eval.asking.answers import ELSEWHERE, GO_ON, write_all
 
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 MODEL_FILES = (".json", ".model", ".safetensors", ".bin")

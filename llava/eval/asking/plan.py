@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from llava.eval.answering import Generation
-from llava.eval.questions import Question, Skipped, get_chunk, read_questions, require_images
-from llava.eval.runfile import fingerprint, model_fingerprint
+from llava.eval.asking.answering import Generation
+from llava.eval.asking.questions import Question, Skipped, get_chunk, read_questions, require_images
+from llava.eval.asking.runfile import fingerprint, model_fingerprint
 from llava.model.checkpoint import Source, find_source
 from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.layouts import read_layout

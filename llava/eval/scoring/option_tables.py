@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from llava.eval.answer_files import ScoreError
+from llava.eval.scoring.answer_files import ScoreError
 
 LETTERS = "ABCD"
 # The cells that pandas, with which LLaVA reads these tables, takes for "nothing here", and those that LLaVA adds.

@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava.eval.answering import Answerer, Generation
-from llava.eval.batches import Batch, BatchDataset, group
-from llava.eval.questions import read_questions
+from llava.eval.asking.answering import Answerer, Generation
+from llava.eval.asking.batches import Batch, BatchDataset, group
+from llava.eval.asking.questions import read_questions
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.inputs import Inputs, inputs_for

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import Answer, ScoreError, parse_answer, read_jsonl
-from llava.eval.parts import read_times
-from llava.eval.runfile import RunFileError, fingerprint, read_run_file, run_file_of
-from llava.eval.totals import Totals
+from llava.eval.asking.parts import read_times
+from llava.eval.asking.runfile import RunFileError, fingerprint, read_run_file, run_file_of
+from llava.eval.asking.totals import Totals
+from llava.eval.scoring.answer_files import Answer, ScoreError, parse_answer, read_jsonl
 
 Key = tuple[str, str]
 """(question id, prompt): what names a question, since MME and TextVQA use one id for all questions of an image."""
@@ -53,7 +53,7 @@ class EvalRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the answers depend on (`llava.eval.plan`)."""
+        """What the answers depend on (`llava.eval.asking.plan`)."""
         return self.record["settings"]
 
     @property

@@ -23,7 +23,6 @@ from llava.eval import (
     eval_vizwiz,
     eval_vqav2,
 )
-from llava.eval.answer_files import Answer, ScoreError
 from llava.eval.benchmarks import mmbench as mmbench_files
 from llava.eval.benchmarks import mmstar as mmstar_files
 from llava.eval.benchmarks import pope as pope_files
@@ -32,9 +31,10 @@ from llava.eval.benchmarks import vizwiz as vizwiz_files
 from llava.eval.benchmarks import vqav2 as vqav2_files
 from llava.eval.benchmarks.gqa import REFERENCES as GQA_REFERENCES
 from llava.eval.benchmarks.textvqa import REFERENCES as TEXTVQA_REFERENCES
-from llava.eval.option_letter import infer_option, says_option
-from llava.eval.option_tables import choices_of
-from llava.eval.text_normalize import normalize_answer
+from llava.eval.scoring.answer_files import Answer, ScoreError
+from llava.eval.scoring.option_letter import infer_option, says_option
+from llava.eval.scoring.option_tables import choices_of
+from llava.eval.scoring.text_normalize import normalize_answer
 
 T = TypeVar("T")
 QuestionScores = dict[tuple[str, str], float]

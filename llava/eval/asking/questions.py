@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.answer_files import ScoreError, field, read_jsonl
+from llava.eval.scoring.answer_files import ScoreError, field, read_jsonl
 
 T = TypeVar("T")
 

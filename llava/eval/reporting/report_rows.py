@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import ScoreError
-from llava.eval.formats import config_text
-from llava.eval.question_scores import SCORERS, find_annotations
-from llava.eval.resampling import clusters, quoted
-from llava.eval.runs import EvalRun
-from llava.eval.totals import STAGES
+from llava.eval.asking.totals import STAGES
+from llava.eval.reporting.formats import config_text
+from llava.eval.reporting.question_scores import SCORERS, find_annotations
+from llava.eval.reporting.resampling import clusters, quoted
+from llava.eval.reporting.runs import EvalRun
+from llava.eval.scoring.answer_files import ScoreError
 
 Row = dict[str, Any]
 COSTS = ("flops", "flops_all_tokens", "kv_bytes")

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer_files import parse_answer, read_jsonl
-from llava.eval.answers import AnswersFile, replace_lines
+from llava.eval.asking.answers import AnswersFile, replace_lines
+from llava.eval.scoring.answer_files import parse_answer, read_jsonl
 
 Key = tuple[str, str]
 MEASURED = ("milliseconds", "batch")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llava.eval.formats import bytes_text, config_text, count_text
+from llava.eval.reporting.formats import bytes_text, config_text, count_text
 
 Text = Callable[[float], str]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llava.eval.formats import beside_dense, bytes_text, count_text
+from llava.eval.reporting.formats import beside_dense, bytes_text, count_text
 
 Row = Mapping[str, Any]
 HEADINGS = ("FLOPs, visual tokens", "FLOPs, all tokens", "KV", "tokens a layer", "visual kept", "prefill", "decode")

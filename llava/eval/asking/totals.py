@@ -14,7 +14,7 @@ STAGES = ("prefill", "decode", "vision")
 
 @dataclass
 class Totals:
-    """Running sums; `add` takes the `metadata` of one answer as `llava.eval.answering` writes it."""
+    """Running sums; `add` takes the `metadata` of one answer as `llava.eval.asking.answering` writes it."""
 
     questions: int = 0
     kept: int = 0

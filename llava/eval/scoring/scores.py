@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llava.eval.answer_files import Coverage, format_table
+from llava.eval.scoring.answer_files import Coverage, format_table
 
 Groups = dict[str, dict[str, dict[str, Any]]]
 """Kind of group → name of group → its figures, "count" among them: {"category": {"ocr": {"accuracy": 50.0, …}}}."""

@@ -1,0 +1,1 @@
+"""Asking: a benchmark's questions to one answers file, in batches, by one process or many, resumable."""

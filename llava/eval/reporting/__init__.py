@@ -1,0 +1,1 @@
+"""What compares runs and shows them: scores by question, intervals, tables, pictures."""

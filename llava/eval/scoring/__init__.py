@@ -1,0 +1,1 @@
+"""What the scorers share: reading answers files, normalising texts, finding option letters."""
