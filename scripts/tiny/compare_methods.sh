@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All pruning methods at the same FLOPs (−30%, −50%, −60% of dense) on the three small benchmarks of the small model,
+# All pruning methods at the same FLOPs of visual tokens (−30%, −50%, −60% of dense) on the small model's benchmarks,
 # with random, nothing pruned and no image as controls: tables; summary.json, table.csv, accuracy.png in OUT.
 #   bash scripts/tiny/compare_methods.sh               # about fifty configs: an hour or so on two CPU cores (estimated)
 #   bash scripts/tiny/compare_methods.sh --limit 100   # arguments of llava.eval.face_to_face; --help lists them
@@ -14,4 +14,4 @@ prepare_environment ""
 "$PYTHON" -m llava.tiny.benchmarks
 "$PYTHON" -m llava.tiny.benchmarks --split tune
 "$PYTHON" -m llava.eval.face_to_face --model-path "$MODEL" --out "$OUT" --tune-dir playground/data/eval/tune \
-    --benchmarks gqa_mini mme_mini textvqa_mini --config paper="$MODEL/pruning.json" "$@"
+    --benchmarks gqa_mini mme_mini textvqa_mini --count visual --config paper="$MODEL/pruning.json" "$@"
