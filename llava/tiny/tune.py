@@ -6,9 +6,9 @@
 The three stages with the paper's `layer_threshold`. For each number of shallow layers in `SHALLOW` bisection seeks the
 largest `tokens_threshold` under which no benchmark loses more than `--points` against dense; then, for the cheapest of
 these settings, the lowest `exit_threshold`. Of all settings tried that stay within `--points` everywhere the one with
-the fewest prefill FLOPs (all tokens) is chosen; where none does, the one that loses least. Visual self-attention in the
-shallow layers, which the paper removes, is left alone only where nothing passes without it. A dozen settings are asked;
-each is a resumable evaluation run.
+the fewest prefill FLOPs (all tokens) is chosen; where none does, the one that loses least. Half a point is the default,
+so that other questions lose no more than one. Visual self-attention in the shallow layers, which the paper removes, is
+left alone only where nothing passes without it. A dozen settings are asked; each is a resumable evaluation run.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", default=str(DEFAULT_OUT["tune"]))
     parser.add_argument("--out", default="runs/tune")
     parser.add_argument("--write", type=Path, help="the .json file to write the chosen settings to")
-    parser.add_argument("--points", type=float, default=1.0, help="accuracy that may be lost, in points (default 1)")
+    parser.add_argument("--points", type=float, default=0.5, help="accuracy that may be lost, in points (default 0.5)")
     parser.add_argument("--batch-size", type=number(int, 1), default=16)
     parser.add_argument("--device", default="auto")
     parser.set_defaults(dtype="auto", max_new_tokens=16, overwrite=False, limit=None)
