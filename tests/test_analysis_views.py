@@ -27,7 +27,8 @@ from llava.analysis import (
     value_output,
     view_of,
 )
-from llava.analysis.projection import captured
+from llava.analysis.arrays import NamedArray
+from llava.analysis.projection import Words, captured
 from llava.analysis.watching import read
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
@@ -213,5 +214,12 @@ def test_prompts_that_cannot_be_asked_are_refused(tiny):
     with pytest.raises(ValueError, match="nowhere.png is not a file"):
         subject.prompt("nowhere.png", "What?")
     with pytest.raises(ValueError, match="shorten the question"):
-        subject.prompt(None, "What? " * 200)
+        subject.prompt(None, "What? " * 600)
     assert subject.prompt(None, "What?").view.panels == ()
+
+
+def test_tokens_that_cannot_be_shown_have_their_names(tiny):
+    tokenizer = tiny[0].tokenizer
+    names = ["<0x07>", "<0xE2>", "▁red", "</s>"]
+    ids = NamedArray(np.array(tokenizer.convert_tokens_to_ids(names)), ("top",))
+    assert list(Words(ids, ids, ids).text(tokenizer).values) == ["<0x07>", "<0xE2>", "red", "</s>"]

@@ -31,10 +31,18 @@ class Words:
     followed: NamedArray
 
     def text(self, tokenizer: Any) -> NamedArray:
-        """Return `ids` as texts: what each token adds to an answer, without surrounding whitespace."""
+        """Return `ids` as texts: what each token adds to an answer, without surrounding whitespace.
+
+        A token that adds nothing which can be shown, such as one byte of a character, has its name ("<0x07>").
+        """
         shape = self.ids.values.shape
-        texts = [tokenizer.decode([token]).strip() for token in self.ids.values.ravel().tolist()]
+        texts = [_shown(tokenizer, token) for token in self.ids.values.ravel().tolist()]
         return NamedArray(np.array(texts, object).reshape(shape), self.ids.axes, self.ids.labels)
+
+
+def _shown(tokenizer: Any, token: int) -> str:
+    text = tokenizer.decode([token]).strip()
+    return text if text.isprintable() and "\ufffd" not in text else tokenizer.convert_ids_to_tokens(token)
 
 
 class Unembedding:
