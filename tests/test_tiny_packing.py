@@ -196,6 +196,26 @@ def test_targets_are_the_answers_and_nothing_else(batch):
                 assert (p.turns[b, k, start - 1 : stop] == n).all()
 
 
+def test_a_glance_reads_nothing_where_it_chooses_and_chooses_as_a_look_does(model, batch):
+    pictures, _, p = batch
+    features = model.tower(pictures)
+    chosen = []
+    handle = model.layers[2].register_forward_hook(lambda layer, args, output: chosen.append(output[1]))
+    hidden = [
+        model(features, p.ids, p.ends, p.turns, plan)
+        for plan in (
+            Plan(filter_layer=2, kept=10**6, glance=True),
+            Plan(blind=frozenset({2})),
+            Plan(filter_layer=2, kept=3, glance=True),
+            Plan(filter_layer=2, kept=3),
+        )
+    ]
+    handle.remove()
+    torch.testing.assert_close(hidden[0], hidden[1], rtol=0, atol=1e-5)
+    assert chosen[0] is None and torch.equal(chosen[2], chosen[3]) and (chosen[2].sum(-1) == 3).all()
+    assert (hidden[2] - hidden[3]).abs().max() > 1e-3 and (hidden[2] - hidden[0]).abs().max() > 1e-3
+
+
 def test_training_never_shows_or_names_what_is_held_out():
     rng = np.random.default_rng(0)
     said, yes = [], {kind: [] for kind in YES_NO_KINDS}
@@ -203,7 +223,9 @@ def test_training_never_shows_or_names_what_is_held_out():
         _, scene = render(np.random.default_rng(seed), 1.0, 0.5, TRAINING)
         assert not {(o.color, o.shape) for o in scene.objects} & set(UNSEEN_PAIRS)
         assert not is_evaluation_sign(scene.sign)
-        for question in draw_questions(scene, rng, 16, TRAINING):
+        hard = STYLES["hard"]
+        asked = draw_questions(scene, rng, 16, TRAINING, hard.kinds, hard.more) if seed % 2 else ()
+        for question in [*draw_questions(scene, rng, 16, TRAINING), *asked]:
             assert not any(f"{color} {shape}" in question.text for color, shape in UNSEEN_PAIRS)
             assert not any(f"Is the {shape} {color}?" in question.text for color, shape in UNSEEN_PAIRS)
             assert question.answer == solve(question.text, scene)

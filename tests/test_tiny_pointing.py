@@ -13,8 +13,17 @@ from llava.tiny.training.batches import Batches
 from llava.tiny.training.decoder import DENSE, Plan
 from llava.tiny.training.labels import dense_labels, owners
 from llava.tiny.training.losses import training_loss
-from llava.tiny.training.packing import IGNORED, characters
-from llava.tiny.training.pointing import HEADS, THINGS, Pointers, concerned, looks, pointing_layers, pointing_loss
+from llava.tiny.training.packing import IGNORED, characters, encode, vocabulary_size
+from llava.tiny.training.pointing import (
+    HEADS,
+    THINGS,
+    Pointers,
+    concerned,
+    looks,
+    pointing_layers,
+    pointing_loss,
+    verdict_loss,
+)
 from llava.tiny.training.run import Trainer
 from llava.tiny.training.stages import STAGES
 from llava.tiny.worlds import TRAINING
@@ -127,7 +136,7 @@ def test_the_loss_is_zero_on_the_things_and_grows_away_from_them():
     wanted[0, [1, 2]] = True
     apart = torch.zeros(1, 2, HEADS, THINGS, dtype=torch.bool)
     apart[0, 0, 0, 1], apart[0, 0, 1, 2] = True, True
-    pointers = Pointers(owners_of, rows, wanted, apart)
+    pointers = Pointers(owners_of, rows, wanted, apart, torch.tensor([IGNORED]))
 
     def loss(*weights, **options):
         attention = torch.zeros(2, 1, 1, 3, len(weights))
@@ -141,15 +150,58 @@ def test_the_loss_is_zero_on_the_things_and_grows_away_from_them():
     # of the chosen tokens only the second thing is there
     assert loss(0.5, 0.5, chosen=torch.tensor([[0, 3]])) == pytest.approx(math.log(2), abs=2e-3)
     assert loss(0.5, 0.5, chosen=torch.tensor([[0, 4]])) == 0
-    none = Pointers(owners_of, rows[:0], wanted[:0], apart[:0])
+    none = Pointers(owners_of, rows[:0], wanted[:0], apart[:0], pointers.verdicts[:0])
     assert pointing_loss([torch.ones(2, 1, 1, 3, 6)], none).item() == 0
     # the first head should look at the first thing, the second at the second, the third nowhere
     looked = torch.zeros(4, 1, 1, 3, 6)
     looked[0, 0, 0, 1, 1], looked[1, 0, 0, 1, 3] = 1, 1
-    assert pointing_loss([looked], pointers, apart=True).item() == pytest.approx(0, abs=1e-3)
+    assert pointing_loss([looked], pointers, heads=("apart", "apart")).item() == pytest.approx(0, abs=1e-3)
     looked[[0, 1]] = looked[[1, 0]]
-    assert pointing_loss([looked], pointers, apart=True).item() > 5
+    assert pointing_loss([looked], pointers, heads=("apart", "apart")).item() > 5
     assert pointing_loss([looked], pointers).item() == pytest.approx(0, abs=1e-3)
+    # every head should look at both: two of four look at one each, two nowhere
+    alike = pointing_loss([looked], pointers, heads=("alike", "apart")).item()
+    assert alike > 3
+    looked[:, 0, 0, 1, [1, 3]] = 0.5
+    assert pointing_loss([looked], pointers, heads=("alike", "apart")).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_quoted_characters_tell_whether_they_are_the_signs():
+    batch = Batches(0, 4, 10, 16, (("hard", 1.0),))[0]
+    p, pointers = batch.packed, batch.pointers
+    told = pointers.verdicts != IGNORED
+    yes, no = encode("Yes")[0], encode("No")[0]
+    assert set(pointers.verdicts[told].tolist()) == {yes, no}
+    heard = 0
+    for (b, k, s), verdict in zip(pointers.rows[told].tolist(), pointers.verdicts[told].tolist(), strict=True):
+        ids = p.ids[b, k].tolist()
+        asked, _, rest = "".join(characters(ids)).partition('"')
+        quoted, _, rest = rest.partition('"')
+        place = characters(ids[: s + 1])[::-1].index('"') - 1
+        assert asked.endswith("say") and quoted[place] == characters(ids[s : s + 1])[0] != "-"
+        answer = rest.partition("ASSISTANT:")[2][:2]
+        if verdict == no or len(quoted.strip("-")) == 1:
+            assert answer == {yes: "Ye", no: "No"}[verdict]
+            heard += 1
+    assert heard > 20
+
+
+def test_the_verdicts_loss_is_small_where_the_quoted_characters_say_so():
+    batch = Batches(0, 4, 4, 16, (("hard", 1.0),))[0]
+    p, pointers = batch.packed, batch.pointers
+    told = pointers.verdicts != IGNORED
+    head = torch.nn.Linear(2, vocabulary_size(), bias=False)
+    torch.nn.init.constant_(head.weight, -9.0)
+    head.weight.data[encode("Yes")[0]] = torch.tensor([9.0, 0.0])
+    head.weight.data[encode("No")[0]] = torch.tensor([0.0, 9.0])
+    hidden = torch.full((*p.ids.shape, 2), float("nan"))
+    b, k, s = pointers.rows[told].unbind(1)
+    right = torch.nn.functional.one_hot((pointers.verdicts[told] == encode("No")[0]).long(), 2).float()
+    hidden[b, k, s] = right
+    assert verdict_loss(hidden, head, pointers).item() == pytest.approx(0, abs=1e-3)
+    hidden[b, k, s] = 1 - right
+    assert verdict_loss(hidden, head, pointers).item() == pytest.approx(9, abs=1e-3)
+    assert verdict_loss(hidden, head, Batches(0, 4, 4, 16, (("simple", 1.0),))[0].pointers).item() == 0
 
 
 def test_it_draws_attention_and_is_no_part_of_the_loss_at_weight_zero():
@@ -168,14 +220,15 @@ def test_it_draws_attention_and_is_no_part_of_the_loss_at_weight_zero():
         training_loss(trainer.model, batch, Plan(blind=blind), None)[0],
         training_loss(trainer.model, batch, Plan(blind=blind), None, 0.3)[0],
     )
-    before = pointing_loss(hidden, batch.pointers, apart=True).item()
+    before = pointing_loss(hidden, batch.pointers, heads=("apart", "apart")).item()
     for step in range(40):
         trainer.train_step(batch, 2, step)
     hidden.clear()
     trainer.model(trainer.model.tower(batch.pictures), p.ids, p.ends, p.turns, watched=hidden)
-    assert pointing_loss(hidden, batch.pointers, apart=True).item() < 0.8 * before
+    assert pointing_loss(hidden, batch.pointers, heads=("apart", "apart")).item() < 0.8 * before
 
 
 def test_only_stages_that_ask_point():
     assert [stage.pointing > 0 for stage in STAGES] == [bool(stage.styles) for stage in STAGES]
-    assert [stage.apart for stage in STAGES] == [stage.name in ("some", "all") for stage in STAGES]
+    assert [stage.heads[1] == "apart" for stage in STAGES] == [False, False, True, True, True]
+    assert [stage.verdicts > 0 for stage in STAGES] == [False, False, False, False, True]

@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_weights_and_curve_and_another_seed_others(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "stop"), [(None, 1), (None, 2), (None, 3), (None, 5), ("pruning-aware", 1), ("pruning-aware", 2)]
+    ("recipe", "stop"), [(None, 1), (None, 2), (None, 3), (None, 5), ("pruning-aware", 1), ("pruning-aware", 3)]
 )
 def test_a_run_that_was_killed_continues_to_the_same_weights_and_curve(shared, tmp_path, recipe, stop):
     start = shared.state_dict() if recipe else None
@@ -65,12 +65,12 @@ def test_the_recipes_start_from_one_state_and_differ_in_pruning_alone(shared, mo
     state = shared.state_dict()
     plain, aware = trained("plain", state), trained("pruning-aware", state)
     assert not same_weights(plain, aware)
-    monkeypatch.setattr(run, "draw_plan", lambda rng, layers: DENSE)
+    monkeypatch.setattr(run, "draw_plan", lambda rng, layers, glance: DENSE)
     assert same_weights(plain, trained("pruning-aware", state))
 
 
 def test_the_tower_learns_its_labels_and_the_decoder_its_answers():
-    trainer = Trainer(settings(steps=(60, 60, 1, 1), images=4, tower_images=8), None, SMALL)
+    trainer = Trainer(settings(steps=(60, 60, 1, 1, 1), images=4, tower_images=8), None, SMALL)
     batches = {stage: trainer.batches(stage)[0] for stage in (0, 1)}
     for stage, falls in ((0, 0.7), (1, 0.6)):
         trainer.start_stage(stage)
@@ -154,7 +154,17 @@ def test_plans_cover_what_the_method_does_to_twelve_layers():
     for plan in plans:
         assert plan.merged <= (0 not in plan.blind)
         assert all(layer not in plan.blind for layer in (4, 5, 6, 7))
-        assert plan == DENSE or plan.blind
+        assert plan == DENSE or (plan.blind and not plan.glance)
+
+
+def test_glancing_plans_read_nothing_where_they_choose():
+    plans = [draw_plan(np.random.default_rng(seed), 12, glance=1.0) for seed in range(600)]
+    filtered = [plan for plan in plans if plan.kept <= 144 and plan.filter_layer is not None]
+    assert len(filtered) > 200 and all(plan.glance for plan in filtered)
+    whole = [plan for plan in plans if plan.glance and plan.kept > 144]
+    assert {plan.filter_layer for plan in whole} == {4} and {bool(plan.blind) for plan in whole} == {True, False}
+    assert 0.1 < sum(plan == DENSE for plan in plans) / 600 < 0.25
+    assert {plan.filter_layer for plan in filtered} == {4, 5, 6} and {plan.merged for plan in filtered} == {True, False}
 
 
 def test_muon_moves_each_stacked_part_by_an_orthogonal_step():
@@ -183,7 +193,7 @@ def test_the_curve_is_written_as_table_and_picture(shared, tmp_path):
 
 
 def test_plans_are_kept_and_foreign_files_are_named(tmp_path):
-    plan = settings((5, 6, 7, 8))
+    plan = settings((5, 6, 7, 8, 9))
     write_plan(tmp_path, plan)
     assert read_plan(tmp_path) == plan and read_plan(tmp_path / "none") is None
     (tmp_path / "plan.json").write_text(json.dumps({"seed": 1}), encoding="utf-8")
@@ -196,8 +206,8 @@ def test_plans_are_kept_and_foreign_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--steps", "1,2,3"], "4 positive numbers"),
-        (["--steps", "1,2,3,0"], "4 positive numbers"),
+        (["--steps", "1,2,3"], "5 positive numbers"),
+        (["--steps", "1,2,3,4,0"], "5 positive numbers"),
         (["--minutes", "0"], "--minutes must be"),
         (["--recipe", "other"], "invalid choice"),
         (["--device", "warp"], "unknown"),
@@ -214,6 +224,9 @@ def test_a_folder_with_a_run_needs_resume_and_other_folders_are_left_alone(tmp_p
     write_plan(tmp_path / "run", settings())
     with pytest.raises(SystemExit, match="--resume continues it"):
         train.main(["--out", str(tmp_path / "run"), "--device", "cpu"])
+    write_plan(tmp_path / "old", settings((1, 2)))
+    with pytest.raises(SystemExit, match="old is a run of 2 stages, training has 5 now"):
+        train.main(["--out", str(tmp_path / "old"), "--device", "cpu", "--resume"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x", encoding="utf-8")
     with pytest.raises(SystemExit, match="not empty and holds no run"):

@@ -34,9 +34,10 @@ MME_KINDS = ("mme_exist", "mme_count", "mme_pos", "mme_color", "mme_text")
 TEXT_KINDS = ("text", "hw_digit")
 YES_NO_KINDS = ("exist", "verify_rel", *MME_KINDS)
 KINDS = GQA_KINDS + MME_KINDS + TEXT_KINDS
-TRAINING_KINDS = ("choose_rel", "on_sign")
+TRAINING_KINDS = ("choose_rel", "on_sign", "part_text")
 """Asked in training alone: on which side something stands, without a relation to agree with; whether a character is on
-the sign. What the yes/no questions about relations and signs take is learned from these."""
+the sign; whether it says "-A-", its other characters left open. What the yes/no questions about relations and signs
+take is learned from these."""
 _DRAWS = 60
 
 
@@ -169,6 +170,15 @@ def _character_said(sign: str, rng: np.random.Generator, yes: bool) -> str:
     return _pick(rng, sign) if yes else _pick(rng, [c for c in DIGITS + LETTERS if c not in sign])
 
 
+def _part_said(sign: str, rng: np.random.Generator, yes: bool) -> str:
+    """Leave one or two characters open; said wrongly, one of the others is another of its class."""
+    shown = rng.permutation(3)[: int(rng.integers(1, 3))]
+    said = sign
+    while not yes and all(said[i] == sign[i] for i in shown):
+        said = _near_miss(sign, rng)
+    return "".join(character if i in shown else "-" for i, character in enumerate(said))
+
+
 def _sign_said(sign: str, rng: np.random.Generator, yes: bool, world: World) -> str:
     said = sign
     if not yes:
@@ -208,10 +218,12 @@ def ask(
         return None if scene.digit is None else Question(kind, "What digit is on the card?", str(scene.digit))
     yes = rng.random() < 0.5 if yes is None else yes
     verdict = "Yes" if yes else "No"
-    if kind in ("on_sign", "mme_text") and not scene.sign:
+    if kind in ("on_sign", "part_text", "mme_text") and not scene.sign:
         return None
     if kind == "on_sign":
         return Question(kind, f'Is "{_character_said(scene.sign, rng, yes)}" on the sign?', verdict)
+    if kind == "part_text":
+        return Question(kind, f'Does the sign say "{_part_said(scene.sign, rng, yes)}"?', verdict)
     if kind == "mme_text":
         return Question(kind, _sign_said(scene.sign, rng, yes, world), verdict)
     if not scene.objects:

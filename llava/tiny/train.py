@@ -103,6 +103,9 @@ def decide(args: argparse.Namespace, workers: int) -> Settings:
     settings = read_plan(args.out)
     if settings and not args.resume:
         raise ValueError(f"{args.out} holds a run already: --resume continues it, another --out starts a new one")
+    if settings and len(settings.steps) != len(STAGES):
+        was, now = len(settings.steps), len(STAGES)
+        raise ValueError(f"{args.out} is a run of {was} stages, training has {now} now: give another --out")
     if settings:
         return settings
     if args.out.exists() and any(args.out.iterdir()):

@@ -28,12 +28,13 @@ EXAMPLES = {
 _SHOWN = 10
 _TITLES = {"pruning-aware": "llava-tiny", "plain": "llava-tiny-plain"}
 _RECIPES = {
-    "pruning-aware": """In stage `all` about two thirds of the batches were pruned while training, drawn by batch:
-text→visual attention off in the first third of the layers (in layer 0 half of the time merged into the first visual
-token), visual self-attention off there, only 4–32 tokens readable after layer 4, 5 or 6 (those with most influence on
-the last prompt token), nothing readable from layer 8, 9 or 10 on. So the three stages that VisiPruner relies on are
-there because training put them there. This model shows what the method does on a model that has them; it does not show
-that every model has.""",
+    "pruning-aware": """In the stages `all` and `hard` about two thirds of the batches were pruned while training, drawn
+by batch: text→visual attention off in the first third of the layers (in layer 0 half of the time merged into the first
+visual token), visual self-attention off there, only 4–32 tokens readable after layer 4, 5 or 6 (those with most
+influence on the last prompt token), nothing readable from layer 8, 9 or 10 on. In `hard` text read nothing either at
+the layer that chose the tokens, so that they are read after they were chosen, not before. So the three stages that
+VisiPruner relies on are there because training put them there. This model shows what the method does on a model that
+has them; it does not show that every model has.""",
     "plain": """No batch was pruned while training: this is the control for the pruning-aware model, from the same
 start, with the same steps and pictures.""",
 }
@@ -134,9 +135,11 @@ with {s.questions} questions each (tower: {s.tower_images} pictures).
 Muon for the layers' matrices, AdamW for the rest. The stages {shared} are the same for both recipes.
 {_RECIPES[recipe]}
 In layers {" and ".join(map(str, pointing_layers(trainer.architecture.layers)))} some heads were also taught where to
-look: half of them at what the question is about, from stage `some` on three of them at different things of it (weight
-{STAGES[-1].pointing}, falling to {STAGES[-1].final:.0%} of that at the end). Where they look is therefore taught, not
-found.
+look (weight {STAGES[-1].pointing}, falling to {STAGES[-1].final:.0%} of that at the end): half of them at what the
+question is about; in `some` and `all` three at different things of it; in `hard` all of the first layer's at everything
+that the question is about, and three of the second layer's at different things. Where they look is therefore taught,
+not found. In `hard` the quoted characters of "Does the sign say …?" were also taught to tell, each at its own token,
+whether they are the sign's (weight {STAGES[-1].verdicts}).
 
 Pictures and questions: `llava/tiny/scenes.py`, `llava/tiny/questions.py`; what training may see and what is held out:
 `llava/tiny/worlds.py` ({len(UNSEEN_PAIRS)} of {len(PAIRS)} pairs of colour and shape, {len(SIGN_WORDS)} words and

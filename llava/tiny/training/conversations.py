@@ -1,6 +1,8 @@
 """What is asked of a training picture: captions, questions in LLaVA's wordings, conversations of several turns."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -8,7 +10,6 @@ from llava.tiny.questions import (
     GQA_KINDS,
     KINDS,
     TEXT_KINDS,
-    TRAINING_KINDS,
     YES_NO_KINDS,
     Question,
     ask,
@@ -34,6 +35,7 @@ WEIGHTS = {
     "mme_pos": 3.2,
     "mme_text": 2.0,
     "on_sign": 1.5,
+    "part_text": 3.0,
     "text": 2.2,
     "hw_digit": 1.2,
 }
@@ -67,13 +69,19 @@ def captions(scene: Scene, rng: np.random.Generator, count: int) -> list[Turn]:
 
 
 def draw_questions(
-    scene: Scene, rng: np.random.Generator, count: int, world: World, kinds: tuple[str, ...] = KINDS
+    scene: Scene,
+    rng: np.random.Generator,
+    count: int,
+    world: World,
+    kinds: tuple[str, ...] = KINDS,
+    more: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Question]:
     """Return `count` questions about a scene, different ones as far as it has them.
 
-    Kinds are drawn by `WEIGHTS`; the answer of a yes/no question is drawn before the question, so both are as frequent.
+    Kinds are drawn by `WEIGHTS`, or what `more` says instead; the answer of a yes/no question is drawn before the
+    question, so both are as frequent.
     """
-    weights = np.array([WEIGHTS[kind] for kind in kinds])
+    weights = np.array([more.get(kind, WEIGHTS[kind]) for kind in kinds])
     drawn = iter(rng.choice(len(kinds), size=12 * count, p=weights / weights.sum()))
     found: dict[str, Question] = {}
     for n in drawn:
@@ -110,20 +118,41 @@ class Style:
         probability of the short-answer line
     turns:
         of a conversation
+    more:
+        weights of kinds that differ from `WEIGHTS`
     """
 
     kinds: tuple[str, ...]
     short: float
     turns: int = 1
+    more: Mapping[str, float] = field(default_factory=dict)
 
 
+_EARLY, _LATE = ("choose_rel", "on_sign"), ("choose_rel", "part_text")
+_HARD = {
+    "attr_size": 0.5,
+    "position": 0.5,
+    "exist": 0.5,
+    "count": 1.6,
+    "choose_rel": 1.5,
+    "verify_rel": 1.5,
+    "rel_color": 9.0,
+    "rel_shape": 9.0,
+    "mme_count": 2.0,
+    "mme_pos": 1.5,
+    "mme_text": 4.5,
+    "part_text": 5.5,
+    "hw_digit": 3.5,
+}
 STYLES = {
     "captions": Style((), 0.0),
     "simple": Style(EASY_KINDS, 0.0),
     "simple short": Style(EASY_KINDS, 1.0),
-    "bare": Style(GQA_KINDS + TEXT_KINDS + TRAINING_KINDS, 0.0),
-    "short": Style(KINDS + TRAINING_KINDS, 0.85),
-    "turns": Style(KINDS + TRAINING_KINDS, 0.3, turns=4),
+    "bare": Style(GQA_KINDS + TEXT_KINDS + _EARLY, 0.0),
+    "short": Style(KINDS + _EARLY, 0.85),
+    "turns": Style(KINDS + _EARLY, 0.3, turns=4),
+    "hard": Style(KINDS + _LATE, 0.5, more=_HARD),
+    "hard turns": Style(KINDS + _LATE, 0.3, turns=4, more=_HARD),
 }
 
 
@@ -131,5 +160,5 @@ def converse(scene: Scene, rng: np.random.Generator, style: Style, count: int, w
     """Return conversations about a scene: four captions, or `count` questions in conversations of `style.turns`."""
     if not style.kinds:
         return [[turn] for turn in captions(scene, rng, len(ORDERS))]
-    turns = [as_turn(q, rng, style.short) for q in draw_questions(scene, rng, count, world, style.kinds)]
+    turns = [as_turn(q, rng, style.short) for q in draw_questions(scene, rng, count, world, style.kinds, style.more)]
     return [turns[i : i + style.turns] for i in range(0, count, style.turns)]

@@ -31,6 +31,8 @@ class Plan:
     filter_layer, kept:
         after this layer text rows read only the `kept` visual tokens that had most influence on the last token of
         their turn's prompt there (length of what it contributed, heads concatenated, before `o_proj`)
+    glance:
+        whether text rows read nothing at the filter layer itself, which then only chooses
     """
 
     blind: frozenset[int] = frozenset()
@@ -38,6 +40,7 @@ class Plan:
     isolated: frozenset[int] = frozenset()
     filter_layer: int | None = None
     kept: int = 0
+    glance: bool = False
 
 
 DENSE = Plan()
@@ -172,7 +175,9 @@ class DecoderLayer(nn.Module):
             on_image = split[1]
             if watched is not None:
                 watched.append(on_image)
-            if plan.merged and number == 0:
+            if plan.glance and number == plan.filter_layer:
+                read = read / (split[0].sum(-1) + split[-1].sum(-1)).view(*shape, 1)
+            elif plan.merged and number == 0:
                 read = read + on_image.sum(-1, keepdim=True) * vv[:, :, None, None, 0]
             else:
                 read = read + (on_image.reshape(heads, rows.images, -1, rows.visual) @ vv).view(*shape, -1)

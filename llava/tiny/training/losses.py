@@ -1,5 +1,7 @@
 """What training minimises: the answers' cross-entropy, the dense labels' on the tower, and where attention lies."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -8,7 +10,7 @@ from llava.tiny.training.decoder import Plan
 from llava.tiny.training.labels import LABELS
 from llava.tiny.training.modules import TinyLlava
 from llava.tiny.training.packing import IGNORED
-from llava.tiny.training.pointing import pointing_loss
+from llava.tiny.training.pointing import pointing_loss, verdict_loss
 
 _LABELS_WEIGHT = 0.3
 _BACKGROUND = 0.5
@@ -33,11 +35,17 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def training_loss(
-    model: TinyLlava, batch: Batch, plan: Plan, chosen: torch.Tensor | None, pointing: float = 0.0, apart: bool = False
+    model: TinyLlava,
+    batch: Batch,
+    plan: Plan,
+    chosen: torch.Tensor | None,
+    pointing: float = 0.0,
+    heads: Sequence[str] = ("together", "together"),
+    verdicts: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss to minimise and the part to show: the answers' where there are any, else the labels'.
 
-    pointing, apart: weight of `pointing_loss`, and whether its heads look at different things.
+    pointing, heads: weight of `pointing_loss`, and which heads it is about; verdicts: weight of `verdict_loss`.
     """
     features = model.tower(batch.pictures)
     labels = label_loss(model.tower.labels(features), batch.labels)
@@ -50,5 +58,7 @@ def training_loss(
     answers = F.cross_entropy(model.head(hidden[answered]).float(), p.targets[answered])
     loss = answers + _LABELS_WEIGHT * labels
     if watched and batch.pointers is not None:
-        loss = loss + pointing * pointing_loss(watched, batch.pointers, chosen, apart)
+        loss = loss + pointing * pointing_loss(watched, batch.pointers, chosen, heads)
+    if verdicts and batch.pointers is not None:
+        loss = loss + verdicts * verdict_loss(hidden, model.head, batch.pointers)
     return loss, answers.detach()

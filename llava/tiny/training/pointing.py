@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from llava.tiny.questions import PLURAL, RELATIONS, holds
 from llava.tiny.scenes import Scene
 from llava.tiny.training.conversations import Turn
 from llava.tiny.training.labels import owners
-from llava.tiny.training.packing import Packed, characters, encode
+from llava.tiny.training.packing import IGNORED, Packed, characters, encode
 from llava.tiny.worlds import COLORS, SHAPES
 
 THINGS = 1 + 3 + 1 + 5
@@ -94,24 +95,30 @@ class Pointers:
         bool [N, THINGS] what each is concerned with
     apart:
         bool [N, 2, HEADS, THINGS] what each head should look at, in the first and in the second of the two layers
+    verdicts:
+        int64 [N] the token that says whether a quoted character is the sign's, at its row; -100 elsewhere
     """
 
     owners: torch.Tensor
     rows: torch.Tensor
     wanted: torch.Tensor
     apart: torch.Tensor
+    verdicts: torch.Tensor
 
 
 def draw_pointers(
     scenes: Sequence[Scene], conversations: Sequence[Sequence[Sequence[Turn]]], packed: Packed
 ) -> Pointers:
     """Return the pointers of a packed batch; questions that concern nothing in the picture have none."""
-    rows, wanted, apart = [], [], []
+    rows, wanted, apart, verdicts = [], [], [], []
 
-    def point(*row: int, at: Sequence[int], heads: Sequence[Sequence[Sequence[int]]]) -> None:
+    def point(
+        *row: int, at: Sequence[int], heads: Sequence[Sequence[Sequence[int]]], right: bool | None = None
+    ) -> None:
         if at:
             rows.append(row)
             wanted.append(_marked(at))
+            verdicts.append(IGNORED if right is None else encode("Yes" if right else "No")[0])
             apart.append([[_marked(things) for things in layer] for layer in heads])
 
     for b, scene in enumerate(scenes):
@@ -121,9 +128,12 @@ def draw_pointers(
                 point(b, k, end, at=concerned(turn.text, scene), heads=looks(turn.text, scene))
                 if scene.sign and '"' in turn.text:
                     start = int(packed.ends[b, k, n - 1]) if n else 0
-                    for row, place in _quoted(packed.ids[b, k, :end].tolist(), start):
-                        at = place if " say " in turn.text else (1, 2, 3)
-                        point(b, k, row, at=at, heads=[[at] * HEADS] * 2)
+                    for row, said, place in _quoted(packed.ids[b, k, :end].tolist(), start):
+                        placed = " say " in turn.text
+                        at = place if placed else (1, 2, 3)
+                        there = scene.sign[place.start - 1 : place.stop - 1]
+                        right = said == there if placed and said != "-" else None
+                        point(b, k, row, at=at, heads=[[at] * HEADS] * 2, right=right)
                 if turn.answer == scene.sign:
                     said = 0
                     for step, piece in enumerate(characters(encode(turn.answer))):
@@ -136,11 +146,12 @@ def draw_pointers(
         torch.tensor(rows, dtype=torch.int64).view(-1, 3),
         torch.from_numpy(np.array(wanted, bool).reshape(-1, THINGS)),
         torch.from_numpy(np.array(apart, bool).reshape(-1, 2, HEADS, THINGS)),
+        torch.tensor(verdicts, dtype=torch.int64),
     )
 
 
-def _quoted(ids: Sequence[int], start: int) -> list[tuple[int, range]]:
-    """Return the tokens from `start` on that stand between quotation marks, each with the places that it quotes."""
+def _quoted(ids: Sequence[int], start: int) -> list[tuple[int, str, range]]:
+    """Return the tokens from `start` on that stand between quotation marks: row, text, the places that it quotes."""
     found, said, inside = [], 0, False
     for row, text in enumerate(characters(ids[start:]), start):
         if '"' in text:
@@ -148,29 +159,34 @@ def _quoted(ids: Sequence[int], start: int) -> list[tuple[int, range]]:
                 break
             inside = True
         elif inside and text:
-            found.append((row, range(said + 1, said + len(text) + 1)))
+            found.append((row, text, range(said + 1, said + len(text) + 1)))
             said += len(text)
     return found
 
 
 def _marked(things: Sequence[int]) -> np.ndarray:
-    return np.isin(np.arange(THINGS), list(things))
+    marked = np.zeros(THINGS, bool)
+    marked[list(things)] = True
+    return marked
 
 
 def pointing_loss(
-    attention: Sequence[torch.Tensor], pointers: Pointers, chosen: torch.Tensor | None = None, apart: bool = False
+    attention: Sequence[torch.Tensor],
+    pointers: Pointers,
+    chosen: torch.Tensor | None = None,
+    heads: Sequence[str] = ("together", "together"),
 ) -> torch.Tensor:
     """Return how far the attention is from lying on the wanted things, an equal part on each; 0 where it does.
 
     The mean over rows of Σ_i −log(n·p_i) / n, p_i the part of the visual attention on the i-th of its n things, summed
-    over the layers. The attention of half of the heads is taken together, or that of `HEADS` heads apart, and the mean
-    taken over them too.
+    over the layers. The attention of half of the heads is taken together, or that of every head, or of `HEADS`, which
+    look at different things, by itself, and the mean taken over them too.
 
     Args:
         attention: of both layers [H, B, K, S, V'], text rows to visual tokens.
         pointers: who should look where.
         chosen: int64 [B, V'], the visual tokens that are there; None: all.
-        apart: whether heads look at different things.
+        heads: in the first and in the second layer: half of them together, every head alike, or `HEADS` apart.
 
     """
     belongs = F.one_hot(pointers.owners, THINGS).float()
@@ -180,15 +196,28 @@ def pointing_loss(
     there = (belongs.sum(1) > 0)[b]
     total = belongs.new_zeros(())
     for n, weights in enumerate(attention):
-        heads = weights[:HEADS] if apart else weights[: len(weights) // 2]
-        on_image = heads[:, b, k, s].float()
-        if not apart:
-            total = total + _missed(on_image.sum(0), belongs[b], pointers.wanted & there)
+        on_image = weights[:, b, k, s].float()
+        if heads[n] == "together":
+            total = total + _missed(on_image[: len(on_image) // 2].sum(0), belongs[b], pointers.wanted & there)
             continue
-        for head, of_head in enumerate(on_image):
-            missed = _missed(of_head, belongs[b], pointers.apart[:, n, head] & there)
-            total = total + missed / len(on_image)
+        looking = on_image if heads[n] == "alike" else on_image[:HEADS]
+        for head, of_head in enumerate(looking):
+            wanted = pointers.wanted if heads[n] == "alike" else pointers.apart[:, n, head]
+            total = total + _missed(of_head, belongs[b], wanted & there) / len(looking)
     return total
+
+
+def verdict_loss(hidden: torch.Tensor, head: nn.Module, pointers: Pointers) -> torch.Tensor:
+    """Return the cross-entropy of "Yes" and "No" at the quoted characters, 0 where nothing is quoted.
+
+    hidden: [B, K, S, D], the last; head: the unembedding. Three comparisons are learned one by one at the tokens that
+    make them, where the answer alone would tell but whether all three hold.
+    """
+    told = pointers.verdicts != IGNORED
+    if not told.any():
+        return hidden.new_zeros((), dtype=torch.float32)
+    b, k, s = pointers.rows[told].unbind(1)
+    return F.cross_entropy(head(hidden[b, k, s]).float(), pointers.verdicts[told])
 
 
 def _missed(on_image: torch.Tensor, belongs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ from llava.tiny.training.stages import (
 
 _SMOOTHING = 0.98
 _LEAST_APART = 10
-_PROJECTOR_PICTURES = 192
+_PROJECTOR_PICTURES, _PROJECTOR_DRAW = 192, 4
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -120,11 +120,11 @@ class Trainer:
         batch = batch.to(self.device)
         chosen = choose_tokens(batch.labels, now.tokens, rng) if now.tokens else None
         pruned = self.recipe == "pruning-aware" and stage >= SHARED_STAGES
-        plan = draw_plan(rng, len(self.model.layers)) if pruned else DENSE
+        plan = draw_plan(rng, len(self.model.layers), now.glance) if pruned else DENSE
         dtype = self.settings.autocast
         rate = now.rate(step, self.settings.steps[stage])
         with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            loss, shown = training_loss(self.model, batch, plan, chosen, now.pointing * rate, now.apart)
+            loss, shown = training_loss(self.model, batch, plan, chosen, now.pointing * rate, now.heads, now.verdicts)
         loss.backward()
         self.optimizers.step(rate)
         return shown
@@ -132,7 +132,7 @@ class Trainer:
     def start_stage(self, stage: int) -> None:
         """Prepare the model: the decoder's first stage sets the projector by what the tower has learned."""
         if stage and STAGES[stage - 1].tokens == 0:
-            batch = Batches(self.settings.seed, len(STAGES), _PROJECTOR_PICTURES, 0)[0].to(self.device)
+            batch = Batches(self.settings.seed, _PROJECTOR_DRAW, _PROJECTOR_PICTURES, 0)[0].to(self.device)
             torch.manual_seed(self.settings.seed + 1)
             initialize_projector(self.model, batch.pictures, batch.labels)
             self.optimizers = Optimizers(self.model, tower_only=False)

@@ -1,13 +1,13 @@
 """The stages of the recipe: how long, on how many visual tokens, what is asked, which learning rates, what is pruned.
 
-tower → few → some → all. The tower learns dense labels alone. Then projector and decoder learn to answer, first from 24
-visual tokens (the objects' patches before others), then from 64, which hold every object and cost less than all 144.
-So far both recipes share every step. In `all` the pruning-aware recipe prunes a part of its batches, the plain one
-none.
+tower → few → some → all → hard. The tower learns dense labels alone. Then projector and decoder learn to answer, first
+from 24 visual tokens (the objects' patches before others), then from 64, which hold every object and cost less than all
+144. So far both recipes share every step. In `all` the pruning-aware recipe prunes a part of its batches, the plain one
+none. `hard` begins again at the full learning rates and asks most what was learned least.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from llava.tiny.training.muon import Muon
 RECIPES = ("pruning-aware", "plain")
 SHARED_STAGES = 3
 _CLIP = 1.0
+_EVERY = 10**6
+_GLIMPSES = 0.5
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,13 @@ class Stage:
         how often a batch has each style of asking (see `conversations.STYLES`)
     warmup, final:
         steps over which the learning rates rise; what they fall to, along a cosine, as a share of their height
-    pointing, apart:
+    pointing, heads:
         weight of the loss on where the last prompt token looks (see `pointing`), which falls with the learning rates;
-        whether its heads look at different things
+        which heads in its two layers
+    verdicts:
+        weight of the loss on what quoted characters say about the sign (see `pointing.verdict_loss`)
+    glance:
+        how often a pruned batch reads nothing at the layer that only chooses what later ones read
     """
 
     name: str
@@ -45,7 +51,9 @@ class Stage:
     warmup: int = 0
     final: float = 1.0
     pointing: float = 0.0
-    apart: bool = False
+    heads: tuple[str, str] = ("together", "together")
+    verdicts: float = 0.0
+    glance: float = 0.0
 
     def rate(self, step: int, steps: int) -> float:
         """Return the factor of the learning rates at a step (from 0) of `steps`."""
@@ -59,37 +67,53 @@ STAGES = (
     Stage("few", 0.02, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60, pointing=0.3),
     Stage(
         "some",
-        0.36,
+        0.34,
         64,
         (("captions", 0.06), ("simple", 0.14), ("bare", 0.55), ("short", 0.1), ("turns", 0.15)),
         pointing=0.3,
-        apart=True,
+        heads=("apart", "apart"),
     ),
     Stage(
         "all",
-        0.55,
+        0.29,
         None,
         (("captions", 0.02), ("simple", 0.03), ("bare", 0.45), ("short", 0.25), ("turns", 0.25)),
         final=0.03,
         pointing=0.3,
-        apart=True,
+        heads=("apart", "apart"),
+    ),
+    Stage(
+        "hard",
+        0.28,
+        None,
+        (("captions", 0.02), ("hard", 0.68), ("hard turns", 0.3)),
+        warmup=20,
+        final=0.02,
+        pointing=0.3,
+        heads=("alike", "apart"),
+        verdicts=0.5,
+        glance=1.0,
     ),
 )
 
 
-def draw_plan(rng: np.random.Generator, layers: int) -> Plan:
+def draw_plan(rng: np.random.Generator, layers: int, glance: float = 0.0) -> Plan:
     """Draw what the pruning-aware recipe prunes in one batch (METHOD.md's `paper`, its parts, or nothing).
 
-    With 12 layers: shallow are 0–3, the filter layer is mostly 4, nothing reads the image from 8, 9 or 10 on.
+    With 12 layers: shallow are 0–3, the filter layer is mostly 4, nothing reads the image from 8, 9 or 10 on. A model
+    that may read the whole image at the filter layer soon reads it there once and for all and needs none of the tokens
+    that are kept; `glance` is how often it may not.
     """
     shallow, deep = layers // 3, layers * 2 // 3
     first, last = frozenset(range(shallow)), frozenset(range(deep + int(rng.integers(0, 3)), layers))
     isolated = first if rng.random() < 0.7 else frozenset()
     part = rng.random()
+    glanced = glance > 0 and bool(rng.random() < glance)
+    glimpse = Plan(filter_layer=shallow, kept=_EVERY, glance=True) if glanced else DENSE
     if part < 0.35:
-        return DENSE
+        return glimpse if part < 0.35 * _GLIMPSES else DENSE
     if part < 0.45:
-        return Plan(blind=first, isolated=isolated)
+        return replace(glimpse, blind=first, isolated=isolated)
     if part < 0.52:
         return Plan(blind=last)
     merged = bool(rng.random() < 0.5)
@@ -98,7 +122,7 @@ def draw_plan(rng: np.random.Generator, layers: int) -> Plan:
     kept = int(rng.choice((4, 5, 6, 8, 10, 14, 20, 32)))
     if rng.random() < 0.5:  # in the engine the kept tokens read each other; here all do, or none
         isolated = isolated | frozenset(range(filter_layer + 1, layers))
-    return Plan(blind, merged, isolated, filter_layer, kept)
+    return Plan(blind, merged, isolated, filter_layer, kept, glanced)
 
 
 def choose_tokens(labels: torch.Tensor, count: int, rng: np.random.Generator) -> torch.Tensor:
