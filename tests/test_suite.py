@@ -106,16 +106,19 @@ def test_the_search_finds_the_boldest_settings_that_pass_and_asks_few(reads):
         asked.append(settings)
         if settings["tokens_threshold"] > 1 or settings["exit_threshold"] < 0.98 or settings["shallow_mid_layer"] < 4:
             return None
+        if settings["layer_threshold"] > 0.999:
+            return None
         if settings["shallow_visual"] == "remove" and not reads:
             return None
-        passed.append((settings["exit_threshold"] - settings["tokens_threshold"], settings))
+        flops = settings["exit_threshold"] - settings["tokens_threshold"] - settings["layer_threshold"]
+        passed.append((flops, settings))
         return passed[-1][0]
 
     search(ask)
     _, best = min(passed, key=lambda row: row[0])
     assert (best["tokens_threshold"], best["exit_threshold"], best["shallow_mid_layer"]) == (1.0, 0.98, SHALLOW[0])
-    assert best["shallow_visual"] == ("remove" if reads else "dense")
-    assert 1.0 in TOKENS and 0.98 in EXITS and len(asked) <= (12 if reads else 20)
+    assert best["shallow_visual"] == ("remove" if reads else "dense") and best["layer_threshold"] == 0.999
+    assert 1.0 in TOKENS and 0.98 in EXITS and len(asked) <= (14 if reads else 22)
 
 
 def test_tuning_tells_what_it_tried_and_writes_what_it_chose(tmp_path, monkeypatch, capsys):

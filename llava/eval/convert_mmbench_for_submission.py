@@ -10,13 +10,13 @@ column "prediction". Needs openpyxl.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.eval.scoring.answer_files import ScoreError, answers_by_id, run_cli
 from llava.eval.scoring.option_tables import is_nothing, read_table
+from llava.files import replacing
 
 _LEFT_OUT = frozenset({"hint", "category", "source", "image", "comment", "l2-category"})
 _POSITION = 6
@@ -55,11 +55,9 @@ def convert(annotation_file: str | Path, result_file: str | Path, upload_file: s
         cells = row | {"prediction": given[row["index"]].text}
         sheet.append([_cell(column, cells[column]) for column in columns])
     path = Path(upload_file)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        book.save(temporary)
-        os.replace(temporary, path)
+        with replacing(path, "wb") as file:
+            book.save(file)
     except OSError as error:
         raise ScoreError(f"{path} cannot be written: {error}") from None
     return {"output": str(path)} | coverage.to_dict() | {"empty": empty}

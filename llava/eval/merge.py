@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.eval.scoring.answer_files import ScoreError, field, match, parse_answer, read_jsonl, run_cli
+from llava.files import replacing
 
 
 def _question_key(row: dict[str, Any], where: str) -> tuple[str, str]:
@@ -61,11 +61,9 @@ def merge(
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except OSError as error:
         raise ScoreError(f"{path} cannot be written: {error}") from None
 

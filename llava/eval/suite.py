@@ -30,6 +30,7 @@ from llava.eval.benchmarks import BENCHMARKS, find_benchmark
 from llava.eval.model_vqa_loader import command_of, number
 from llava.eval.reporting.formats import beside_dense
 from llava.eval.reporting.plots import summary_picture
+from llava.files import replacing
 from llava.model.checkpoint import find_source
 from llava.model.layouts import read_layout
 from llava.model.pruning import PruningConfig
@@ -184,9 +185,8 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
         "runs": {n: {b: {"score": r["score"], "totals": r["totals"]} for b, r in by.items()} for n, by in runs.items()},
     }
     out = Path(args.out)
-    temporary = out / "summary.json.tmp"
-    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, out / "summary.json")
+    with replacing(out / "summary.json") as file:
+        file.write(json.dumps(summary, indent=1) + "\n")
     summary_picture(rows, out / "summary.png", title=f"{Path(args.model_path).name} on {', '.join(args.benchmarks)}")
     return summary
 

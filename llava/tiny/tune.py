@@ -3,9 +3,10 @@
     python -m llava.tiny.benchmarks --split tune --questions 300
     python -m llava.tiny.tune --write playground/checkpoints/llava-tiny/pruning.json
 
-The three stages with the paper's `layer_threshold`. For each number of shallow layers in `SHALLOW` bisection seeks the
-largest `tokens_threshold` under which no benchmark loses more than `--points` against dense; then, for the cheapest of
-these settings, the lowest `exit_threshold`. Of all settings tried that stay within `--points` everywhere the one with
+The three stages, from the paper's `layer_threshold` on. For each number of shallow layers in `SHALLOW` bisection seeks
+the largest `tokens_threshold` under which no benchmark loses more than `--points` against dense; then, for the cheapest
+so far, the highest `layer_threshold` (more prompts filter at the first layer that may), then the lowest
+`exit_threshold`. Of all settings tried that stay within `--points` everywhere the one with
 the fewest prefill FLOPs (all tokens) is chosen; where none does, the one that loses least. Half a point is the default,
 so that other questions lose no more than one. Visual self-attention in the shallow layers, which the paper removes, is
 left alone only where nothing passes without it. A dozen settings are asked; each is a resumable evaluation run.
@@ -31,12 +32,13 @@ from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import BENCHMARKS, DEFAULT_OUT
 
 T = TypeVar("T")
-BASE = {"mode": ["shallow", "middle", "deep"], "layer_threshold": 0.995}
+BASE = {"mode": ["shallow", "middle", "deep"]}
 SHALLOW = (4, 3)
 # from timid to bold
 TOKENS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)
+LAYERS = (0.995, 0.998, 0.999, 0.9995, 0.9999)
 EXITS = (0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9)
-VARIED = ("shallow_mid_layer", "shallow_visual", "tokens_threshold", "exit_threshold")
+VARIED = ("shallow_mid_layer", "shallow_visual", "tokens_threshold", "exit_threshold", "layer_threshold")
 
 
 def boldest(candidates: Sequence[T], passes: Callable[[T], bool]) -> T | None:
@@ -63,11 +65,13 @@ def search(ask: Callable[[dict[str, Any]], float | None]) -> None:
             return flops is not None
 
         for shallow in SHALLOW:
-            base = BASE | {"shallow_mid_layer": shallow, "shallow_visual": visual, "exit_threshold": EXITS[0]}
+            base = BASE | {"shallow_mid_layer": shallow, "shallow_visual": visual}
+            base |= {"layer_threshold": LAYERS[0], "exit_threshold": EXITS[0]}
             boldest([base | {"tokens_threshold": value} for value in TOKENS], passes)
         if found:
-            _, cheapest = min(found, key=lambda passed: passed[0])
-            boldest([cheapest | {"exit_threshold": value} for value in EXITS[1:]], passes)
+            for key, values in (("layer_threshold", LAYERS), ("exit_threshold", EXITS)):
+                _, cheapest = min(found, key=lambda passed: passed[0])
+                boldest([cheapest | {key: value} for value in values[1:]], passes)
             return
 
 
@@ -110,7 +114,7 @@ def print_table(dense: dict[str, float], tried: list[dict[str, Any]], best: dict
         cells = [*(str(row["settings"][key]) for key in VARIED), *(f"{row['accuracy'][name]:.1f}" for name in dense)]
         shares = (f"{100 * row[key]:.1f}%" for key in ("visual_flops", "flops"))
         table.add_row(*cells, *shares, style="bold" if row is best else None)
-    Console(width=140).print(table)
+    Console(width=170).print(table)
 
 
 def main(argv: list[str] | None = None) -> None:

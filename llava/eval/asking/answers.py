@@ -11,6 +11,7 @@ from typing import Any
 
 from llava.eval.asking.questions import Question
 from llava.eval.scoring.answer_files import ScoreError, parse_answer
+from llava.files import replacing
 
 try:
     import fcntl
@@ -127,7 +128,7 @@ class AnswersFile:
     def _write(self, data: bytes) -> None:
         end = self._file.seek(0, os.SEEK_END)
         try:
-            write_all(self._file, data)
+            _write_all(self._file, data)
         except OSError as error:
             with suppress(OSError):  # whole lines only
                 self._file.truncate(end)
@@ -144,7 +145,7 @@ def make_folder(path: Path) -> None:
         raise AnswersError(f"the folder {path} cannot be written to; mend that, or {ELSEWHERE}")
 
 
-def write_all(file: Any, data: bytes) -> None:
+def _write_all(file: Any, data: bytes) -> None:
     """Write to an unbuffered file, and return when everything is on the disk."""
     left = memoryview(data)
     while left:
@@ -154,14 +155,10 @@ def write_all(file: Any, data: bytes) -> None:
 
 def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSONL file that appears whole or not at all; `AnswersError` where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb", buffering=0) as file:
-            write_all(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise AnswersError(f"{path} cannot be written: {error.strerror}; {GO_ON}") from error
 
 

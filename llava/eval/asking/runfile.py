@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llava.eval.asking.answers import ELSEWHERE, GO_ON, write_all
+from llava.eval.asking.answers import ELSEWHERE, GO_ON
+from llava.files import replacing
 
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
@@ -40,14 +39,10 @@ def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
 
     Raises `RunFileError` where it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb", buffering=0) as file:
-            write_all(file, (json.dumps(record, indent=1) + "\n").encode())
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise RunFileError(f"{path} cannot be written: {error.strerror}; {GO_ON}") from error
 
 

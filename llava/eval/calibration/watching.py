@@ -13,6 +13,7 @@ from tqdm import tqdm
 from llava.eval.asking.answering import Answerer, Generation
 from llava.eval.asking.batches import Batch
 from llava.eval.asking.running import Loaded
+from llava.files import replacing
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.influence import Influence, Measurement
 from llava.model.pruning.methods.relative_influence import RelativeInfluence
@@ -49,9 +50,8 @@ class Watched:
     def save(self, path: Path) -> None:
         """Write to an .npz, whole or not at all."""
         parts = {f"{name} {n}": one for name in _LISTS for n, one in enumerate(getattr(self, name))}
-        temporary = path.with_name("unfinished-" + path.name)
-        np.savez(temporary, tokens=self.tokens, **parts)
-        temporary.replace(path)
+        with replacing(path, "wb") as file:
+            np.savez(file, tokens=self.tokens, **parts)
 
     @classmethod
     def read(cls, path: Path) -> Watched:

@@ -14,6 +14,7 @@ from llava.eval.asking.plan import resolve
 from llava.eval.asking.running import Loader
 from llava.eval.benchmarks import find_benchmark
 from llava.eval.suite import DENSE
+from llava.files import replacing
 from llava.model.checkpoint import find_source
 from llava.model.layouts import read_layout
 from llava.model.pruning import PruningConfig
@@ -160,7 +161,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1) + "\n")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
+
+from llava.files import replacing
 
 _CHUNK = 1 << 20
 Write = Callable[[Any], None]
@@ -171,12 +172,8 @@ class Layout:
     def _replacing(self, path: Path, mode: str) -> Iterator[Any]:
         if not path.parent.resolve().is_relative_to(self.folder.resolve()):
             raise PrepareError(f"{path} is not written: a symbolic link leads out of {self.folder}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-        with open(temporary, mode, **encoding) as file:
+        with replacing(path, mode, sync=mode == "w") as file:
             yield file
-        os.replace(temporary, path)
         self.written += 1
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llava.files import replacing
 
 
 class ScoreError(ValueError):
@@ -235,11 +236,9 @@ def write_json(path: str | Path, document: Any, indent: int | None = 1) -> None:
 
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(document, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(json.dumps(document, indent=indent, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ScoreError(f"{path} cannot be written: {error}") from None
 

@@ -9,7 +9,6 @@ Everything random comes from (seed, stage, step), so a state is parameters, opti
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llava.files import replacing
 from llava.tiny.export import Architecture
 from llava.tiny.training import evaluation
 from llava.tiny.training.batches import Batch, Batches, load
@@ -43,12 +43,8 @@ _PROJECTOR_PICTURES, _PROJECTOR_DRAW = 192, 4
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """Save a state so that the file is the old one or the new one, whole, whatever happens meanwhile."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path, "wb") as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_state(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,41 @@
+"""A file that appears whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` when the block ends; what was there stays if it does not end well.
+
+    Neither a reader nor a kill meets half of a file. Folders are made.
+
+    Args:
+        path: where the file shall be.
+        mode: "w" (UTF-8 text, line ends as they are written) or "wb".
+        sync: whether to wait until it is on the disk, so that a power cut leaves no half either; takes milliseconds,
+            which add up over many small files.
+
+    Raises:
+        OSError: the file or its folder cannot be written.
+
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with open(temporary, mode, **text) as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
