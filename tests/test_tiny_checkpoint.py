@@ -32,7 +32,7 @@ FLOORS = {
 SCENES = TEST[4000:4012]
 PRUNED_LOSS = 0.02  # of the share right, that pruning.json may cost
 TURN_LOSS = 0.05  # that the third turn may cost against the same question asked alone
-NONE_LOSS = 0.05  # that keeping no visual token must cost, else the tokens kept are not what answers
+NONE_LOSS = 0.03  # that keeping no visual token must cost, else the tokens kept are not what answers
 
 
 def asked(number):
