@@ -128,7 +128,7 @@ always have two objects that fit the noun.
 
 `python -m llava.tiny.train --recipe {recipe} --steps {",".join(map(str, s.steps))} --seed {s.seed}`, from scratch,
 {s.precision} on `{s.device}`, {trainer.seconds / 60:.0f} minutes with the shared stages (on a CPU, `--recipe both`
-trains both at once from stage {STAGES[SHARED_STAGES].name} on, which takes each of them longer); batches of
+trains both at once from stage `{STAGES[SHARED_STAGES].name}` on, which takes each of them longer); batches of
 {s.images} pictures with {s.questions} questions each (tower: {s.tower_images} pictures).
 
 {newline.join(_stages_table(trainer))}

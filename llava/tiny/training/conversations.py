@@ -1,8 +1,7 @@
 """What is asked of a training picture: captions, questions in LLaVA's wordings, conversations of several turns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -74,14 +73,15 @@ def draw_questions(
     count: int,
     world: World,
     kinds: tuple[str, ...] = KINDS,
-    more: Mapping[str, float] = MappingProxyType({}),
+    more: Mapping[str, float] | None = None,
 ) -> list[Question]:
     """Return `count` questions about a scene, different ones as far as it has them.
 
     Kinds are drawn by `WEIGHTS`, or what `more` says instead; the answer of a yes/no question is drawn before the
     question, so both are as frequent.
     """
-    weights = np.array([more.get(kind, WEIGHTS[kind]) for kind in kinds])
+    given = WEIGHTS | dict(more or {})
+    weights = np.array([given[kind] for kind in kinds])
     drawn = iter(rng.choice(len(kinds), size=12 * count, p=weights / weights.sum()))
     found: dict[str, Question] = {}
     for n in drawn:
@@ -125,7 +125,7 @@ class Style:
     kinds: tuple[str, ...]
     short: float
     turns: int = 1
-    more: Mapping[str, float] = field(default_factory=dict)
+    more: Mapping[str, float] | None = None
 
 
 _EARLY, _LATE = ("choose_rel", "on_sign"), ("choose_rel", "part_text")

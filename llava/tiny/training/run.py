@@ -38,7 +38,9 @@ from llava.tiny.training.stages import (
 
 _SMOOTHING = 0.98
 _LEAST_APART = 10
-_PROJECTOR_PICTURES, _PROJECTOR_DRAW = 192, 4
+_PROJECTOR_PICTURES = 192
+_PROJECTOR_DRAW = 4
+"""Stands for a stage's number in the seed of these pictures; another would give other weights."""
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

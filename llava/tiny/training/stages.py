@@ -20,7 +20,9 @@ RECIPES = ("pruning-aware", "plain")
 SHARED_STAGES = 3
 _CLIP = 1.0
 _EVERY = 10**6
+"""More than there are visual tokens: the layer chooses, and leaves out none."""
 _GLIMPSES = 0.5
+"""Share of the batches that are not pruned in which text, with `glance`, reads nothing at that layer either."""
 
 
 @dataclass(frozen=True)
