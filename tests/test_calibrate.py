@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ from scipy.stats import binom
 from llava.eval import calibrate
 from llava.eval.asking.questions import read_questions
 from llava.eval.calibration import candidates as space
-from llava.eval.calibration.candidates import Candidate, Shallow, candidates
+from llava.eval.calibration.candidates import Candidate, Shallow, Space
 from llava.eval.calibration.claim import exact_interval
 from llava.eval.calibration.samples import split
 from llava.eval.calibration.scale import describe, transfer
-from llava.eval.calibration.search import boldest_shallow, cheapest, with_shallow
+from llava.eval.calibration.search import PARTS, boldest_shallow, cheapest, with_shallow
 from llava.eval.calibration.trials import _read
 from llava.eval.calibration.watching import Watched, _Watch
 from llava.model.pruning import PruningConfig, prune
@@ -57,7 +59,7 @@ def test_what_is_predicted_without_running_is_what_runs_do(llama, watched, monke
     monkeypatch.setattr(space, "LAYER_THRESHOLDS", (0.8, 0.9, 0.97))
     monkeypatch.setattr(space, "EXITS", ((0.6, 1), (0.8, 1), (0.8, 2), None))
     shape = DecoderShape.of(llama.config)
-    found = candidates(watched.in_scale(scale), shape, [Shallow(1, None), Shallow(3, None)])
+    found = Space(watched, shape, scale).all([Shallow(1, None), Shallow(3, None)])
     chosen = [
         one for one in found if one.exit is None or one.tokens_threshold == found[len(found) // 2].tokens_threshold
     ]
@@ -121,31 +123,65 @@ def test_bisection_finds_the_boldest_shallow_stage():
             asked.append(settings["shallow_mid_layer"])
             return {"passed": settings["shallow_mid_layer"] <= bears}
 
-        assert boldest_shallow(12, "remove", attempt) == min(bears, 10)
+        assert boldest_shallow(12, attempt) == min(bears, 10)
         assert len(asked) <= 4
 
 
-@given(st.data())
-def test_the_search_finds_the_cheapest_of_monotone_candidates(data):
-    """Where boldness alone decides, the search finds the cheapest that passes, in few trials."""
-    stages = [Shallow(2, None), Shallow(3, "remove")]
-    grid = [
-        Candidate(shallow, lt, tt, one, 1 - 0.1 * i - 0.02 * j - 0.004 * k - 0.001 * s)
-        for s, shallow in enumerate(stages)
-        for i, lt in enumerate((0.9, 0.95, 0.99))
-        for j, tt in enumerate((0.1, 0.2, 0.3, 0.4))
-        for k, one in enumerate(reversed(space.EXITS))
-    ]
-    limit = data.draw(st.sampled_from(grid))
+class Additive:
+    """A space of 12 layers and 144 tokens in which every part of a setting costs something of its own."""
+
+    scale = "absolute"
+    shape = SimpleNamespace(layers=12)
+
+    def share(self, part):
+        return 144 * part
+
+    def keeping(self, shallow, layer_threshold, count):
+        return 1 / count if count < 144 else 0.0
+
+    def candidate(self, shallow, layer_threshold, tokens_threshold, exit=None):
+        flops = 0.1 + 0.04 * shallow.layers - 0.01 * (shallow.visual is not None)
+        flops += 0.02 * (len(space.LAYER_THRESHOLDS) - space.LAYER_THRESHOLDS.index(layer_threshold))
+        flops += 0.001 / max(tokens_threshold, 1 / 144) + 0.003 * space.EXITS.index(exit)
+        return Candidate(shallow, layer_threshold, tokens_threshold, exit, flops)
+
+
+@given(
+    st.lists(st.integers(0, 11), min_size=9, max_size=9).map(sorted),
+    st.integers(1, 100),
+    st.integers(0, 8),
+    st.integers(0, 11),
+)
+def test_the_search_finds_the_cheapest_where_each_part_of_a_setting_passes_by_itself(earliest, least, exit, bears):
+    """earliest: the first layer that may filter, by layer threshold; least: tokens needed; bears: masked layers."""
+    thresholds, asked = space.LAYER_THRESHOLDS, []
+
+    def allowed(one):
+        early = one.shallow.layers >= earliest[thresholds.index(one.layer_threshold)]
+        return early and one.tokens_threshold <= 1 / least and space.EXITS.index(one.exit) >= exit
 
     def attempt(settings):
-        (one,) = (candidate for candidate in grid if candidate.settings("absolute") == settings)
-        return {"passed": limit.at_least_as_bold(one), "flops": one.flops}
+        masked = settings["shallow_mid_layer"] if "shallow" in settings["mode"] else 0
+        if settings["mode"] == ["shallow"]:
+            return {"passed": masked <= bears}
+        asked.append(settings)
+        leave = (settings["exit_threshold"], settings["exit_patience"]) if "deep" in settings["mode"] else None
+        shallow = Shallow(settings["shallow_mid_layer"], "remove" if masked else None)
+        one = Additive().candidate(shallow, settings["layer_threshold"], settings["tokens_threshold"], leave)
+        return {"passed": allowed(one) and masked <= bears, "flops": one.flops}
 
-    best = cheapest(grid, "absolute", attempt, trials=len(grid))
-    allowed = [one.flops for one in grid if limit.at_least_as_bold(one)]
-    assert best[0].flops == min(allowed)
-    assert cheapest(grid, "absolute", lambda settings: {"passed": False, "flops": 1.0}, trials=3) is None
+    best = cheapest(Additive(), attempt, trials=200)
+    fewest = min(count for count in (*space.KEPT, *(Additive().share(part) for part in PARTS)) if count >= least)
+    passing = [
+        Additive().candidate(shallow, threshold, 1 / fewest, space.EXITS[exit]).flops
+        for start, threshold in product(range(11), thresholds)
+        for shallow in [Shallow(start, "remove" if 0 < start <= min(bears, 10) else None)]
+        if start >= earliest[thresholds.index(threshold)]
+    ]
+    assert (best is None) == (not passing)
+    assert best is None or best[0].flops == pytest.approx(min(passing))
+    assert len(asked) <= (90 if least > 36 else 60)
+    assert cheapest(Additive(), lambda settings: {"passed": False, "flops": 1.0}, trials=3) is None
 
 
 def test_shallow_layers_are_masked_at_the_end_where_the_answers_bear_it():

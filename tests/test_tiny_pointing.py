@@ -230,5 +230,5 @@ def test_it_draws_attention_and_is_no_part_of_the_loss_at_weight_zero():
 
 def test_only_stages_that_ask_point():
     assert [stage.pointing > 0 for stage in STAGES] == [bool(stage.styles) for stage in STAGES]
-    assert [stage.heads[1] == "apart" for stage in STAGES] == [False, False, True, True, True]
-    assert [stage.verdicts > 0 for stage in STAGES] == [False, False, False, False, True]
+    assert [stage.heads[1] == "apart" for stage in STAGES] == [False, False, True, True, True, True]
+    assert [stage.verdicts > 0 for stage in STAGES] == [False, False, False, False, True, True]

@@ -9,10 +9,12 @@ from training_fixtures import SMALL, same_weights, settings, trained
 
 from llava.tiny import train
 from llava.tiny.training import budget, run
-from llava.tiny.training.batches import Batches, fitting_workers, load
+from llava.tiny.training.batches import Batch, Batches, fitting_workers, load
 from llava.tiny.training.budget import seconds_per_step, steps_within
 from llava.tiny.training.curve import write_curve
 from llava.tiny.training.decoder import DENSE
+from llava.tiny.training.labels import LABELS, UNKNOWN
+from llava.tiny.training.losses import label_loss, training_loss
 from llava.tiny.training.muon import Muon, orthogonalize
 from llava.tiny.training.plan import EVALUATIONS, default_settings, read_plan, write_plan
 from llava.tiny.training.run import Trainer, read_state, write_state
@@ -96,6 +98,25 @@ def test_batches_depend_on_seed_stage_and_number_alone():
         assert torch.equal(drawn[1].labels, alone.labels)
     for other in (Batches(4, 2, 2, 4, STAGES[2].styles)[5], Batches(3, 3, 2, 4, STAGES[2].styles)[5], batches[6]):
         assert not torch.equal(other.pictures[:2], alone.pictures[:2])
+
+
+def test_painted_pictures_teach_the_tower_alone_and_nothing_of_colours():
+    paints, images = len(STAGES) - 1, 4
+    batch = Batches(3, paints, images, 4, (("last", 1.0),), painted=3)[0]
+    assert len(batch.pictures) == len(batch.labels) == images + 3 and len(batch.packed.ids) == images
+    assert (batch.labels[:images] >= 0).all() and (batch.labels[images:, 1] == UNKNOWN).any()
+    trainer = Trainer(settings(), "plain", SMALL)
+    assert trainer.batches(paints).painted == round(STAGES[paints].painted * trainer.settings.images) > 0
+    loss, answers = training_loss(trainer.model, batch, DENSE, None)
+    without = Batch(batch.pictures[:images], batch.labels[:images], batch.packed)
+    assert answers.item() == pytest.approx(training_loss(trainer.model, without, DENSE, None)[1].item(), rel=1e-5)
+    loss.backward()
+    painted = batch.labels[images:]
+    logits = torch.randn(3, painted[0, 0].numel(), sum(LABELS.values()), requires_grad=True)
+    label_loss(logits, painted).backward()
+    shape, color = logits.grad.split(list(LABELS.values()), -1)[:2]
+    unknown = (painted[:, 1] == UNKNOWN).flatten(1)
+    assert (color[unknown] == 0).all() and (color[~unknown] != 0).any() and (shape[unknown] != 0).any()
 
 
 def test_workers_are_as_many_as_shared_memory_holds():

@@ -8,11 +8,12 @@ import pytest
 from llava.tiny.questions import KINDS, Question, ask, names_unseen_pair
 from llava.tiny.scenes import IMAGE_SIZE, render
 from llava.tiny.seeds import TEST
-from llava.tiny.training.labels import CHARACTERS, GRID, LABELS, PATCH, SIZES, dense_labels
+from llava.tiny.training.labels import CHARACTERS, GRID, LABELS, PATCH, SIZES, UNKNOWN, dense_labels, owners
 from llava.tiny.worlds import (
     COLORS,
     EVALUATION,
     HELDOUT_NUMBERS,
+    PAINTED,
     PAIRS,
     SHAPES,
     SIGN_WORDS,
@@ -43,6 +44,22 @@ def test_every_colour_and_shape_and_character_stays_known():
     for place in range(3):
         drawn = {TRAINING.draw_sign(np.random.default_rng(seed))[place] for seed in range(1500)}
         assert drawn >= {text[place] for text in (*SIGN_WORDS, *HELDOUT_NUMBERS)}
+
+
+def test_painted_objects_have_every_shape_and_no_colour_near_one_with_a_name():
+    """80 apart before the paint varies (by 9 a channel) and the picture's grain is added."""
+    named, shapes = np.array(list(COLORS.values())), Counter()
+    for pixels, scene in scenes(PAINTED, 40):
+        labels, first = dense_labels(scene), 1 + 3 + (scene.digit is not None)
+        for number, thing in enumerate(scene.objects, first):
+            x, y = int(thing.x), int(thing.y)
+            color = pixels[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3).mean(0)
+            assert thing.color == "" and np.linalg.norm(named - color, axis=1).min() > 45
+            patches = owners(scene) == number
+            assert patches.any() and (labels[1][patches] == UNKNOWN).all()
+            assert (labels[0][patches] == 1 + SHAPES.index(thing.shape)).all()
+            shapes[thing.shape] += 1
+    assert set(shapes) == set(SHAPES)
 
 
 def test_jitter_changes_the_card_and_nothing_else():

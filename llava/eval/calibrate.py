@@ -24,11 +24,11 @@ from llava.eval.asking.runfile import fingerprint
 from llava.eval.asking.running import Loaded, Loader
 from llava.eval.benchmarks import Benchmark
 from llava.eval.calibration import report
-from llava.eval.calibration.candidates import candidates
+from llava.eval.calibration.candidates import Space
 from llava.eval.calibration.claim import claim, texts_of
 from llava.eval.calibration.samples import split, write_questions
 from llava.eval.calibration.scale import describe, transfer
-from llava.eval.calibration.search import cheapest, shallow_stages, with_shallow
+from llava.eval.calibration.search import cheapest, with_shallow
 from llava.eval.calibration.trials import Trials
 from llava.eval.calibration.watching import Watched, watch
 from llava.eval.model_vqa_loader import Parser, number
@@ -48,10 +48,10 @@ then
   python -m llava.eval.model_vqa_loader … --pruning-config OUT/pruning.json
 
 How: the samples are answered dense, and read once more with the influence of every layer written down. From that the
-FLOPs of thousands of settings are told without running them; a search then asks the promising ones for real. Each is
-stopped as soon as more than half of the answers that --agreement gives up differ, since what is chosen among many looks
-better on the samples than it is. The claim is measured on questions of other images, which the search never sees. Use
-questions like those that the model will be asked.
+FLOPs of any setting are told without running it; a search then asks the promising ones for real, one stage of the
+method after another. Each is stopped as soon as more than half of the answers that --agreement gives up differ, since
+what is chosen among many looks better on the samples than it is. The claim is measured on questions of other images,
+which the search never sees. Use questions like those that the model will be asked.
 
 OUT gets pruning.json (the config), report.md, tradeoff.png, calibration.json (everything, for programs), the samples,
 the held-out questions and their answers dense and calibrated (`python -m llava.eval.compare` reads them). The same
@@ -212,9 +212,8 @@ class Calibration:
         return Watched.read(path)
 
     def _search(self, watched: Watched, shape: DecoderShape, attempt: Callable) -> dict[str, Any]:
-        shallows = shallow_stages(shape.layers, attempt)
         scale = self.args.scale
-        found = cheapest(candidates(watched.in_scale(scale), shape, shallows), scale, attempt, self.args.trials)
+        found = cheapest(Space(watched, shape, scale), attempt, self.args.trials)
         if found is None:
             raise ValueError(
                 f"none of {self.args.trials} settings kept {self.args.agreement:g} of the samples' answers; "

@@ -34,10 +34,11 @@ MME_KINDS = ("mme_exist", "mme_count", "mme_pos", "mme_color", "mme_text")
 TEXT_KINDS = ("text", "hw_digit")
 YES_NO_KINDS = ("exist", "verify_rel", *MME_KINDS)
 KINDS = GQA_KINDS + MME_KINDS + TEXT_KINDS
-TRAINING_KINDS = ("choose_rel", "on_sign", "part_text")
+TRAINING_KINDS = ("choose_rel", "on_sign", "part_text", "count_most")
 """Asked in training alone: on which side something stands, without a relation to agree with; whether a character is on
 the sign; whether it says "-A-", its other characters left open. What the yes/no questions about relations and signs
-take is learned from these."""
+take is learned from these. And how many there are of the most frequent colour or shape, in the words of both counting
+kinds: of questions about any, one in 25 has three."""
 _DRAWS = 60
 
 
@@ -120,6 +121,18 @@ def _counting(kind: str, scene: Scene, rng: np.random.Generator, yes: bool) -> t
         return f"How many {nouns} are there?", number
     said = number if yes else _pick(rng, [n for n in (number - 1, number + 1) if n >= 0])
     return f"Are there {said} {nouns} in this image?{YES_OR_NO}", number
+
+
+def _counting_most(scene: Scene, rng: np.random.Generator, yes: bool) -> tuple[str, str]:
+    """Ask how many there are of the most frequent colour or shape, or whether so many, or one more or less."""
+    counts = {f"{color} objects": _color_count(scene, color) for color in COLORS}
+    counts |= {PLURAL[shape]: _shape_count(scene, shape) for shape in SHAPES}
+    number = max(counts.values())
+    nouns = _pick(rng, [nouns for nouns, count in counts.items() if count == number])
+    if rng.random() < 0.5:
+        return f"How many {nouns} are there?", str(number)
+    said = number if yes else number + _pick(rng, (-1, 1))
+    return f"Are there {said} {nouns} in this image?{YES_OR_NO}", "Yes" if yes else "No"
 
 
 def _relation_verified(kind: str, scene: Scene, rng: np.random.Generator, o: SceneObject, yes: bool) -> str | None:
@@ -242,6 +255,8 @@ def ask(
     elif kind in ("count", "mme_count"):
         text, number = _counting(kind, scene, rng, yes)
         found = text, str(number) if kind == "count" else verdict
+    elif kind == "count_most":
+        found = _counting_most(scene, rng, yes)
     elif kind in ("verify_rel", "mme_pos"):
         text = _relation_verified(kind, scene, rng, o, yes)
         found = (text, verdict) if text else None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from llava.tiny.worlds import COLORS, EVALUATION, SHAPES, Digits, World
+from llava.tiny.worlds import COLORS, EVALUATION, SHAPES, Digits, World, draw_paint
 
 IMAGE_SIZE = 168
 RADIUS = {"small": 11, "large": 19}
@@ -23,7 +23,10 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape. `x`, `y`: centre in pixels, y grows downwards. No two objects of a scene share colour and shape."""
+    """One shape. `x`, `y`: centre in pixels, y grows downwards. No two objects of a scene share colour and shape.
+
+    `color`: its name; "" in a painted world.
+    """
 
     color: str
     shape: str
@@ -185,9 +188,11 @@ def _objects(
         place = _place(rng, boxes, radius, radius)
         if place is None:
             continue
-        fill = _integers((np.array(COLORS[names[c]]) + rng.normal(0, 9, 3)).clip(0, 255))
+        color = draw_paint(rng) if world.painted else np.array(COLORS[names[c]])
+        fill = _integers((color + rng.normal(0, 9, 3)).clip(0, 255))
         draw_shape(draw, SHAPES[s], *place, radius, fill, outline=tuple(v // 3 for v in fill))
-        objects.append(SceneObject(names[c], SHAPES[s], size, float(place[0]), float(place[1]), float(radius)))
+        name = "" if world.painted else names[c]
+        objects.append(SceneObject(name, SHAPES[s], size, float(place[0]), float(place[1]), float(radius)))
     return tuple(objects)
 
 

@@ -17,21 +17,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from llava.eval.asking.running import Loader
+from llava.eval.calibration.search import boldest
 from llava.eval.model_vqa_loader import number
 from llava.eval.suite import run_one
 from llava.model.pruning import PruningConfig
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import BENCHMARKS, DEFAULT_OUT
 
-T = TypeVar("T")
 BASE = {"mode": ["shallow", "middle", "deep"]}
 SHALLOW = (4, 3)
 # from timid to bold
@@ -39,18 +39,6 @@ TOKENS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.
 LAYERS = (0.995, 0.998, 0.999, 0.9995, 0.9999)
 EXITS = (0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9)
 VARIED = ("shallow_mid_layer", "shallow_visual", "tokens_threshold", "exit_threshold", "layer_threshold")
-
-
-def boldest(candidates: Sequence[T], passes: Callable[[T], bool]) -> T | None:
-    """Return the last candidate that passes, by bisection: they pass up to some place and fail from there on."""
-    passing, failing = -1, len(candidates)
-    while failing - passing > 1:
-        middle = (passing + failing) // 2
-        if passes(candidates[middle]):
-            passing = middle
-        else:
-            failing = middle
-    return None if passing < 0 else candidates[passing]
 
 
 def search(ask: Callable[[dict[str, Any]], float | None]) -> None:

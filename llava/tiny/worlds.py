@@ -3,7 +3,7 @@
 `TRAINING` and `EVALUATION` divide what can be seen: four of the 24 pairs of colour and shape (each colour and each
 shape stays known from other pairs), every sign of `EVALUATION` (49 words, 129 numbers) and 297 handwritten digits never
 appear in training, neither in pictures nor in questions. `TUNING` is training's world without the distortion of digits,
-for choosing thresholds.
+for choosing thresholds. `PAINTED` is for training alone: objects in colours that have no name.
 """
 
 from dataclasses import dataclass, replace
@@ -34,6 +34,7 @@ SIGN_WORDS = (
     "TOY", "ART", "INK", "WAX", "HUB", "LAB", "MIX",
 )
 # fmt: on
+_APART, _VIVID = 80, 60
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGITS = "0123456789"
 HELDOUT_NUMBERS = tuple(str(n) for n in range(100, 1000) if n % 7 == 3)
@@ -42,6 +43,15 @@ HELDOUT_NUMBERS = tuple(str(n) for n in range(100, 1000) if n % 7 == 3)
 def is_evaluation_sign(text: str) -> bool:
     """Whether a sign's text belongs to the evaluation: one of its words or numbers."""
     return text in SIGN_WORDS or (len(text) == 3 and text.isdigit() and int(text) % 7 == 3)
+
+
+def draw_paint(rng: np.random.Generator) -> np.ndarray:
+    """Draw a colour that has no name, RGB in 0–255: at least 80 away from each that has one, and not a grey."""
+    named = np.array(list(COLORS.values()))
+    while True:
+        paint = rng.uniform(0, 255, 3)
+        if np.ptp(paint) >= _VIVID and np.linalg.norm(named - paint, axis=1).min() >= _APART:
+            return paint
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,15 @@ class World:
         which of the handwritten digits a card may show
     jitter:
         whether handwritten digits are turned, shifted and scaled a little
+    painted:
+        whether every object has a paint of its own (`draw_paint`) and none of the colours with a name
     """
 
     pairs: tuple[Pair, ...]
     signs: Literal["training", "evaluation"]
     digits: Digits
     jitter: bool = False
+    painted: bool = False
 
     def draw_sign(self, rng: np.random.Generator) -> str:
         """Draw the three characters of a sign: half of them numbers, half letters."""
@@ -83,5 +96,6 @@ class World:
 TRAINING = World(tuple(p for p in PAIRS if p not in UNSEEN_PAIRS), "training", "train", jitter=True)
 EVALUATION = World(PAIRS, "evaluation", "heldout")
 TUNING = replace(TRAINING, jitter=False)
+PAINTED = replace(TRAINING, pairs=PAIRS, painted=True)
 WORLD_OF = {"benchmark": EVALUATION, "tune": TUNING}
 """Worlds of the mini benchmarks by split (see `llava.tiny.seeds`)."""

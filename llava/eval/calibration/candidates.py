@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from llava.model.pruning.flops import DecoderShape
 
 from .watching import Watched
 
-LAYER_THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
-KEPT = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200, 300)
+LAYER_THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
+"""Timid first: the higher, the earlier a prompt filters."""
+KEPT = (300, 200, 150, 110, 80, 60, 45, 34, 26, 20, 16, 13, 10, 8, 6, 5, 4, 3, 2, 1)
 """Mean numbers of tokens whose thresholds are tried."""
-EXITS = ((0.98, 1), (0.99, 1), (0.99, 2), (0.999, 1), (0.999, 2), (0.9999, 2), None)
-"""(exit_threshold, exit_patience), boldest first; None: vision stays to the end."""
+EXITS = ((0.95, 1), (0.98, 1), (0.98, 2), (0.99, 1), (0.99, 2), (0.999, 1), (0.999, 2), (0.9999, 2), None)
+"""(exit_threshold, exit_patience); None: vision stays to the end."""
 
 
 @dataclass(frozen=True)
@@ -54,59 +56,74 @@ class Candidate:
             config |= {"exit_threshold": self.exit[0], "exit_patience": self.exit[1]}
         return config
 
-    def at_least_as_bold(self, other: Candidate) -> bool:
-        """Whether every setting drops as much as the other's, or more, given the same shallow layers."""
-        return (
-            self.shallow == other.shallow
-            and self.layer_threshold >= other.layer_threshold
-            and self.tokens_threshold >= other.tokens_threshold
-            and EXITS.index(self.exit) <= EXITS.index(other.exit)
-        )
-
 
 def shallow_settings(shallow: Shallow) -> dict[str, Any]:
     """Return the config of the shallow stage alone."""
     return {"mode": ["shallow"], "shallow_mid_layer": shallow.layers, "shallow_visual": shallow.visual}
 
 
-def candidates(watched: Watched, shape: DecoderShape, shallows: Sequence[Shallow]) -> list[Candidate]:
-    """Return all candidates, cheapest first; of those that would do the same to every prompt only the first."""
-    found: dict[tuple, Candidate] = {}
-    seen: set[tuple] = set()
-    for shallow in shallows:
-        rows = shallow if shallow.visual else None  # where shallow layers run dense their number is a start of probing
-        for candidate, plan in _of(watched, shape, shallow, rows, seen):
-            found.setdefault((rows, plan.tobytes()), candidate)
-    return sorted(found.values(), key=lambda one: one.flops)
+class Space:
+    """All settings for a model, and what each would cost on the prompts that were watched.
 
+    scale: `tokens_scale` of the settings
+    """
 
-def _of(
-    watched: Watched, shape: DecoderShape, shallow: Shallow, rows: Shallow | None, seen: set[tuple]
-) -> Iterator[tuple[Candidate, np.ndarray]]:
-    layers, given = shape.layers, np.array([one.shape[1] for one in watched.cosine])
-    lowest = np.array([one.min(1) for one in watched.cosine])  # [prompts, layers]
-    lowest[:, : shallow.layers] = np.inf
-    dense = layers * float(np.sum(shape.layer_flops(watched.tokens)))
-    for threshold in LAYER_THRESHOLDS:
-        below = lowest < threshold
-        filters = np.where(below.any(1), below.argmax(1), layers)  # [prompts], `layers` for none
-        if (filters >= layers - 1).all() or (rows, filters.tobytes()) in seen:
-            continue
-        seen.add((rows, filters.tobytes()))
-        for tokens_threshold in _thresholds(watched, filters):
-            kept, votes = _kept(watched, filters, tokens_threshold)
-            for exit in EXITS:
-                plan = _plan(filters, kept, votes, given, exit)
-                flops = _flops(plan, watched.tokens - given, shape, shallow)
-                yield Candidate(shallow, threshold, tokens_threshold, exit, flops / dense), plan
+    def __init__(self, watched: Watched, shape: DecoderShape, scale: str):
+        self.watched, self.shape, self.scale = watched.in_scale(scale), shape, scale
+        self._given = np.array([one.shape[1] for one in watched.cosine])
+        self._lowest = np.array([one.min(1) for one in watched.cosine])  # [prompts, layers]
+        self._dense = shape.layers * float(np.sum(shape.layer_flops(watched.tokens)))
 
+    def candidate(
+        self, shallow: Shallow, layer_threshold: float, tokens_threshold: float, exit: tuple[float, int] | None = None
+    ) -> Candidate:
+        """Return a candidate with its FLOPs: exact where `exit` is None, else an estimate."""
+        return self._told(shallow, layer_threshold, tokens_threshold, exit)[0]
 
-def _thresholds(watched: Watched, filters: np.ndarray) -> list[float]:
-    """Return L2 thresholds that keep the mean numbers in `KEPT` at the prompts' filter layers, to three digits."""
-    chosen = [l2[layer] for l2, layer in zip(watched.l2, filters, strict=True) if layer < len(l2)]
-    ordered = np.sort(np.concatenate(chosen))[::-1]
-    places = [count * len(chosen) for count in KEPT if count * len(chosen) < len(ordered)]
-    return list(dict.fromkeys(float(f"{ordered[place]:.3g}") for place in places))
+    def keeping(self, shallow: Shallow, layer_threshold: float, count: float) -> float:
+        """Return the L2 threshold, to three digits, that keeps `count` tokens of a prompt on average; 0 for all."""
+        filters = self._filters(shallow.layers, layer_threshold)
+        chosen = [l2[layer] for l2, layer in zip(self.watched.l2, filters, strict=True) if layer < len(l2)]
+        ordered = np.sort(np.concatenate(chosen))[::-1] if chosen else np.empty(0)
+        place = round(count * len(chosen))
+        return float(f"{ordered[place]:.3g}") if place < len(ordered) else 0.0
+
+    def share(self, part: float) -> float:
+        """Return how many tokens a part of a prompt's visual tokens is, on average."""
+        return part * float(self._given.mean())
+
+    def all(self, shallows: Sequence[Shallow]) -> list[Candidate]:
+        """Return every candidate, cheapest first; of those that would do the same to every prompt only the first."""
+        found: dict[tuple, Candidate] = {}
+        seen: set[tuple] = set()
+        for shallow in shallows:
+            rows = shallow if shallow.visual else None  # where they run dense their number is a start of probing
+            for threshold in LAYER_THRESHOLDS:
+                filters = self._filters(shallow.layers, threshold)
+                if (filters >= self.shape.layers - 1).all() or (rows, filters.tobytes()) in seen:
+                    continue
+                seen.add((rows, filters.tobytes()))
+                least = [self.keeping(shallow, threshold, count) for count in KEPT]
+                for kept, exit in product(dict.fromkeys(filter(None, least)), EXITS):
+                    candidate, plan = self._told(shallow, threshold, kept, exit)
+                    found.setdefault((rows, plan.tobytes()), candidate)
+        return sorted(found.values(), key=lambda one: one.flops)
+
+    def _filters(self, start: int, layer_threshold: float) -> np.ndarray:
+        """Return each prompt's filter layer, int [prompts]; the number of layers for none."""
+        below = self._lowest < layer_threshold
+        below[:, :start] = False
+        return np.where(below.any(1), below.argmax(1), self.shape.layers)
+
+    def _told(
+        self, shallow: Shallow, layer_threshold: float, tokens_threshold: float, exit: tuple[float, int] | None
+    ) -> tuple[Candidate, np.ndarray]:
+        """Return a candidate, and the visual tokens that enter each layer, int [prompts, layers]."""
+        filters = self._filters(shallow.layers, layer_threshold)
+        kept, votes = _kept(self.watched, filters, tokens_threshold)
+        plan = _plan(filters, kept, votes, self._given, exit)
+        flops = _flops(plan, self.watched.tokens - self._given, self.shape, shallow)
+        return Candidate(shallow, layer_threshold, tokens_threshold, exit, flops / self._dense), plan
 
 
 def _kept(watched: Watched, filters: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:

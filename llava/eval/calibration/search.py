@@ -1,39 +1,147 @@
-"""The search: the boldest shallow stage by bisection, then the cheapest candidate that keeps the answers.
+"""The search: one stage of the method after another, the boldest setting of each by bisection.
 
-Candidates are told apart by their predicted FLOPs. The search halves the stretch between the dearest that failed and
-the cheapest that passed; a failure rules out everything that is bolder in each setting, a pass everything dearer.
+1. How many shallow layers may be masked, alone.
+2. Where prompts may filter. With a quarter of the tokens kept, the earliest layer at which all may do so; then, for
+   every earlier start of probing, the highest `layer_threshold` that passes: a staircase, since an earlier start needs
+   a lower threshold. What would not be cheaper than the steps found so far is not asked.
+3. On each step, the one that might become cheapest first: how few tokens are enough, then how early vision may leave.
+   A step that would not beat the best with one token and the boldest exit is left out.
+4. From the best, single settings are made bolder again, one after another, until none passes: a question that stands on
+   the edge may bear fewer tokens where it did not bear more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from .candidates import Candidate, Shallow, shallow_settings
+from .candidates import EXITS, KEPT, LAYER_THRESHOLDS, Candidate, Shallow, Space, shallow_settings
 
+T = TypeVar("T")
 Try = Callable[[Mapping[str, Any]], dict[str, Any]]
-NARROW = 0.01
-"""Share of dense FLOPs below which the stretch is not halved further."""
+PARTS = (0.25, 0.75)
+"""Share of the visual tokens that the staircase keeps; the second where none passes with the first."""
 
 
-def boldest_shallow(layers: int, visual: str, attempt: Try) -> int:
-    """Return how many shallow layers the answers bear, by bisection; 0 for none. The last two layers stay dense."""
-    low, high = 0, layers - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if attempt(shallow_settings(Shallow(middle, visual)))["passed"]:
-            low = middle
+def boldest(choices: Sequence[T], passes: Callable[[T], bool]) -> T | None:
+    """Return the last choice that passes, by bisection: they pass up to some place and fail from there on."""
+    passing, failing = -1, len(choices)
+    while failing - passing > 1:
+        middle = (passing + failing) // 2
+        if passes(choices[middle]):
+            passing = middle
         else:
-            high = middle
-    return low
+            failing = middle
+    return None if passing < 0 else choices[passing]
 
 
-def shallow_stages(layers: int, attempt: Try) -> list[Shallow]:
-    """Return the shallow stages to combine with the rest: masked up to the boldest that the answers bear, and dense."""
-    removed = boldest_shallow(layers, "remove", attempt)
-    masked = [Shallow(count, "remove") for count in range(1, removed + 1)]
-    return masked + [Shallow(count, None) for count in range(layers - 2)]
+def boldest_shallow(layers: int, attempt: Try) -> int:
+    """Return how many shallow layers the answers bear to be masked; 0 for none. The last two layers stay dense."""
+    counts = range(1, layers - 1)
+    return boldest(counts, lambda count: attempt(shallow_settings(Shallow(count, "remove")))["passed"]) or 0
+
+
+class Asking:
+    """Asks candidates for real; after `trials` of them none passes any more. Remembers the cheapest that did."""
+
+    def __init__(self, attempt: Try, scale: str, trials: int):
+        self.attempt, self.scale, self.left = attempt, scale, trials
+        self.best: tuple[Candidate, dict[str, Any]] | None = None
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Whether the candidate passes."""
+        if not self.left:
+            return False
+        self.left -= 1
+        row = self.attempt(candidate.settings(self.scale))
+        if row["passed"] and (self.best is None or row["flops"] < self.best[1]["flops"]):
+            self.best = candidate, row
+        return row["passed"]
+
+
+def _shallow(start: int, masked: int) -> Shallow:
+    return Shallow(start, "remove" if 0 < start <= masked else None)
+
+
+def staircase(space: Space, masked: int, part: float, passes: Callable[[Candidate], bool]) -> list[Candidate]:
+    """Return what passes with `part` of the tokens kept: for each start of probing the boldest `layer_threshold`.
+
+    masked: up to so many shallow layers are masked, more run dense
+    """
+
+    def at(start: int, threshold: float) -> Candidate:
+        shallow = _shallow(start, masked)
+        return space.candidate(shallow, threshold, space.keeping(shallow, threshold, space.share(part)))
+
+    latest = space.shape.layers - 2
+    places = reversed(range(len(LAYER_THRESHOLDS)))
+    place = next((one for one in places if passes(at(latest, LAYER_THRESHOLDS[one]))), -1)
+    if place < 0:
+        return []
+    earlier = [at(start, LAYER_THRESHOLDS[place]) for start in range(latest - 1, -1, -1)]
+    found = [boldest(earlier, passes) or at(latest, LAYER_THRESHOLDS[place])]
+    for start in range(found[0].shallow.layers - 1, -1, -1):
+        while place >= 0:
+            candidate = at(start, LAYER_THRESHOLDS[place])
+            if candidate.flops >= min(one.flops for one in found):
+                break  # lower thresholds cost more still, an earlier start less
+            if passes(candidate):
+                found.append(candidate)
+                break
+            place -= 1
+    return found
+
+
+def cheaper(space: Space, one: Candidate, part: str, masked: int) -> list[Candidate]:
+    """Return the candidates that differ from `one` in a part alone and should cost less, the dearest first.
+
+    part: a field of `Candidate`; masked: as in `staircase`
+    """
+    values: Sequence[Any] = {
+        "shallow": [_shallow(start, masked) for start in range(one.shallow.layers)],
+        "layer_threshold": LAYER_THRESHOLDS,
+        "tokens_threshold": [space.keeping(one.shallow, one.layer_threshold, count) for count in KEPT],
+        "exit": EXITS,
+    }[part]
+    varied = [replace(one, **{part: value}) for value in dict.fromkeys(values)]
+    found = [space.candidate(v.shallow, v.layer_threshold, v.tokens_threshold, v.exit) for v in varied]
+    return sorted((other for other in found if other.flops < one.flops), key=lambda other: -other.flops)
+
+
+def cheapest(space: Space, attempt: Try, trials: int) -> tuple[Candidate, dict[str, Any]] | None:
+    """Return the cheapest candidate that passes, and its trial; None where none of those tried does.
+
+    `attempt` runs at most `trials` configs beside those that seek the boldest shallow stage.
+    """
+    ask = Asking(attempt, space.scale, trials)
+    masked = boldest_shallow(space.shape.layers, attempt)
+    for bound in dict.fromkeys((masked, 0)):
+        for part in PARTS:
+            steps = staircase(space, bound, part, ask)
+            if steps:
+                return _narrowed(space, steps, bound, ask)
+    return None
+
+
+def _narrowed(space: Space, steps: Sequence[Candidate], masked: int, ask: Asking) -> tuple[Candidate, dict[str, Any]]:
+    def bolder(one: Candidate, part: str) -> Candidate:
+        return boldest(cheaper(space, one, part, masked), ask) or one
+
+    def limit(one: Candidate) -> float:
+        for part in ("tokens_threshold", "exit"):
+            one = (cheaper(space, one, part, masked) or [one])[-1]
+        return one.flops
+
+    for step in sorted(steps, key=limit):
+        if limit(step) < ask.best[1]["flops"]:
+            bolder(bolder(step, "tokens_threshold"), "exit")
+    best = None
+    while best is not ask.best[0]:
+        best = ask.best[0]
+        for part in ("layer_threshold", "tokens_threshold", "exit", "shallow"):
+            bolder(ask.best[0], part)
+    return ask.best
 
 
 def with_shallow(best: Candidate, scale: str, attempt: Try) -> dict[str, Any]:
@@ -47,37 +155,3 @@ def with_shallow(best: Candidate, scale: str, attempt: Try) -> dict[str, Any]:
             if attempt(settings)["passed"]:
                 return settings
     return best.settings(scale)
-
-
-def cheapest(
-    found: Sequence[Candidate],
-    scale: str,
-    attempt: Try,
-    trials: int,
-    tell: Callable[[Candidate, dict[str, Any]], None] = lambda candidate, row: None,
-) -> tuple[Candidate, dict[str, Any]] | None:
-    """Return the cheapest candidate that passes, and its trial; None where none of those tried does.
-
-    `attempt` runs at most `trials` configs; `tell` hears of each.
-    """
-    open_ = sorted(found, key=lambda one: one.flops)
-    best: tuple[Candidate, dict[str, Any]] | None = None
-    low = open_[0].flops if open_ else 0.0
-    for _ in range(trials):
-        if not open_:
-            break
-        high = best[1]["flops"] if best else open_[-1].flops
-        if high - low < NARROW:
-            low = open_[0].flops
-        target = (low + high) / 2
-        candidate = min(open_, key=lambda one: abs(one.flops - target))
-        row = attempt(candidate.settings(scale))
-        tell(candidate, row)
-        if row["passed"]:
-            if best is None or row["flops"] < best[1]["flops"]:
-                best = candidate, row
-            open_ = [one for one in open_ if one.flops < min(candidate.flops, best[1]["flops"])]
-        else:
-            low = max(low, candidate.flops)
-            open_ = [one for one in open_ if not one.at_least_as_bold(candidate)]
-    return best

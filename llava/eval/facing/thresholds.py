@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from llava.eval.asking.totals import Totals
-from llava.eval.calibration.candidates import EXITS, LAYER_THRESHOLDS, Candidate, Shallow, candidates
+from llava.eval.calibration.candidates import EXITS, LAYER_THRESHOLDS, Candidate, Shallow, Space
 from llava.eval.calibration.watching import Watched
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
@@ -29,7 +29,7 @@ def all_candidates(watched: Watched, shape: DecoderShape) -> list[Candidate]:
     """Return the settings to choose from: up to half of the layers shallow, masked as described, partly, or dense."""
     half = shape.layers // 2
     masked = [Shallow(count, visual) for count in range(1, half + 1) for visual in ("remove", "dense")]
-    return candidates(watched, shape, masked + [Shallow(count, None) for count in range(shape.layers - 2)])
+    return Space(watched, shape, "absolute").all(masked + [Shallow(count, None) for count in range(shape.layers - 2)])
 
 
 def near(found: Iterable[Candidate], budget: float, attempt: int, floor: float = 0.0) -> list[Candidate]:

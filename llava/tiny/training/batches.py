@@ -15,7 +15,7 @@ from llava.tiny.training.conversations import STYLES, converse
 from llava.tiny.training.labels import GRID, LABELS, dense_labels
 from llava.tiny.training.packing import Packed, pack
 from llava.tiny.training.pointing import Pointers, draw_pointers
-from llava.tiny.worlds import TRAINING
+from llava.tiny.worlds import PAINTED, TRAINING
 
 _LEAST_OBJECTS = 2
 _PREFETCHED = 3
@@ -24,9 +24,10 @@ _SHARED = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures uint8 [B, H, W, 3], dense labels int8 [B, 7, 12, 12], conversations and where they look.
+    """Pictures uint8 [B + P, H, W, 3], dense labels int8 [B + P, 7, 12, 12], conversations about the first B pictures
+    and where they look.
 
-    The tower's stage has pictures and labels alone.
+    The P others are painted ones, for the tower alone. Its own stage has pictures and labels, and no conversations.
     """
 
     pictures: torch.Tensor
@@ -65,6 +66,8 @@ class Batches(Dataset):
         pictures of a batch (half as many again of captions), questions about each
     styles:
         how often a batch has each of `STYLES`; empty: pictures alone, always with a sign
+    painted:
+        pictures more that nothing is asked about
     """
 
     seed: int
@@ -72,6 +75,7 @@ class Batches(Dataset):
     images: int
     questions: int
     styles: tuple[tuple[str, float], ...] = ()
+    painted: int = 0
 
     def __getitem__(self, number: int) -> Batch:
         """Draw batch `number`."""
@@ -81,17 +85,17 @@ class Batches(Dataset):
             names, weights = zip(*self.styles, strict=True)
             style = STYLES[names[rng.choice(len(names), p=np.array(weights) / sum(weights))]]
             count = self.images if style.kinds else self.images * 3 // 2
-        pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        labels = np.empty((count, len(LABELS), GRID, GRID), np.int8)
+        pictures = np.empty((count + self.painted, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        labels = np.empty((count + self.painted, len(LABELS), GRID, GRID), np.int8)
         scenes, conversations = [], []
         signs, cards = (0.75, 0.5) if style else (1.0, 0.8)
-        for i in range(count):
+        for i in range(count + self.painted):
             scene = None
             while scene is None or len(scene.objects) < _LEAST_OBJECTS:
-                pictures[i], scene = render(rng, signs, cards, TRAINING)
+                pictures[i], scene = render(rng, signs, cards, TRAINING if i < count else PAINTED)
             labels[i] = dense_labels(scene)
-            scenes.append(scene)
-            if style:
+            if style and i < count:
+                scenes.append(scene)
                 conversations.append(converse(scene, rng, style, self.questions, TRAINING))
         packed = pack(conversations) if style else None
         pointers = draw_pointers(scenes, conversations, packed) if packed else None
@@ -107,7 +111,7 @@ def fitting_workers(batches: Batches, workers: int, shared_bytes: int | None = N
         if not _SHARED.is_dir():
             return workers
         shared_bytes = shutil.disk_usage(_SHARED).free
-    largest = IMAGE_SIZE * IMAGE_SIZE * 3 * batches.images * 3 // 2
+    largest = IMAGE_SIZE * IMAGE_SIZE * 3 * (batches.images * 3 // 2 + batches.painted)
     return min(workers, max(1, shared_bytes // (2 * _PREFETCHED * largest)))
 
 

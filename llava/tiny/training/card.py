@@ -28,11 +28,11 @@ EXAMPLES = {
 _SHOWN = 10
 _TITLES = {"pruning-aware": "llava-tiny", "plain": "llava-tiny-plain"}
 _RECIPES = {
-    "pruning-aware": """In the stages `all` and `hard` about two thirds of the batches were pruned while training, drawn
+    "pruning-aware": """In the stages from `all` on about two thirds of the batches were pruned while training, drawn
 by batch: text→visual attention off in the first third of the layers (in layer 0 half of the time merged into the first
 visual token), visual self-attention off there, only 4–32 tokens readable after layer 4, 5 or 6 (those with most
-influence on the last prompt token), nothing readable from layer 8, 9 or 10 on. In `hard` text read nothing either at
-the layer that chose the tokens, so that they are read after they were chosen, not before. So the three stages that
+influence on the last prompt token), nothing readable from layer 8, 9 or 10 on. From `hard` on text read nothing either
+at the layer that chose the tokens, so that they are read after they were chosen, not before. So the three stages that
 VisiPruner relies on are there because training put them there. This model shows what the method does on a model that
 has them; it does not show that every model has.""",
     "plain": """No batch was pruned while training: this is the control for the pruning-aware model, from the same
@@ -137,10 +137,13 @@ Muon for the layers' matrices, AdamW for the rest. The stages {shared} are the s
 {_RECIPES[recipe]}
 In layers {" and ".join(map(str, pointing_layers(trainer.architecture.layers)))} some heads were also taught where to
 look (weight {STAGES[-1].pointing}, falling to {STAGES[-1].final:.0%} of that at the end): half of them at what the
-question is about; in `some` and `all` three at different things of it; in `hard` all of the first layer's at everything
-that the question is about, and three of the second layer's at different things. Where they look is therefore taught,
-not found. In `hard` the quoted characters of "Does the sign say …?" were also taught to tell, each at its own token,
-whether they are the sign's (weight {STAGES[-1].verdicts}).
+question is about; in `some` and `all` three at different things of it; from `hard` on all of the first layer's at
+everything that the question is about, and three of the second layer's at different things. Where they look is therefore
+taught, not found. From `hard` on the quoted characters of "Does the sign say …?" were also taught to tell, each at its
+own token, whether they are the sign's (weight {STAGES[-1].verdicts}). In `paints` each batch had
+{round(STAGES[-1].painted * s.images)} pictures more, for the tower alone: shapes in colours that have no name, at least
+80 of 255 away (RGB, Euclidean) from every colour that has one. Before, the tower knew a shape only in the colours in
+which it had seen it.
 
 Pictures and questions: `llava/tiny/scenes.py`, `llava/tiny/questions.py`; what training may see and what is held out:
 `llava/tiny/worlds.py` ({len(UNSEEN_PAIRS)} of {len(PAIRS)} pairs of colour and shape, {len(SIGN_WORDS)} words and

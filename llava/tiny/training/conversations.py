@@ -35,6 +35,7 @@ WEIGHTS = {
     "mme_text": 2.0,
     "on_sign": 1.5,
     "part_text": 3.0,
+    "count_most": 6.0,
     "text": 2.2,
     "hw_digit": 1.2,
 }
@@ -129,6 +130,7 @@ class Style:
 
 
 _EARLY, _LATE = ("choose_rel", "on_sign"), ("choose_rel", "part_text")
+_LAST = (*_LATE, "count_most")
 _HARD = {
     "attr_size": 0.5,
     "position": 0.5,
@@ -153,6 +155,8 @@ STYLES = {
     "turns": Style(KINDS + _EARLY, 0.3, turns=4),
     "hard": Style(KINDS + _LATE, 0.5, more=_HARD),
     "hard turns": Style(KINDS + _LATE, 0.3, turns=4, more=_HARD),
+    "last": Style(KINDS + _LAST, 0.5, more=_HARD),
+    "last turns": Style(KINDS + _LAST, 0.3, turns=4, more=_HARD),
 }
 
 

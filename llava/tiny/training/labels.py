@@ -24,6 +24,8 @@ LABELS = {
 }
 """Classes of each label; 0 is background. Handwritten digits have characters of their own, a sign's three characters
 the places 1 to 3, and column and row are those of the object's centre, or the patch's own where there is no object."""
+UNKNOWN = -1
+"""The colour of what has none with a name."""
 _SIGN, _CARD = len(SHAPES) + 1, len(SHAPES) + 2
 _LEAST_PIXELS = 24
 
@@ -47,7 +49,7 @@ def _entities(scene: Scene, draw: ImageDraw.ImageDraw) -> list[tuple[int, ...]]:
         number = add(x, y, _CARD, 0, 0, 1 + len(CHARACTERS) + scene.digit, 0)
         draw.rectangle([x - 17, y - 17, x + 17, y + 17], fill=number)
     for o in scene.objects:
-        color = 1 + list(COLORS).index(o.color)
+        color = 1 + list(COLORS).index(o.color) if o.color else UNKNOWN
         number = (add(o.x, o.y, 1 + SHAPES.index(o.shape), color, 1 + SIZES.index(o.size), 0, 0),)
         draw_shape(draw, o.shape, o.x, o.y, o.radius, number, number)
     return found

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from llava.tiny.training.batches import Batch
 from llava.tiny.training.decoder import Plan
-from llava.tiny.training.labels import LABELS
+from llava.tiny.training.labels import LABELS, UNKNOWN
 from llava.tiny.training.modules import TinyLlava
 from llava.tiny.training.packing import IGNORED
 from llava.tiny.training.pointing import pointing_loss, verdict_loss
@@ -20,17 +20,17 @@ _HARDEST = {"character": 3.0}
 def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy summed over `LABELS`, characters thrice; each the mean over objects plus half that over background.
 
-    logits [B, V, classes], labels int8 [B, 7, 12, 12].
+    logits [B, V, classes], labels int8 [B, 7, 12, 12]; `UNKNOWN` ones do not count.
     """
     total = logits.new_zeros((), dtype=torch.float32)
     parts = logits.float().split(list(LABELS.values()), -1)
     for name, scores, wanted in zip(LABELS, parts, labels.unbind(1), strict=True):
         wanted = wanted.flatten(1).long()
-        loss = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="none")
+        loss = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=UNKNOWN, reduction="none")
         loss = loss * _HARDEST.get(name, 1.0)
-        foreground = (wanted.flatten() > 0).float()
+        foreground, background = ((wanted.flatten() > 0).float(), (wanted.flatten() == 0).float())
         total = total + (loss * foreground).sum() / (foreground.sum() + 1)
-        total = total + _BACKGROUND * (loss * (1 - foreground)).sum() / ((1 - foreground).sum() + 1)
+        total = total + _BACKGROUND * (loss * background).sum() / (background.sum() + 1)
     return total
 
 
@@ -53,7 +53,7 @@ def training_loss(
         return labels, labels.detach()
     p = batch.packed
     watched: list[torch.Tensor] = []
-    hidden = model(features, p.ids, p.ends, p.turns, plan, chosen, watched if pointing else None)
+    hidden = model(features[: len(p.ids)], p.ids, p.ends, p.turns, plan, chosen, watched if pointing else None)
     answered = p.targets != IGNORED
     answers = F.cross_entropy(model.head(hidden[answered]).float(), p.targets[answered])
     loss = answers + _LABELS_WEIGHT * labels

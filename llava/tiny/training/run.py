@@ -108,15 +108,16 @@ class Trainer:
     def batches(self, stage: int) -> Batches:
         """Return the batches of a stage."""
         s = self.settings
-        tower = STAGES[stage].tokens == 0
-        return Batches(s.seed, stage, s.tower_images if tower else s.images, s.questions, STAGES[stage].styles)
+        now = STAGES[stage]
+        images = s.tower_images if now.tokens == 0 else s.images
+        return Batches(s.seed, stage, images, s.questions, now.styles, round(now.painted * images))
 
     def train_step(self, batch: Batch, stage: int, step: int) -> torch.Tensor:
         """Train on one batch; returns the loss to show, a scalar on the device (reading it waits)."""
         now = STAGES[stage]
         rng = np.random.default_rng([self.settings.seed, stage, step, 1])
         batch = batch.to(self.device)
-        chosen = choose_tokens(batch.labels, now.tokens, rng) if now.tokens else None
+        chosen = choose_tokens(batch.labels[: len(batch.packed.ids)], now.tokens, rng) if now.tokens else None
         pruned = self.recipe == "pruning-aware" and stage >= SHARED_STAGES
         plan = draw_plan(rng, len(self.model.layers), now.glance) if pruned else DENSE
         dtype = self.settings.autocast

@@ -1,9 +1,11 @@
 """The stages of the recipe: how long, on how many visual tokens, what is asked, which learning rates, what is pruned.
 
-tower → few → some → all → hard. The tower learns dense labels alone. Then projector and decoder learn to answer, first
-from 24 visual tokens (the objects' patches before others), then from 64, which hold every object and cost less than all
-144. So far both recipes share every step. In `all` the pruning-aware recipe prunes a part of its batches, the plain one
-none. `hard` begins again at the full learning rates and asks most what was learned least.
+tower → few → some → all → hard → paints. The tower learns dense labels alone. Then projector and decoder learn to
+answer, first from 24 visual tokens (the objects' patches before others), then from 64, which hold every object and cost
+less than all 144. So far both recipes share every step. In `all` the pruning-aware recipe prunes a part of its batches,
+the plain one none. `hard` begins again at the full learning rates and asks most what was learned least. `paints` goes
+on with it, while the tower also sees shapes in colours that have no name: without them it knows a shape only in the
+colours in which it saw it. It also asks how many there are of what is most frequent.
 """
 
 import math
@@ -44,6 +46,8 @@ class Stage:
         weight of the loss on what quoted characters say about the sign (see `pointing.verdict_loss`)
     glance:
         how often a pruned batch reads nothing at the layer that only chooses what later ones read
+    painted:
+        painted pictures, for the tower alone, for every picture that is asked about
     """
 
     name: str
@@ -56,6 +60,7 @@ class Stage:
     heads: tuple[str, str] = ("together", "together")
     verdicts: float = 0.0
     glance: float = 0.0
+    painted: float = 0.0
 
     def rate(self, step: int, steps: int) -> float:
         """Return the factor of the learning rates at a step (from 0) of `steps`."""
@@ -69,7 +74,7 @@ STAGES = (
     Stage("few", 0.02, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60, pointing=0.3),
     Stage(
         "some",
-        0.34,
+        0.33,
         64,
         (("captions", 0.06), ("simple", 0.14), ("bare", 0.55), ("short", 0.1), ("turns", 0.15)),
         pointing=0.3,
@@ -77,7 +82,7 @@ STAGES = (
     ),
     Stage(
         "all",
-        0.29,
+        0.28,
         None,
         (("captions", 0.02), ("simple", 0.03), ("bare", 0.45), ("short", 0.25), ("turns", 0.25)),
         final=0.03,
@@ -86,7 +91,7 @@ STAGES = (
     ),
     Stage(
         "hard",
-        0.28,
+        0.25,
         None,
         (("captions", 0.02), ("hard", 0.68), ("hard turns", 0.3)),
         warmup=20,
@@ -97,6 +102,8 @@ STAGES = (
         glance=1.0,
     ),
 )
+_LAST = (("captions", 0.02), ("last", 0.68), ("last turns", 0.3))
+STAGES += (replace(STAGES[-1], name="paints", share=0.05, styles=_LAST, painted=0.8),)
 
 
 def draw_plan(rng: np.random.Generator, layers: int, glance: float = 0.0) -> Plan:
