@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import MIXED, Prompts, random_llama
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -17,10 +17,10 @@ from llava.eval import calibrate
 from llava.eval.asking.questions import read_questions
 from llava.eval.calibration import candidates as space
 from llava.eval.calibration.candidates import Candidate, Shallow, Space
-from llava.eval.calibration.claim import exact_interval
+from llava.eval.calibration.claim import bearable, exact_interval
 from llava.eval.calibration.samples import split
 from llava.eval.calibration.scale import describe, transfer
-from llava.eval.calibration.search import PARTS, boldest_shallow, cheapest, with_shallow
+from llava.eval.calibration.search import PARTS, cheapest, with_shallow
 from llava.eval.calibration.trials import _read
 from llava.eval.calibration.watching import Watched, _Watch
 from llava.model.pruning import PruningConfig, prune
@@ -83,7 +83,9 @@ def test_masked_shallow_layers_are_counted_as_traces_count_them(llama, watched):
     for visual in ("remove", "dense"):
         shallow = Shallow(3, visual)
         text = watched.tokens - plan[:, 0]
-        with prune(llama, space.shallow_settings(shallow), prompts.visual) as session:
+        with prune(
+            llama, {"mode": ["shallow"], "shallow_mid_layer": 3, "shallow_visual": visual}, prompts.visual
+        ) as session:
             llama(**prompts.inputs)
         assert space._flops(plan, text, shape, shallow) == pytest.approx(sum(t.flops("all") for t in session.traces))
 
@@ -115,18 +117,6 @@ def test_relative_thresholds_do_not_see_a_models_scale(llama):
     assert found["relative_kept"] == pytest.approx(found["own_kept"], abs=0.5) != found["absolute_kept"]
 
 
-def test_bisection_finds_the_boldest_shallow_stage():
-    for bears in range(11):
-        asked = []
-
-        def attempt(settings, bears=bears, asked=asked):
-            asked.append(settings["shallow_mid_layer"])
-            return {"passed": settings["shallow_mid_layer"] <= bears}
-
-        assert boldest_shallow(12, attempt) == min(bears, 10)
-        assert len(asked) <= 4
-
-
 class Additive:
     """A space of 12 layers and 144 tokens in which every part of a setting costs something of its own."""
 
@@ -146,6 +136,7 @@ class Additive:
         return Candidate(shallow, layer_threshold, tokens_threshold, exit, flops)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 11), min_size=9, max_size=9).map(sorted),
     st.integers(1, 100),
@@ -162,8 +153,6 @@ def test_the_search_finds_the_cheapest_where_each_part_of_a_setting_passes_by_it
 
     def attempt(settings):
         masked = settings["shallow_mid_layer"] if "shallow" in settings["mode"] else 0
-        if settings["mode"] == ["shallow"]:
-            return {"passed": masked <= bears}
         asked.append(settings)
         leave = (settings["exit_threshold"], settings["exit_patience"]) if "deep" in settings["mode"] else None
         shallow = Shallow(settings["shallow_mid_layer"], "remove" if masked else None)
@@ -175,19 +164,22 @@ def test_the_search_finds_the_cheapest_where_each_part_of_a_setting_passes_by_it
     passing = [
         Additive().candidate(shallow, threshold, 1 / fewest, space.EXITS[exit]).flops
         for start, threshold in product(range(11), thresholds)
-        for shallow in [Shallow(start, "remove" if 0 < start <= min(bears, 10) else None)]
+        for shallow in [Shallow(start, "remove" if 0 < start <= bears else None)]
         if start >= earliest[thresholds.index(threshold)]
     ]
     assert (best is None) == (not passing)
-    assert best is None or best[0].flops == pytest.approx(min(passing))
-    assert len(asked) <= (90 if least > 36 else 60)
+    # steps are compared before their shallow layers are masked, which saves 0.01 here
+    assert best is None or min(passing) - 1e-9 <= best[0].flops <= min(passing) + (0.01 if bears < 11 else 0) + 1e-9
+    assert len(asked) <= (110 if least > 36 else 80)
     assert cheapest(Additive(), lambda settings: {"passed": False, "flops": 1.0}, trials=3) is None
 
 
 def test_shallow_layers_are_masked_at_the_end_where_the_answers_bear_it():
     best = Candidate(Shallow(4, None), 0.99, 0.1, None, 0.5)
-    assert with_shallow(best, "absolute", lambda settings: {"passed": False}) == best.settings("absolute")
-    found = with_shallow(best, "relative", lambda settings: {"passed": "shallow_visual" in settings})
+    assert with_shallow(best, 0.5, "absolute", lambda settings: {"passed": False}) == best.settings("absolute")
+    dearer = with_shallow(best, 0.5, "absolute", lambda settings: {"passed": True, "flops": 0.51})
+    assert dearer == best.settings("absolute")
+    found = with_shallow(best, 0.5, "relative", lambda one: {"passed": "shallow_visual" in one, "flops": 0.5})
     assert found == {
         "mode": ["shallow", "middle"],
         "shallow_mid_layer": 4,
@@ -206,6 +198,14 @@ def test_the_interval_is_where_the_binomials_tails_are_a_fortieth(counts):
     assert 0 <= low <= equal / asked <= high <= 1
     assert low == 0 if equal == 0 else math.isclose(binom.sf(equal - 1, asked, low), 0.025, rel_tol=1e-6)
     assert high == 1 if equal == asked else math.isclose(binom.cdf(equal, asked, high), 0.025, rel_tol=1e-6)
+
+
+@given(st.integers(1, 3000), st.floats(0.5, 0.999))
+def test_a_setting_that_just_misses_passes_in_one_of_six_cases_at_most(samples, agreement):
+    allowed = bearable(samples, agreement)
+    assert allowed == 0 or binom.cdf(allowed, samples, 1 - agreement) < 1 / 6
+    assert binom.cdf(allowed + 1, samples, 1 - agreement) >= 1 / 6
+    assert bearable(samples, 1.0) == 0
 
 
 @pytest.fixture(scope="module")

@@ -57,11 +57,6 @@ class Candidate:
         return config
 
 
-def shallow_settings(shallow: Shallow) -> dict[str, Any]:
-    """Return the config of the shallow stage alone."""
-    return {"mode": ["shallow"], "shallow_mid_layer": shallow.layers, "shallow_visual": shallow.visual}
-
-
 class Space:
     """All settings for a model, and what each would cost on the prompts that were watched.
 

@@ -1,4 +1,4 @@
-"""What a calibration may claim: agreement on questions it never looked at, with an exact interval."""
+"""How many answers may differ, and what may be claimed: agreement on other questions, with an exact interval."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from llava.eval.scoring.answer_files import parse_answer, read_jsonl
 
 LEVEL = 0.95
+PASSING = 1 / 6
 
 
 def exact_interval(count: int, total: int) -> tuple[float, float]:
     """Clopper and Pearson's 95% interval of a share (Biometrika 26, 1934): it covers at least 95%, for any share."""
     interval = binomtest(count, total).proportion_ci(LEVEL, method="exact")
     return float(interval.low), float(interval.high)
+
+
+def bearable(samples: int, agreement: float) -> int:
+    """Return how many answers may differ so that a setting of just this agreement passes in one of six cases at most.
+
+    That is about one standard error below what the target gives up; 0 where even no difference at all comes more often.
+    """
+    return max(0, int(binom.ppf(PASSING, samples, 1 - agreement)) - 1) if agreement < 1 else 0
 
 
 def texts_of(answers_file: Path) -> dict[tuple[str, str], str]:

@@ -1,12 +1,12 @@
 """The search: one stage of the method after another, the boldest setting of each by bisection.
 
-1. How many shallow layers may be masked, alone.
-2. Where prompts may filter. With a quarter of the tokens kept, the earliest layer at which all may do so; then, for
-   every earlier start of probing, the highest `layer_threshold` that passes: a staircase, since an earlier start needs
-   a lower threshold. What would not be cheaper than the steps found so far is not asked.
-3. On each step, the one that might become cheapest first: how few tokens are enough, then how early vision may leave.
-   A step that would not beat the best with one token and the boldest exit is left out.
-4. From the best, single settings are made bolder again, one after another, until none passes: a question that stands on
+1. Where prompts may filter. With a quarter of the tokens kept and shallow layers dense, the earliest layer at which all
+   may do so; then, for every earlier start of probing, the highest `layer_threshold` that passes: a staircase, since an
+   earlier start needs a lower threshold. What would not be cheaper than the steps found so far is not asked.
+2. On each step, the one that might become cheapest first: whether the layers before it may be masked, then how few
+   tokens are enough, then how early vision may leave. A step that would not beat the best with one token and the
+   boldest exit is left out.
+3. From the best, single settings are made bolder again, one after another, until none passes: a question that stands on
    the edge may bear fewer tokens where it did not bear more.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from .candidates import EXITS, KEPT, LAYER_THRESHOLDS, Candidate, Shallow, Space, shallow_settings
+from .candidates import EXITS, KEPT, LAYER_THRESHOLDS, Candidate, Shallow, Space
 
 T = TypeVar("T")
 Try = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -34,12 +34,6 @@ def boldest(choices: Sequence[T], passes: Callable[[T], bool]) -> T | None:
         else:
             failing = middle
     return None if passing < 0 else choices[passing]
-
-
-def boldest_shallow(layers: int, attempt: Try) -> int:
-    """Return how many shallow layers the answers bear to be masked; 0 for none. The last two layers stay dense."""
-    counts = range(1, layers - 1)
-    return boldest(counts, lambda count: attempt(shallow_settings(Shallow(count, "remove")))["passed"]) or 0
 
 
 class Asking:
@@ -60,18 +54,11 @@ class Asking:
         return row["passed"]
 
 
-def _shallow(start: int, masked: int) -> Shallow:
-    return Shallow(start, "remove" if 0 < start <= masked else None)
-
-
-def staircase(space: Space, masked: int, part: float, passes: Callable[[Candidate], bool]) -> list[Candidate]:
-    """Return what passes with `part` of the tokens kept: for each start of probing the boldest `layer_threshold`.
-
-    masked: up to so many shallow layers are masked, more run dense
-    """
+def staircase(space: Space, part: float, passes: Callable[[Candidate], bool]) -> list[Candidate]:
+    """Return what passes with `part` of the tokens kept: for each start of probing the boldest `layer_threshold`."""
 
     def at(start: int, threshold: float) -> Candidate:
-        shallow = _shallow(start, masked)
+        shallow = Shallow(start, None)
         return space.candidate(shallow, threshold, space.keeping(shallow, threshold, space.share(part)))
 
     latest = space.shape.layers - 2
@@ -93,47 +80,54 @@ def staircase(space: Space, masked: int, part: float, passes: Callable[[Candidat
     return found
 
 
-def cheaper(space: Space, one: Candidate, part: str, masked: int) -> list[Candidate]:
-    """Return the candidates that differ from `one` in a part alone and should cost less, the dearest first.
+def cheaper(space: Space, one: Candidate, part: str) -> list[Candidate]:
+    """Return the candidates that differ from `one` in a part alone, a field of `Candidate`, and should cost less.
 
-    part: a field of `Candidate`; masked: as in `staircase`
+    The dearest comes first. Other shallow stages are shorter ones.
     """
     values: Sequence[Any] = {
-        "shallow": [_shallow(start, masked) for start in range(one.shallow.layers)],
+        "shallow": [Shallow(start, one.shallow.visual if start else None) for start in range(one.shallow.layers)],
         "layer_threshold": LAYER_THRESHOLDS,
         "tokens_threshold": [space.keeping(one.shallow, one.layer_threshold, count) for count in KEPT],
         "exit": EXITS,
     }[part]
-    varied = [replace(one, **{part: value}) for value in dict.fromkeys(values)]
-    found = [space.candidate(v.shallow, v.layer_threshold, v.tokens_threshold, v.exit) for v in varied]
+    found = [_retold(space, one, **{part: value}) for value in dict.fromkeys(values)]
     return sorted((other for other in found if other.flops < one.flops), key=lambda other: -other.flops)
+
+
+def _retold(space: Space, one: Candidate, **changed: Any) -> Candidate:
+    new = replace(one, **changed)
+    return space.candidate(new.shallow, new.layer_threshold, new.tokens_threshold, new.exit)
 
 
 def cheapest(space: Space, attempt: Try, trials: int) -> tuple[Candidate, dict[str, Any]] | None:
     """Return the cheapest candidate that passes, and its trial; None where none of those tried does.
 
-    `attempt` runs at most `trials` configs beside those that seek the boldest shallow stage.
+    `attempt` runs at most `trials` configs.
     """
     ask = Asking(attempt, space.scale, trials)
-    masked = boldest_shallow(space.shape.layers, attempt)
-    for bound in dict.fromkeys((masked, 0)):
-        for part in PARTS:
-            steps = staircase(space, bound, part, ask)
-            if steps:
-                return _narrowed(space, steps, bound, ask)
+    for part in PARTS:
+        steps = staircase(space, part, ask)
+        if steps:
+            return _narrowed(space, steps, ask)
     return None
 
 
-def _narrowed(space: Space, steps: Sequence[Candidate], masked: int, ask: Asking) -> tuple[Candidate, dict[str, Any]]:
+def _narrowed(space: Space, steps: Sequence[Candidate], ask: Asking) -> tuple[Candidate, dict[str, Any]]:
     def bolder(one: Candidate, part: str) -> Candidate:
-        return boldest(cheaper(space, one, part, masked), ask) or one
+        return boldest(cheaper(space, one, part), ask) or one
 
     def limit(one: Candidate) -> float:
         for part in ("tokens_threshold", "exit"):
-            one = (cheaper(space, one, part, masked) or [one])[-1]
+            one = (cheaper(space, one, part) or [one])[-1]
         return one.flops
 
-    for step in sorted(steps, key=limit):
+    def masked(one: Candidate) -> Candidate:
+        return _retold(space, one, shallow=Shallow(one.shallow.layers, "remove")) if one.shallow.layers else one
+
+    for step in sorted(steps, key=lambda one: limit(masked(one))):
+        if limit(masked(step)) < ask.best[1]["flops"] and step.shallow.layers and ask(masked(step)):
+            step = masked(step)
         if limit(step) < ask.best[1]["flops"]:
             bolder(bolder(step, "tokens_threshold"), "exit")
     best = None
@@ -144,14 +138,16 @@ def _narrowed(space: Space, steps: Sequence[Candidate], masked: int, ask: Asking
     return ask.best
 
 
-def with_shallow(best: Candidate, scale: str, attempt: Try) -> dict[str, Any]:
-    """Return the settings of the best candidate, its shallow layers masked as well where the answers bear that.
+def with_shallow(best: Candidate, flops: float, scale: str, attempt: Try) -> dict[str, Any]:
+    """Return the best candidate's settings, its shallow layers masked as well where the answers bear that.
 
     First without visual self-attention in them, then with it, which saves no linear layer but their visual cache.
+    Masked layers may move the filter: what costs more than `flops`, the candidate's own, is not taken.
     """
     if best.shallow.visual is None and best.shallow.layers > 0:
         for visual in ("remove", "dense"):
             settings = replace(best, shallow=Shallow(best.shallow.layers, visual)).settings(scale)
-            if attempt(settings)["passed"]:
+            row = attempt(settings)
+            if row["passed"] and row["flops"] <= flops:
                 return settings
     return best.settings(scale)

@@ -63,7 +63,7 @@ def default_settings(seed: int, device: torch.device, threads: int | None, image
         tower_images=images * (2 if cuda else 3),
         questions=24 if cuda else 16,
         held_out=128 if cuda else 48,
-        reported=512 if cuda else 128,
+        reported=512,
         greedy=128 if cuda else 48,
     )
 
