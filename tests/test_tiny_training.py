@@ -72,7 +72,7 @@ def test_the_recipes_start_from_one_state_and_differ_in_pruning_alone(shared, mo
 
 
 def test_the_tower_learns_its_labels_and_the_decoder_its_answers():
-    trainer = Trainer(settings(steps=(60, 60, 1, 1, 1), images=4, tower_images=8), None, SMALL)
+    trainer = Trainer(settings(steps=(60, 60, 1, 1, 1, 1), images=4, tower_images=8), None, SMALL)
     batches = {stage: trainer.batches(stage)[0] for stage in (0, 1)}
     for stage, falls in ((0, 0.7), (1, 0.6)):
         trainer.start_stage(stage)
@@ -227,8 +227,8 @@ def test_plans_are_kept_and_foreign_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--steps", "1,2,3"], "5 positive numbers"),
-        (["--steps", "1,2,3,4,0"], "5 positive numbers"),
+        (["--steps", "1,2,3"], "6 positive numbers"),
+        (["--steps", "1,2,3,4,5,0"], "6 positive numbers"),
         (["--minutes", "0"], "--minutes must be"),
         (["--recipe", "other"], "invalid choice"),
         (["--device", "warp"], "unknown"),
@@ -246,7 +246,7 @@ def test_a_folder_with_a_run_needs_resume_and_other_folders_are_left_alone(tmp_p
     with pytest.raises(SystemExit, match="--resume continues it"):
         train.main(["--out", str(tmp_path / "run"), "--device", "cpu"])
     write_plan(tmp_path / "old", settings((1, 2)))
-    with pytest.raises(SystemExit, match="old is a run of 2 stages, training has 5 now"):
+    with pytest.raises(SystemExit, match="old is a run of 2 stages, training has 6 now"):
         train.main(["--out", str(tmp_path / "old"), "--device", "cpu", "--resume"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x", encoding="utf-8")

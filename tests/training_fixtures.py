@@ -20,7 +20,7 @@ SMALL = Architecture(
 )
 
 
-def settings(steps=(2, 2, 2, 2, 2), **changes) -> Settings:
+def settings(steps=(2, 2, 2, 2, 2, 2), **changes) -> Settings:
     """Settings of a run that takes seconds."""
     values = dict(
         seed=0,

@@ -17,7 +17,10 @@ LAYER_THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 """Timid first: the higher, the earlier a prompt filters."""
 KEPT = (300, 200, 150, 110, 80, 60, 45, 34, 26, 20, 16, 13, 10, 8, 6, 5, 4, 3, 2, 1)
 """Mean numbers of tokens whose thresholds are tried."""
-EXITS = ((0.95, 1), (0.98, 1), (0.98, 2), (0.99, 1), (0.99, 2), (0.999, 1), (0.999, 2), (0.9999, 2), None)
+EXITS = (
+    *((0.95, 1), (0.98, 1), (0.98, 2), (0.99, 1), (0.99, 2), (0.995, 1), (0.995, 2)),
+    *((0.998, 1), (0.998, 2), (0.999, 1), (0.999, 2), (0.9999, 2), None),
+)
 """(exit_threshold, exit_patience); None: vision stays to the end."""
 
 
