@@ -39,10 +39,10 @@ from llava.model.pruning.flops import DecoderShape
 CALIBRATED = "calibrated"
 EPILOG = """
 example:
-  python -m llava.tiny.benchmarks --split tune
+  python -m llava.tiny.benchmarks --split tune --questions 4000
   python -m llava.eval.calibrate --model-path playground/checkpoints/llava-tiny \\
       --questions playground/data/eval/tune/gqa_mini/llava_gqa_testdev_balanced.jsonl \\
-      --images playground/data/eval/tune/gqa_mini/data/images --samples 64 --agreement 0.99 --batch-size 16
+      --images playground/data/eval/tune/gqa_mini/data/images --samples 1000 --agreement 0.99 --batch-size 16
 then
   python -m llava.eval.model_vqa_loader … --pruning-config OUT/pruning.json
 
