@@ -83,9 +83,8 @@ def test_masked_shallow_layers_are_counted_as_traces_count_them(llama, watched):
     for visual in ("remove", "dense"):
         shallow = Shallow(3, visual)
         text = watched.tokens - plan[:, 0]
-        with prune(
-            llama, {"mode": ["shallow"], "shallow_mid_layer": 3, "shallow_visual": visual}, prompts.visual
-        ) as session:
+        config = {"mode": ["shallow"], "shallow_mid_layer": 3, "shallow_visual": visual}
+        with prune(llama, config, prompts.visual) as session:
             llama(**prompts.inputs)
         assert space._flops(plan, text, shape, shallow) == pytest.approx(sum(t.flops("all") for t in session.traces))
 

@@ -169,7 +169,7 @@ PLAYED = ("visipruner", "plan", "fastv", "fitprune", "vtw", "visionzip", "random
 
 def arguments(data, out, *more):
     where = ["--data-dir", str(data / "eval"), "--tune-dir", str(data / "tune"), "--out", str(out)]
-    what = ["--benchmarks", "gqa_mini", "--tune-limit", "4", "--trials", "2", "--device", "cpu", "--dtype", "float32"]
+    what = ["--benchmarks", "gqa_mini", "--tune-limit", "8", "--trials", "2", "--device", "cpu", "--dtype", "float32"]
     return ["--model-path", CHECKPOINT, *where, *what, "--save", "60", "99", "--methods", *PLAYED, *more]
 
 
@@ -187,7 +187,7 @@ def test_methods_stand_at_one_cost_beside_dense(run):
     assert {row["method"] for row in reached.values()} | summary["absent"]["60"].keys() == set(PLAYED)
     assert {"fastv-60", "visionzip-60", "random-before-60", "vtw-60", "fitprune-60"} <= reached.keys()
     for name, row in reached.items():
-        assert row["flops"] <= 0.4 + (0.05 if name == "visipruner-60" else 0.01)  # set on four questions
+        assert row["flops"] <= 0.4 + (0.03 if name == "visipruner-60" else 0.01)
         assert row["flops"] > 0.4 - (0.1 if name == "vtw-60" else 0.03)
     assert rows["dense"]["flops"] == rows["none"]["flops"] == 1 > rows["half"]["flops"] > rows["blind"]["flops"]
     assert rows["none"]["agreement"]["gqa_mini"] == 100

@@ -48,10 +48,10 @@ then
 
 How: the samples are answered dense, and read once more with the influence of every layer written down. From that the
 FLOPs of any setting are told without running it; a search then asks the promising ones for real, one stage of the
-method after another. So few answers may differ that a setting which just misses --agreement passes in one of six cases
-at most: none of 64 or 256 samples at 0.99, two of 488, ten of 1500. Few samples therefore save little, or promise too
-much. The claim is measured on questions of other images, which the search never sees. Use questions like those that the
-model will be asked.
+method after another. So few answers may differ that a setting of just --agreement passes in one of six cases at most:
+two of 488 samples at 0.99, six of 1000. Below 180 samples even no difference comes more often than that: few samples
+promise too much. The claim is measured on questions of other images, which the search never sees. Use questions like
+those that the model will be asked.
 
 OUT gets pruning.json (the config), report.md, tradeoff.png, calibration.json (everything, for programs), the samples,
 the held-out questions and their answers dense and calibrated (`python -m llava.eval.compare` reads them). The same

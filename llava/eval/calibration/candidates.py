@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ LAYER_THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 """Timid first: the higher, the earlier a prompt filters."""
 KEPT = (300, 200, 150, 110, 80, 60, 45, 34, 26, 20, 16, 13, 10, 8, 6, 5, 4, 3, 2, 1)
 """Mean numbers of tokens whose thresholds are tried."""
+Exit = tuple[float, int] | None
+"""(exit_threshold, exit_patience); None: vision stays to the end."""
 EXITS = (
     *((0.95, 1), (0.98, 1), (0.98, 2), (0.99, 1), (0.99, 2), (0.995, 1), (0.995, 2)),
     *((0.998, 1), (0.998, 2), (0.999, 1), (0.999, 2), (0.9999, 2), None),
 )
-"""(exit_threshold, exit_patience); None: vision stays to the end."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Candidate:
     shallow: Shallow
     layer_threshold: float
     tokens_threshold: float
-    exit: tuple[float, int] | None
+    exit: Exit
     flops: float
 
     def settings(self, scale: str) -> dict[str, Any]:
@@ -73,10 +73,11 @@ class Space:
         self._dense = shape.layers * float(np.sum(shape.layer_flops(watched.tokens)))
 
     def candidate(
-        self, shallow: Shallow, layer_threshold: float, tokens_threshold: float, exit: tuple[float, int] | None = None
+        self, shallow: Shallow, layer_threshold: float, tokens_threshold: float, exit: Exit = None
     ) -> Candidate:
         """Return a candidate with its FLOPs: exact where `exit` is None, else an estimate."""
-        return self._told(shallow, layer_threshold, tokens_threshold, exit)[0]
+        ((candidate, _),) = self._told(shallow, layer_threshold, tokens_threshold, (exit,))
+        return candidate
 
     def keeping(self, shallow: Shallow, layer_threshold: float, count: float) -> float:
         """Return the L2 threshold, to three digits, that keeps `count` tokens of a prompt on average; 0 for all."""
@@ -102,9 +103,9 @@ class Space:
                     continue
                 seen.add((rows, filters.tobytes()))
                 least = [self.keeping(shallow, threshold, count) for count in KEPT]
-                for kept, exit in product(dict.fromkeys(filter(None, least)), EXITS):
-                    candidate, plan = self._told(shallow, threshold, kept, exit)
-                    found.setdefault((rows, plan.tobytes()), candidate)
+                for kept in dict.fromkeys(filter(None, least)):
+                    for candidate, plan in self._told(shallow, threshold, kept, EXITS):
+                        found.setdefault((rows, plan.tobytes()), candidate)
         return sorted(found.values(), key=lambda one: one.flops)
 
     def _filters(self, start: int, layer_threshold: float) -> np.ndarray:
@@ -114,14 +115,15 @@ class Space:
         return np.where(below.any(1), below.argmax(1), self.shape.layers)
 
     def _told(
-        self, shallow: Shallow, layer_threshold: float, tokens_threshold: float, exit: tuple[float, int] | None
-    ) -> tuple[Candidate, np.ndarray]:
-        """Return a candidate, and the visual tokens that enter each layer, int [prompts, layers]."""
+        self, shallow: Shallow, layer_threshold: float, tokens_threshold: float, exits: Sequence[Exit]
+    ) -> Iterator[tuple[Candidate, np.ndarray]]:
+        """Yield a candidate for each exit, and the visual tokens that enter each layer, int [prompts, layers]."""
         filters = self._filters(shallow.layers, layer_threshold)
         kept, votes = _kept(self.watched, filters, tokens_threshold)
-        plan = _plan(filters, kept, votes, self._given, exit)
-        flops = _flops(plan, self.watched.tokens - self._given, self.shape, shallow)
-        return Candidate(shallow, layer_threshold, tokens_threshold, exit, flops / self._dense), plan
+        for exit in exits:
+            plan = _plan(filters, kept, votes, self._given, exit)
+            flops = _flops(plan, self.watched.tokens - self._given, self.shape, shallow)
+            yield Candidate(shallow, layer_threshold, tokens_threshold, exit, flops / self._dense), plan
 
 
 def _kept(watched: Watched, filters: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -136,9 +138,7 @@ def _kept(watched: Watched, filters: np.ndarray, threshold: float) -> tuple[np.n
     return kept, votes
 
 
-def _plan(
-    filters: np.ndarray, kept: np.ndarray, votes: np.ndarray, given: np.ndarray, exit: tuple[float, int] | None
-) -> np.ndarray:
+def _plan(filters: np.ndarray, kept: np.ndarray, votes: np.ndarray, given: np.ndarray, exit: Exit) -> np.ndarray:
     """Return the visual tokens that enter each layer, int [prompts, layers]."""
     layers = votes.shape[1]
     number = np.arange(layers)[None]

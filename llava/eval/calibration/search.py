@@ -126,7 +126,9 @@ def _narrowed(space: Space, steps: Sequence[Candidate], ask: Asking) -> tuple[Ca
         return _retold(space, one, shallow=Shallow(one.shallow.layers, "remove")) if one.shallow.layers else one
 
     for step in sorted(steps, key=lambda one: limit(masked(one))):
-        if limit(masked(step)) < ask.best[1]["flops"] and step.shallow.layers and ask(masked(step)):
+        if limit(masked(step)) >= ask.best[1]["flops"]:
+            break
+        if step.shallow.layers and ask(masked(step)):
             step = masked(step)
         if limit(step) < ask.best[1]["flops"]:
             bolder(bolder(step, "tokens_threshold"), "exit")

@@ -28,7 +28,7 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         wanted = wanted.flatten(1).long()
         loss = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=UNKNOWN, reduction="none")
         loss = loss * _HARDEST.get(name, 1.0)
-        foreground, background = ((wanted.flatten() > 0).float(), (wanted.flatten() == 0).float())
+        foreground, background = (wanted.flatten() > 0).float(), (wanted.flatten() == 0).float()
         total = total + (loss * foreground).sum() / (foreground.sum() + 1)
         total = total + _BACKGROUND * (loss * background).sum() / (background.sum() + 1)
     return total
