@@ -214,22 +214,26 @@ def data(tmp_path_factory):
     return folder / "gqa_mini"
 
 
-def test_samples_and_held_out_questions_share_no_image(data):
+def test_the_parts_of_a_calibration_share_no_image(data):
     questions = read_questions(data / "llava_gqa_testdev_balanced.jsonl", data / "data/images")
-    samples, held_out = split(questions, 12, 6, seed=1)
-    images = [{questions[place].image for place in part} for part in (samples, held_out)]
-    assert (len(samples), len(held_out)) == (12, 6) and not images[0] & images[1]
-    assert len(images[0]) == 12  # one question an image, while there are images
-    assert split(questions, 12, 6, seed=1) == (samples, held_out) != split(questions, 12, 6, seed=2)
+    parts = split(questions, 9, 5, 6, seed=1)
+    images = [{questions[place].image for place in part} for part in parts]
+    assert [len(part) for part in parts] == [9, 5, 6] and len(set.union(*images)) == sum(map(len, images))
+    assert len(images[0]) == 9  # one question an image, while there are images
+    assert split(questions, 9, 5, 6, seed=1) == parts != split(questions, 9, 5, 6, seed=2)
+    few, more, rest = split(questions, 3, 1000, 1000, seed=1)  # the others get what there is, half each
+    assert len(few) == 3 and len(more) + len(rest) == 57 and abs(len(more) - len(rest)) <= 3
+    assert split(questions, 12, 0, 6, seed=1)[1] == []
+    assert [len(part) for part in split(questions, 57, 1000, 1, seed=1)] == [57, 0, 1]
     with pytest.raises(ValueError, match="--samples 60 leaves nothing"):
-        split(questions, 60, 6, seed=1)
+        split(questions, 60, 0, 6, seed=1)
     with pytest.raises(ValueError, match="--samples 59: only 57 questions"):
-        split(questions, 59, 1, seed=1)
+        split(questions, 59, 0, 1, seed=1)
 
 
 def arguments(data, out, *more):
     options = ["--questions", data / "llava_gqa_testdev_balanced.jsonl", "--images", data / "data/images", "--out", out]
-    options += ["--samples", 8, "--held-out", 8, "--agreement", 0.5, "--trials", 4, "--batch-size", 4]
+    options += ["--samples", 4, "--confirm", 4, "--held-out", 8, "--agreement", 0.5, "--trials", 4, "--batch-size", 4]
     return [*map(str, ["--model-path", CHECKPOINT, "--device", "cpu", *options]), *more]
 
 
@@ -258,8 +262,10 @@ def test_a_calibration_leaves_a_config_and_a_claim_that_its_own_files_bear_out(o
     run = json.loads((out / "heldout" / "calibrated.run.json").read_text())
     assert run["settings"]["pruning_config"] == config.resolved(12).to_dict()
     trials = _read(out / "trials.jsonl")
-    samples = {line["question_id"]: line["text"] for line in answers("samples", "dense")}
-    assert not samples.keys() & {line["question_id"] for line in dense}
+    asked = {line["question_id"] for part in ("samples", "confirm") for line in answers(part, "dense")}
+    assert (record["samples"], record["asked"], len(asked)) == (4, 8, 8)
+    assert not asked & {line["question_id"] for line in dense}
+    assert len(np.load(out / "influence.npz")["tokens"]) == 4
     passed = [row for row in trials if row["passed"]]
     assert record["allowed"] == 2
     assert all(row["asked"] == 8 and row["equal"] >= 8 - record["allowed"] for row in passed)

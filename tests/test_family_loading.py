@@ -156,6 +156,14 @@ def test_a_tokenizer_larger_than_the_model_and_a_model_base_are_refused(folder):
         load(folder)
 
 
+def test_tiles_of_other_sizes_than_the_models_are_refused_before_weights_are_read(tmp_path):
+    folder = write_family(tmp_path / "m", "internvl")
+    (folder / "model.safetensors").write_bytes(b"not read")
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match="gives each tile 256 tokens .*, the model 16: the files do not belong"):
+        load(folder)
+
+
 def test_a_processor_without_its_video_part_reads_the_other_settings(tmp_path):
     folder = write_family(tmp_path / "m", "llava_onevision")
     edit_json(folder / "processor_config.json", vision_aspect_ratio="anyres_max_4", num_image_tokens=25)

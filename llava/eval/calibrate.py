@@ -42,19 +42,20 @@ example:
   python -m llava.tiny.benchmarks --split tune --questions 4000
   python -m llava.eval.calibrate --model-path playground/checkpoints/llava-tiny \\
       --questions playground/data/eval/tune/gqa_mini/llava_gqa_testdev_balanced.jsonl \\
-      --images playground/data/eval/tune/gqa_mini/data/images --samples 1000 --agreement 0.99 --batch-size 16
+      --images playground/data/eval/tune/gqa_mini/data/images --samples 64 --agreement 0.99 --batch-size 16
 then
   python -m llava.eval.model_vqa_loader … --pruning-config OUT/pruning.json
 
 How: the samples are answered dense, and read once more with the influence of every layer written down. From that the
-FLOPs of any setting are told without running it; a search then asks the promising ones for real, one stage of the
-method after another. So few answers may differ that a setting of just --agreement passes in one of six cases at most:
-two of 488 samples at 0.99, six of 1000. Below 180 samples even no difference comes more often than that: few samples
-promise too much. The claim is measured on questions of other images, which the search never sees. Use questions like
-those that the model will be asked.
+FLOPs of any setting are told without running it, for which few samples are enough; a search then asks the promising
+ones for real, one stage of the method after another, on the samples and the --confirm questions. So few answers may
+differ that a setting of just --agreement passes in one of six cases at most: two of 488 at 0.99, six of 1000. (Below
+180 even no difference comes more often than that: few questions promise too much.) What fails is stopped early. The
+claim is measured on questions of other images, which the search never sees. Use questions like those that the model
+will be asked.
 
-OUT gets pruning.json (the config), report.md, tradeoff.png, calibration.json (everything, for programs), the samples,
-the held-out questions and their answers dense and calibrated (`python -m llava.eval.compare` reads them). The same
+OUT gets pruning.json (the config), report.md, tradeoff.png, calibration.json (everything, for programs), the questions
+of each part and the held-out answers dense and calibrated (`python -m llava.eval.compare` reads them). The same
 command goes on where it was interrupted. The last line of output is one JSON object. Exit status: 0, 1 after one line
 on stderr (also when the held-out agreement misses the wanted one), 2 for a wrong command line.
 """
@@ -73,8 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-base", help="base model of a projector-only checkpoint")
     add("--questions", required=True, help="JSONL with question_id, text and image; no answers are needed")
     add("--images", required=True, help="folder that the questions' image paths are relative to")
-    add("--samples", type=number(int, 1), default=64, help="questions to choose on (default 64)")
-    add("--held-out", type=number(int, 1), default=256, help="questions for the claim, at most (default 256)")
+    add("--samples", type=number(int, 1), default=64, help="questions whose influence is written down (default 64)")
+    add("--confirm", type=number(int, 0), default=1000, help="further ones to ask settings, at most (default 1000)")
+    add("--held-out", type=number(int, 1), default=1000, help="questions for the claim, at most (default 1000)")
     add("--agreement", type=number(float, 0, 1), default=0.99, help="share of answers that must equal dense (0.99)")
     add("--trials", type=number(int, 1), default=40, help="settings to ask for real, at most (default 40)")
     add(
@@ -112,23 +114,26 @@ class Calibration:
                 f"--config: every name once, and none {CALIBRATED!r}; got {[name for name, _ in args.config]}"
             )
         questions = read_questions(args.questions, args.images)
-        parts = split(questions, args.samples, args.held_out, args.seed)
-        self.samples, self.held_out = ([questions[place] for place in part] for part in parts)
-        require_images([*self.samples, *self.held_out], skip_bad=False)
-        self.allowed = bearable(len(self.samples), args.agreement)
+        places = split(questions, args.samples, args.confirm, args.held_out, args.seed)
+        chosen = ([questions[place] for place in part] for part in places)
+        self.parts = dict(zip(("samples", "confirm", "heldout"), chosen, strict=True))
+        require_images([one for part in self.parts.values() for one in part], skip_bad=False)
+        self.choosing = [part for part in ("samples", "confirm") if self.parts[part]]
+        self.asked = sum(len(self.parts[part]) for part in self.choosing)
+        self.allowed = bearable(self.asked, args.agreement)
 
     def run(self) -> dict[str, Any]:
         """Run all steps and return the record, as `calibration.json` has it."""
         self._prepare()
-        dense = self._do("samples", "dense", None)
-        loaded = self.loader(dense.job.args, dense.job.plan)
-        batches = self._batches(loaded)
-        watched = self._watch(loaded, batches)
+        dense = {part: self._do(part, "dense", None).job for part in self.choosing}
+        loaded = self.loader(dense["samples"].args, dense["samples"].plan)
+        batches = {part: self._batches(part, loaded) for part in dense}
+        watched = self._watch(loaded, batches["samples"])
         trials = Trials(
             self.out / "trials.jsonl",
             loaded,
-            batches,
-            texts_of(dense.job.plan.answers_file),
+            [batch for part in batches.values() for batch in part],
+            {key: text for job in dense.values() for key, text in texts_of(job.plan.answers_file).items()},
             self.allowed,
             Generation(max_new_tokens=self.args.max_new_tokens),
         )
@@ -142,7 +147,8 @@ class Calibration:
         record = {
             "model": Path(self.args.model_path).expanduser().name,
             "agreement": self.args.agreement,
-            "samples": len(self.samples),
+            "samples": len(self.parts["samples"]),
+            "asked": self.asked,
             "allowed": self.allowed,
             "trials": len(tried),
             "config": found,
@@ -159,7 +165,7 @@ class Calibration:
     def _prepare(self) -> None:
         """Make the folder, and write the questions; refuse a folder in which other ones were calibrated."""
         self.out.mkdir(parents=True, exist_ok=True)
-        own = ("samples", "held_out", "agreement", "max_new_tokens", "seed", "scale", "dtype", "conv_mode")
+        own = ("samples", "confirm", "held_out", "agreement", "max_new_tokens", "seed", "scale", "dtype", "conv_mode")
         settings = {key: getattr(self.args, key) for key in own}
         settings |= {"questions": fingerprint(Path(self.args.questions).expanduser())[:16]}
         path, done = self.out / "settings.json", {}
@@ -171,12 +177,9 @@ class Calibration:
         if self.args.overwrite:
             for name in ("trials.jsonl", "influence.npz"):
                 (self.out / name).unlink(missing_ok=True)
-        write_questions(self.out / "samples.jsonl", self.samples)
-        write_questions(self.out / "heldout.jsonl", self.held_out)
-        self.jobs = {
-            (part, name): self._job(part, name, config)
-            for part, name, config in (("samples", "dense", None), ("heldout", "dense", None))
-        }
+        for part, questions in self.parts.items():
+            write_questions(self.out / f"{part}.jsonl", questions)
+        self.dense = {part: self._job(part, "dense", None) for part in (*self.choosing, "heldout")}
         path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
     def _job(self, part: str, name: str, config: dict[str, Any] | None) -> Job:
@@ -194,12 +197,12 @@ class Calibration:
 
     def _claim(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
         result = self._do("heldout", name, config)
-        dense = self.jobs["heldout", "dense"].plan.answers_file
+        dense = self.dense["heldout"].plan.answers_file
         return claim(dense, result.job.plan.answers_file, result.record["totals"])
 
-    def _batches(self, loaded: Loaded) -> list[Batch]:
-        """Prepare the samples in batches that stand alone, so that trials may ask them in any order."""
-        plan = self.jobs["samples", "dense"].plan
+    def _batches(self, part: str, loaded: Loaded) -> list[Batch]:
+        """Prepare a part's questions in batches that stand alone, so that trials may ask them in any order."""
+        plan = self.dense[part].plan
         groups = group(plan.selected, set(plan.selected), self.args.batch_size, loaded.inputs)
         dataset = BatchDataset([replace(one, unit=place) for place, one in enumerate(groups)], loaded.inputs)
         return [dataset[place] for place in range(len(dataset))]
@@ -215,7 +218,7 @@ class Calibration:
         found = cheapest(Space(watched, shape, scale), attempt, self.args.trials)
         if found is None:
             raise ValueError(
-                f"none of {self.args.trials} settings kept {self.args.agreement:g} of the samples' answers; "
+                f"none of {self.args.trials} settings kept {self.args.agreement:g} of the answers; "
                 "give a lower --agreement, or more --trials"
             )
         best, row = found
@@ -261,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{calibration.out / 'pruning.json'}, {calibration.out / 'report.md'}")
     print(json.dumps(record))
     if record["claim"]["agreement"] < args.agreement:
-        print("error: the held-out agreement misses the wanted one; choose on more --samples", file=sys.stderr)
+        print("error: the held-out agreement misses the wanted one; ask more: --confirm", file=sys.stderr)
         return 1
     return 0
 

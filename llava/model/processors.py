@@ -122,3 +122,11 @@ def check_processor(processor: ProcessorMixin, config: PreTrainedConfig, folder:
         )
     if getattr(processor, "patch_size", 0) is None:
         raise ValueError(f"{folder}: processor_config.json has no patch_size: take a newer revision of the checkpoint")
+    if config.model_type == "internvl":
+        vision = config.vision_config
+        tokens = int((vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio) ** 2)
+        if processor.image_seq_length != tokens:
+            raise ValueError(
+                f"{folder}: the processor gives each tile {processor.image_seq_length} tokens (image_seq_length of "
+                f"processor_config.json; 256 without that file), the model {tokens}: the files do not belong together"
+            )

@@ -27,7 +27,7 @@ def sentence(record: Mapping[str, Any]) -> str:
 
 def markdown(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> str:
     """Return the report."""
-    claim, scale, samples = record["claim"], record["scale"], record["samples"]
+    claim, scale = record["claim"], record["scale"]
     low = 100 * claim["interval"][0]
     lines = [
         f"# Calibration of {record['model']}",
@@ -36,14 +36,14 @@ def markdown(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> 
         "",
         f"Clopper–Pearson: whatever the true agreement on such questions is, an interval made like this holds it in at "
         f"least 95 of 100 cases; here nothing above {low:.2f}% is shown. The held-out questions took no part in the "
-        "choice and share no image with the samples. Questions on one image are counted as independent.",
+        "choice and share no image with those that did. Questions on one image are counted as independent.",
         "",
         "```json",
         json.dumps(record["config"], indent=1),
         "```",
         "",
-        f"Chosen without labels on {samples} questions, of which {record['allowed']} may differ from dense; "
-        f"{len(trials)} configs were asked for real.",
+        f"Chosen without labels on {record['asked']} questions, of which {record['allowed']} may differ from dense; "
+        f"of {record['samples']} the influence was written down. {len(trials)} configs were asked for real.",
         "",
         "![Trade-off](tradeoff.png)",
         *_beside(record),
@@ -103,7 +103,7 @@ def draw(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Figu
     """Draw agreement against FLOPs: every trial, and the chosen config on the held-out questions with its interval."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for passed, look in ((True, {"color": "C0", "label": "kept the samples' answers"}),
+    for passed, look in ((True, {"color": "C0", "label": "kept the answers"}),
                          (False, {"color": "0.6", "label": "did not (stopped early)"})):  # fmt: skip
         some = [row for row in trials if row["passed"] is passed]
         axes.plot(
@@ -127,7 +127,7 @@ def draw(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Figu
         axes.annotate(name, place, xytext=(6, -3), textcoords="offset points", fontsize=8)
     axes.axhline(100 * record["agreement"], color="0.4", linestyle="--", linewidth=1, label="wanted")
     axes.set(xlabel="prefill FLOPs, all tokens (% of dense)", ylabel="same answer as dense (%)")
-    axes.set_title(f"{record['model']}: {len(trials)} configs on {record['samples']} samples", fontsize=10)
+    axes.set_title(f"{record['model']}: {len(trials)} configs on {record['asked']} questions", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False)
