@@ -1,7 +1,9 @@
 """Every family through loader and chat: prompts and pixels of its processor, whatever the batch holds."""
 
+import inspect
 import json
 import pickle
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from transformers.utils.logging import warning_once
 from llava import PruningConfig, load_pretrained_model, prune
 from llava.eval.asking.timing import ForwardTimer
 from llava.model.inputs import Turn, inputs_for
+from llava.model.inputs import processor as processor_inputs
+from llava.model.inputs.processor import ENCODED
 from llava.serve import cli_pruning
 from llava.serve.chat import Chat, Sampling
 
@@ -95,7 +99,7 @@ def answer(loaded, prompt, images, limit=6):
 
 
 def test_a_batch_is_what_the_processor_makes_of_it(family, loaded):
-    """Mixed sizes, several images, several turns and text alone: ids, masks, pixels and grids, to the bit."""
+    """Mixed sizes, several images, several turns and text alone: ids, masks and grids, and features of the pixels."""
     _, model, processor, _ = loaded
     inputs = pickle.loads(pickle.dumps(inputs_for(loaded[0], processor, model.config)))
     images = pictures(family)
@@ -105,9 +109,14 @@ def test_a_batch_is_what_the_processor_makes_of_it(family, loaded):
     flat = [padded(images[name], family[0]).convert("RGB") for _, shown in CONVERSATIONS for name in shown]
     texts = [inputs.prompt(turns) for turns, _ in CONVERSATIONS]
     expected = processor(text=texts, images=flat, padding=True, return_tensors="pt")
+    features, pixels = batch.pop(ENCODED)["image"].pooler_output, expected.pop("pixel_values")
     assert set(batch) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(batch[name], value.to(batch[name].dtype), atol=0, rtol=0)
+    known = inspect.signature(model.base_model.get_image_features).parameters
+    more = {name: value for name, value in expected.items() if name in known}
+    made = model.base_model.get_image_features(pixel_values=pixels, **more, return_dict=True).pooler_output
+    torch.testing.assert_close(features, made if isinstance(made, torch.Tensor) else list(made))
     lengths = [inputs.length(row, shown) for row, shown in zip(rows, seen, strict=True)]
     assert lengths == expected["attention_mask"].sum(-1).tolist()
     visual = [sum(image.visual for image in shown) for shown in seen]
@@ -149,13 +158,44 @@ def test_answers_and_traces_do_not_depend_on_the_batch(bench, pruning):
         assert bench.record()["totals"]["flops"] < bench.record()["totals"]["dense_flops"]
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_an_image_is_looked_at_once_for_all_its_questions(family, loaded, monkeypatch, beams):
+    """Also by a model whose `forward` takes nothing but pixels, in every prefill: the same tokens."""
+    _, model, processor, _ = loaded
+    inputs = inputs_for(loaded[0], processor, model.config)
+    encode, looked = model.base_model.get_image_features, []
+
+    @wraps(encode)
+    def counted(**given):
+        looked.append(given)
+        return encode(**given)
+
+    monkeypatch.setattr(model.base_model, "get_image_features", counted)
+    rows = [inputs.encode([Turn(text, 2)]) for text in ("Is it?", "Which?")]
+    images = [inputs.prepare(pictures(family)[name]) for name in "ab"]
+
+    def answers():
+        seen = inputs.see(model, images)
+        return [
+            inputs.new_tokens(
+                model.generate(**batch, num_beams=beams, do_sample=False, max_new_tokens=4), batch
+            ).tolist()
+            for batch in (inputs.collate([row, row], [seen, seen], model) for row in rows)
+        ]
+
+    once = answers()
+    assert len(looked) == 1
+    monkeypatch.setattr(processor_inputs, "takes_features", lambda model: False)
+    assert answers() == once and len(looked) == 3
+
+
 def test_vision_is_timed_apart(loaded, family):
     _, model, processor, _ = loaded
     inputs = inputs_for(loaded[0], processor, model.config)
     for turns, shown, there in (([Turn("x", 1)], "a", True), ([Turn("x")], "", False)):
-        seen = inputs.see(model, [inputs.prepare(pictures(family)[name]) for name in shown])
-        batch = inputs.collate([inputs.encode(turns)], [seen], model)
         with torch.inference_mode(), ForwardTimer(model) as timer:
+            seen = inputs.see(model, [inputs.prepare(pictures(family)[name]) for name in shown])
+            batch = inputs.collate([inputs.encode(turns)], [seen], model)
             model.generate(**batch, max_new_tokens=3, min_new_tokens=3)
         spent = timer.take()
         assert (spent.prefills, spent.decode_steps, spent.vision > 0) == (1, 2, there)

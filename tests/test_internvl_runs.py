@@ -47,7 +47,11 @@ def test_a_chat_asks_in_internvls_own_words(shared):
         "<|im_start|>assistant\n"
     )
     given = loaded[2](text=[prompt], images=[image], return_tensors="pt")
+    batch["pixel_values"] = torch.from_numpy(seen[0].content.picture.arrays["pixel_values"])
+    features = batch.pop("mm_encoder_outputs")["image"].pooler_output
     assert set(batch) == set(given) and all(torch.equal(batch[name], given[name]) for name in given)
+    made = loaded[1].base_model.get_image_features(given["pixel_values"], return_dict=True)
+    torch.testing.assert_close(features, made.pooler_output)
     chat = Chat(loaded, None, PruningConfig.from_dict(CONFIG), Sampling(max_new_tokens=4), pruning_on=False)
     chat.see(image, "c.png")
     reply = chat.ask("What is it?")

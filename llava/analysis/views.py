@@ -112,7 +112,7 @@ def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> La
 
 def _one_grid(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
     """Qwen2-VL: the picture, stretched to whole patches, `spatial_merge_size`² of them a token."""
-    _, height, width = seen.content.arrays["image_grid_thw"][0].tolist()
+    _, height, width = seen.content.picture.arrays["image_grid_thw"][0].tolist()
     merge = model.config.vision_config.spatial_merge_size
     return [(_grid(height // merge, width // merge), WHOLE, False)]
 

@@ -39,7 +39,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Seen:
-    """An image ready for batches: `content` is its features, or what is to become of them in every prefill.
+    """An image ready for batches: `content` is its features, or what they are made of in every prefill.
 
     `tokens`: length of what stands for it in a prompt; `visual`: how many of those tokens are visual, from the
     `first` of them on; `grid`: rows and columns of the visual tokens where they are one row-major grid.

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .base import Inputs, Picture, Seen, Turn, left_padded
 
 TOKEN_TYPES = "mm_token_type_ids"
+ENCODED = "mm_encoder_outputs"
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
+_PIXELS = "pixel_values"
+
+Features = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+class Encoded(NamedTuple):
+    """A picture and what the vision part made of it: tiles [n, V / n, D], or a tuple of one [V, D].
+
+    `features` are None where the model takes nothing but pixels: its vision part then runs in every prefill.
+    """
+
+    picture: Picture
+    features: Features | None
 
 
 class ProcessorInputs(Inputs):
     """Any processor that writes placeholders for images: LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL.
 
     A prompt is tokenised with one placeholder an image; what the processor makes of an image, prepared once, takes the
-    placeholder's place. That gives the ids of the processor called with text and images together, and an image of many
-    questions is preprocessed once. The vision part runs in every prefill.
+    placeholder's place. That gives the ids of the processor called with text and images together. An image of many
+    questions is preprocessed once, and looked at once: by what transformers' `generate` calls before a prefill.
     """
 
     name = "chat template"
@@ -63,28 +79,29 @@ class ProcessorInputs(Inputs):
         return Picture(arrays, made["input_ids"][0].tolist())
 
     def see(self, model: Any, pictures: Sequence[Picture]) -> list[Seen]:
-        """Leave the images to the prefills: `content` is the picture."""
+        """Run the vision part over all pictures together: `content` is `Encoded`."""
         return [
-            Seen(len(picture.ids), picture.ids.count(self.marker), picture, picture.ids.index(self.marker))
-            for picture in pictures
+            Seen(len(picture.ids), picture.ids.count(self.marker), Encoded(picture, features), first)
+            for picture, features in zip(pictures, _features(pictures, model), strict=True)
+            for first in [picture.ids.index(self.marker)]
         ]
 
     def collate(self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[Seen]], model: Any) -> dict[str, Any]:
-        """Return what the processor returns for the whole batch, left padded."""
-        pictures = [[image.content for image in images] for images in seen]
+        """Return what the processor returns for the whole batch, left padded; features in place of its pixels."""
+        pictures = [[image.content.picture for image in images] for images in seen]
         full = [self._expand(row, shown) for row, shown in zip(rows, pictures, strict=True)]
         ids, mask = left_padded([ids for ids, _ in full], self.tokenizer.pad_token_id)
         batch = {"input_ids": ids, "attention_mask": mask}
         if self._has_types:
             batch[TOKEN_TYPES], _ = left_padded([types for _, types in full], 0)
-        shown = list(chain.from_iterable(pictures))
-        for name in dict.fromkeys(chain.from_iterable(picture.arrays for picture in shown)):
-            if name != TOKEN_TYPES:
-                batch[name] = torch.from_numpy(_stack([picture.arrays[name] for picture in shown]))
-        return {
-            name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
-            for name, value in batch.items()
-        }
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        batch |= _arrays(list(chain.from_iterable(pictures)), model)
+        features = [image.content.features for images in seen for image in images]
+        if features and features[0] is not None:
+            del batch[_PIXELS]
+            joined = torch.cat(features) if isinstance(features[0], torch.Tensor) else list(chain(*features))
+            batch[ENCODED] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
+        return batch
 
     def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         """Return what follows the prompt."""
@@ -107,6 +124,35 @@ class ProcessorInputs(Inputs):
         """Return the row of a prompt's text."""
         begun = self.tokenizer.bos_token is not None and prompt.startswith(self.tokenizer.bos_token)
         return self.tokenizer(prompt, add_special_tokens=not begun).input_ids
+
+
+def _arrays(pictures: Sequence[Picture], model: Any) -> dict[str, torch.Tensor]:
+    """Return the arrays of pictures, joined, on the model's device, in its dtype."""
+    names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
+    joined = {name: _stack([picture.arrays[name] for picture in pictures]) for name in names if name != TOKEN_TYPES}
+    return {
+        name: torch.from_numpy(array).to(model.device, model.dtype if array.dtype.kind == "f" else None)
+        for name, array in joined.items()
+    }
+
+
+def takes_features(model: Any) -> bool:
+    """Whether `forward` takes features in place of pixels (transformers' newer releases)."""
+    return ENCODED in inspect.signature(model.forward).parameters
+
+
+@torch.no_grad()
+def _features(pictures: Sequence[Picture], model: Any) -> list[Features | None]:
+    """Return the features of each picture, as the model's `forward` takes them for pixels; None where it takes none."""
+    if not pictures or not takes_features(model):
+        return [None] * len(pictures)
+    encode = model.base_model.get_image_features
+    known = inspect.signature(encode).parameters
+    given = {name: value for name, value in _arrays(pictures, model).items() if name in known}
+    features = encode(**given, return_dict=True).pooler_output
+    if isinstance(features, torch.Tensor):
+        return list(features.split([len(picture.arrays[_PIXELS]) for picture in pictures]))
+    return [(image,) for image in features]
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
