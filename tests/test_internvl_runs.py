@@ -40,14 +40,15 @@ def test_a_chat_asks_in_internvls_own_words(shared):
     assert read_layout(shared[0]).layers == len(loaded[1].model.language_model.layers) == 3
     inputs = inputs_for(loaded[0], loaded[2], loaded[1].config)
     image = Image.open(shared[1] / "c.png").convert("RGB")
-    seen = inputs.see(loaded[1], [inputs.prepare(image)])
+    picture = inputs.prepare(image)
+    seen = inputs.see(loaded[1], [picture])
     batch = inputs.collate([inputs.encode([Turn("What is it?", 1)])], [seen], loaded[1])
     prompt = (
         f"<|im_start|>system\n{SYSTEM_MESSAGE}<|im_end|>\n<|im_start|>user\n<IMG_CONTEXT>\nWhat is it?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
     given = loaded[2](text=[prompt], images=[image], return_tensors="pt")
-    batch["pixel_values"] = torch.from_numpy(seen[0].content.picture.arrays["pixel_values"])
+    batch["pixel_values"] = torch.from_numpy(picture.arrays["pixel_values"])
     features = batch.pop("mm_encoder_outputs")["image"].pooler_output
     assert set(batch) == set(given) and all(torch.equal(batch[name], given[name]) for name in given)
     made = loaded[1].base_model.get_image_features(given["pixel_values"], return_dict=True)

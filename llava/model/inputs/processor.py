@@ -24,9 +24,10 @@ Features = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 class Encoded(NamedTuple):
-    """A picture and what the vision part made of it: tiles [n, V / n, D], or a tuple of one [V, D].
+    """A picture without its pixels, and what the vision part made of them: [tiles, V / tiles, D], or one [V, D] alone.
 
-    `features` are None where the model takes nothing but pixels: its vision part then runs in every prefill.
+    Where the model takes nothing but pixels they are still there and `features` None: the vision part then runs in
+    every prefill.
     """
 
     picture: Picture
@@ -80,10 +81,10 @@ class ProcessorInputs(Inputs):
 
     def see(self, model: Any, pictures: Sequence[Picture]) -> list[Seen]:
         """Run the vision part over all pictures together: `content` is `Encoded`."""
+        encoded = _encode(pictures, model) if takes_features(model) else [Encoded(one, None) for one in pictures]
+        marker = self.marker
         return [
-            Seen(len(picture.ids), picture.ids.count(self.marker), Encoded(picture, features), first)
-            for picture, features in zip(pictures, _features(pictures, model), strict=True)
-            for first in [picture.ids.index(self.marker)]
+            Seen(len(ids), ids.count(marker), one, ids.index(marker)) for one in encoded for ids in [one.picture.ids]
         ]
 
     def collate(self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[Seen]], model: Any) -> dict[str, Any]:
@@ -98,7 +99,6 @@ class ProcessorInputs(Inputs):
         batch |= _arrays(list(chain.from_iterable(pictures)), model)
         features = [image.content.features for images in seen for image in images]
         if features and features[0] is not None:
-            del batch[_PIXELS]
             joined = torch.cat(features) if isinstance(features[0], torch.Tensor) else list(chain(*features))
             batch[ENCODED] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
         return batch
@@ -142,17 +142,22 @@ def takes_features(model: Any) -> bool:
 
 
 @torch.no_grad()
-def _features(pictures: Sequence[Picture], model: Any) -> list[Features | None]:
-    """Return the features of each picture, as the model's `forward` takes them for pixels; None where it takes none."""
-    if not pictures or not takes_features(model):
-        return [None] * len(pictures)
+def _encode(pictures: Sequence[Picture], model: Any) -> list[Encoded]:
+    """Return each picture with its features, as the model's `forward` takes them in place of pixels."""
+    if not pictures:
+        return []
     encode = model.base_model.get_image_features
     known = inspect.signature(encode).parameters
     given = {name: value for name, value in _arrays(pictures, model).items() if name in known}
     features = encode(**given, return_dict=True).pooler_output
     if isinstance(features, torch.Tensor):
-        return list(features.split([len(picture.arrays[_PIXELS]) for picture in pictures]))
-    return [(image,) for image in features]
+        parts = features.split([len(picture.arrays[_PIXELS]) for picture in pictures])
+    else:
+        parts = [(image,) for image in features]
+    return [
+        Encoded(Picture({name: array for name, array in picture.arrays.items() if name != _PIXELS}, picture.ids), part)
+        for picture, part in zip(pictures, parts, strict=True)
+    ]
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
