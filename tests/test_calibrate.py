@@ -332,7 +332,7 @@ def test_a_folder_of_other_settings_is_refused_and_a_missed_target_is_said(out, 
         (["--questions", "none.jsonl"], "none.jsonl"),
         (["--model-path", "none/there"], "none/there"),
         (["--compare", "none.json"], "--compare none.json is not the calibration.json of another model"),
-        (["--images", "nowhere"], "image not found"),
+        (["--images", "nowhere"], "--images is the folder"),
     ],
 )
 def test_mistakes_are_one_line(data, tmp_path, capsys, more, message):

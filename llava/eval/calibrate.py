@@ -117,7 +117,10 @@ class Calibration:
         places = split(questions, args.samples, args.confirm, args.held_out, args.seed)
         chosen = ([questions[place] for place in part] for part in places)
         self.parts = dict(zip(("samples", "confirm", "heldout"), chosen, strict=True))
-        require_images([one for part in self.parts.values() for one in part], skip_bad=False)
+        _, missing = require_images([one for part in self.parts.values() for one in part], skip_bad=True)
+        if missing:
+            first = missing[0]
+            raise ValueError(f"{first.question.where}: {first.reason}; --images is the folder that paths begin in")
         self.choosing = [part for part in ("samples", "confirm") if self.parts[part]]
         self.asked = sum(len(self.parts[part]) for part in self.choosing)
         self.allowed = bearable(self.asked, args.agreement)
