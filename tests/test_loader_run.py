@@ -23,6 +23,7 @@ from PIL import Image
 from transformers.utils.logging import warning_once
 
 from llava import PruningConfig, load_pretrained_model, prune
+from llava.eval.asking.answering import Answerer
 from llava.eval.model_vqa_loader import eval_model
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.inputs import ConventionInputs
@@ -166,9 +167,18 @@ def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
     encode = LlavaLlamaForCausalLM.encode_images
     monkeypatch.setattr(LlavaLlamaForCausalLM, "encode_images", lambda self, x: seen.append(len(x)) or encode(self, x))
     monkeypatch.setattr("llava.eval.asking.batches.UNITS", 1)  # all five batches are one unit
+    held, answer = [], Answerer.answer
+
+    def watched(self, batch):
+        result = answer(self, batch)
+        held.append(len(self._seen))
+        return result
+
+    monkeypatch.setattr(Answerer, "answer", watched)
     assert bench.run(batch_size=2) == 0
     assert seen[0] == 1, "the untimed warm-up"
     assert sum(seen[1:]) == len(set(IMAGES)) == 3
+    assert len(held) == 5 and max(held) > 0 and held[-1] == 0, "features leave with the last batch that shows them"
 
 
 def test_greedy_decoding_is_silent_about_the_checkpoints_sampling_settings(bench, caplog, monkeypatch):

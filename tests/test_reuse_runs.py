@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava import PruningConfig, load_pretrained_model
 from llava.eval import bench as bench_command
-from llava.eval.asking.batches import LARGEST_UNIT, by_image, group, shares_images
+from llava.eval.asking.batches import LARGEST_UNIT, BatchDataset, by_image, group, shares_images
 from llava.eval.asking.questions import Question
 from llava.serve.chat import Chat, Sampling
 
@@ -83,6 +83,24 @@ def test_questions_about_an_image_come_together_and_units_are_not_cut_between_th
         some = {asked[7], asked[300]}
         assert group(asked, some, size, Lengths()) == [one for one in groups if some & set(one.questions)]
     assert not shares_images(group(asked[:0], set(), 1, Lengths()))
+
+
+def test_an_image_is_finished_with_the_last_batch_of_a_unit_that_shows_it():
+    random = np.random.default_rng(1)
+    asked = [
+        Question(place, "", place, "x" * int(random.integers(1, 50)), None, Path(f"/nowhere/{number}.png"))
+        for place, number in enumerate(random.integers(0, 60, 600))
+    ]
+    groups = group(asked, set(asked), 4, Lengths())
+    dataset, later = BatchDataset(groups, Lengths()), 0
+    for place, one in enumerate(groups):
+        batch = dataset[place]
+        for path in {question.path for question in one.questions}:
+            rest = [two for two in groups[place + 1 :] if two.unit == one.unit]
+            shown = any(path == question.path for two in rest for question in two.questions)
+            assert (path in batch.finished) != shown
+            later += shown
+    assert later > 20
 
 
 def test_a_chat_runs_what_is_new_and_forgets_with_its_image(shared):

@@ -128,7 +128,10 @@ class Answerer:
                 asked.append(question)
                 rows.append(row)
         seen = [self._shown(question) for question in asked]
-        return (self._ask(asked, rows, seen) if asked else []), skipped
+        lines = self._ask(asked, rows, seen) if asked else []
+        for path in batch.finished:
+            self._seen.pop(path, None)
+        return lines, skipped
 
     def _warm_up(self, batch: Batch) -> None:
         """Ask once without looking at the clock: a process's first forward is slow for reasons of its own."""

@@ -39,13 +39,14 @@ class Batch:
     """Some questions in order, with what the model needs of them.
 
     `rows`: a question's token ids, one marker an image (`Inputs.encode`); `pictures`: every image that the unit's
-    batches before did not have; `errors`: why an image could not be read; `refused`: why a question cannot be asked,
-    its row is empty.
+    batches before did not have; `finished`: images that none after this one shows; `errors`: why an image could not be
+    read; `refused`: why a question cannot be asked, its row is empty.
     """
 
     questions: list[Question]
     rows: list[list[int]]
     pictures: dict[Path, Picture] = field(default_factory=dict)
+    finished: frozenset[Path] = frozenset()
     errors: dict[Path, str] = field(default_factory=dict)
     refused: dict[Question, str] = field(default_factory=dict)
     unit: int = 0
@@ -143,25 +144,31 @@ def share(groups: Sequence[Group], index: int, count: int) -> list[Group]:
     return mine
 
 
+def _fresh(groups: Sequence[Group]) -> list[list[Path]]:
+    """Return the images of each batch that no batch before it in its unit shows."""
+    fresh = []
+    for _, members in groupby(groups, key=lambda one: one.unit):
+        known: set[Path] = set()
+        for one in members:
+            shown = dict.fromkeys(question.path for question in one.questions if question.path is not None)
+            fresh.append([path for path in shown if path not in known])
+            known |= shown.keys()
+    return fresh
+
+
 class BatchDataset(Dataset):
     """Item i is batch i of `groups`; an image that an earlier batch of its unit shows is not read again."""
 
     def __init__(self, groups: list[Group], inputs: Inputs):
         self.groups, self.inputs = groups, inputs
-        self._new: list[list[Path]] = []
-        unit, known = None, set()
-        for one in groups:
-            if one.unit != unit:
-                unit, known = one.unit, set()
-            shown = dict.fromkeys(question.path for question in one.questions if question.path is not None)
-            self._new.append([path for path in shown if path not in known])
-            known |= shown.keys()
+        self._new, self._finished = _fresh(groups), _fresh(groups[::-1])[::-1]
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Batch:
-        batch = Batch(list(self.groups[index].questions), [], unit=self.groups[index].unit)
+        one = self.groups[index]
+        batch = Batch(list(one.questions), [], finished=frozenset(self._finished[index]), unit=one.unit)
         for question in batch.questions:
             try:
                 batch.rows.append(self.inputs.encode(turns_of(question)))
