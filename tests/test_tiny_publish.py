@@ -111,7 +111,7 @@ def test_a_blind_model_scores_what_its_prior_gives(trainer):
 
 
 def test_the_command_trains_both_recipes_and_a_failing_one_is_named(tmp_path):
-    write_plan(tmp_path, settings((1, 1, 1, 3, 1, 1)))  # one of the three is pruned
+    write_plan(tmp_path, settings((1, 1, 1, 3, 1)))  # one of the three is pruned
     command = ["--out", str(tmp_path), "--resume", "--recipe", "both", "--workers", "0", "--device", "cpu"]
     train.main(command)
     aware, plain = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("llava-tiny", "llava-tiny-plain"))

@@ -155,6 +155,6 @@ def test_training_kinds_have_true_answers_of_every_sort():
         "choose_rel": {"left", "right", "above", "below"},
         "on_sign": {"Yes", "No"},
         "part_text": {"Yes", "No"},
-        "count_most": {"1", "2", "3", "Yes", "No"},
+        "count_most": {"1", "2", "3", "4", "Yes", "No"},
     }
     assert not set(TRAINING_KINDS) & set(KINDS)

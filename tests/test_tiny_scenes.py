@@ -14,7 +14,7 @@ from llava.tiny.worlds import COLORS, EVALUATION, SHAPES, TRAINING, TUNING, is_e
 
 RECORDED = [
     (0, EVALUATION, 0.6, 0.35, "56131d4a15a7130e", "JET", None, ("red", "cross", "large", 69.950683, 29.136778)),
-    (1, TRAINING, 1.0, 1.0, "9526f6ec92e8739a", "KAD", 6, ("red", "cross", "small", 148.397415, 147.954805)),
+    (1, TRAINING, 1.0, 1.0, "a8c80556e96e8c32", "KAD", 6, ("blue", "circle", "small", 52.939490, 33.196930)),
     (
         2_000_000_000,
         EVALUATION,

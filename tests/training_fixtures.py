@@ -6,6 +6,7 @@ from llava.tiny.export import Architecture
 from llava.tiny.training.packing import vocabulary_size
 from llava.tiny.training.plan import Settings
 from llava.tiny.training.run import Trainer
+from llava.tiny.training.stages import STAGES
 
 SMALL = Architecture(
     vocab_size=vocabulary_size(),
@@ -18,9 +19,10 @@ SMALL = Architecture(
     vision_heads=2,
     vision_mlp_size=48,
 )
+STEPS = (2,) * len(STAGES)
 
 
-def settings(steps=(2, 2, 2, 2, 2, 2), **changes) -> Settings:
+def settings(steps=STEPS, **changes) -> Settings:
     """Settings of a run that takes seconds."""
     values = dict(
         seed=0,

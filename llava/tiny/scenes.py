@@ -112,13 +112,14 @@ def _sign(rng: np.random.Generator, draw: ImageDraw.ImageDraw, boxes: list[Box],
 
 
 def _jitter(rng: np.random.Generator, strokes: Image.Image) -> Image.Image:
-    """Turn by up to 12°, scale by up to 10% and shift by up to 2 px, about the middle."""
-    angle, scale = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.9, 1.1)
-    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
-    middle, (dx, dy) = strokes.width / 2, rng.uniform(-2, 2, 2)
-    inverse = (cos, sin, middle - cos * (middle + dx) - sin * (middle + dy))
-    inverse += (-sin, cos, middle + sin * (middle + dx) - cos * (middle + dy))
-    return strokes.transform(strokes.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR)
+    """Slant by up to 0.2, scale both ways by up to 15%, turn by up to 12° and shift by up to 2 px, about the middle."""
+    angle, slant, (wide, high) = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(-0.2, 0.2), rng.uniform(0.85, 1.15, 2)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    inverse = np.linalg.inv(turn @ np.array([[wide, slant], [0, high]]))
+    middle = strokes.width / 2
+    offset = middle - inverse @ (middle + rng.uniform(-2, 2, 2))
+    matrix = np.column_stack([inverse, offset]).flatten().tolist()
+    return strokes.transform(strokes.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
 def _card(

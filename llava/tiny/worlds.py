@@ -65,7 +65,7 @@ class World:
     digits:
         which of the handwritten digits a card may show
     jitter:
-        whether handwritten digits are turned, shifted and scaled a little
+        whether handwritten digits are slanted, scaled, turned and shifted a little
     painted:
         whether every object has a paint of its own (`draw_paint`) and none of the colours with a name
     """

@@ -4,7 +4,7 @@ from llava.tiny.questions import YES_NO_KINDS
 from llava.tiny.training.packing import vocabulary_size
 from llava.tiny.training.pointing import pointing_layers
 from llava.tiny.training.run import Trainer
-from llava.tiny.training.stages import SHARED_STAGES, STAGES
+from llava.tiny.training.stages import PAINTED, SHARED_STAGES, STAGES
 from llava.tiny.worlds import HELDOUT_NUMBERS, PAIRS, SIGN_WORDS, UNSEEN_PAIRS
 
 EXAMPLES = {
@@ -140,10 +140,9 @@ look (weight {STAGES[-1].pointing}, falling to {STAGES[-1].final:.0%} of that at
 question is about; in `some` and `all` three at different things of it; from `hard` on all of the first layer's at
 everything that the question is about, and three of the second layer's at different things. Where they look is therefore
 taught, not found. From `hard` on the quoted characters of "Does the sign say …?" were also taught to tell, each at its
-own token, whether they are the sign's (weight {STAGES[-1].verdicts}). In `paints` each batch had
-{round(STAGES[-1].painted * s.images)} pictures more, for the tower alone: shapes in colours that have no name, at least
-80 of 255 away (RGB, Euclidean) from every colour that has one. Before, the tower knew a shape only in the colours in
-which it had seen it.
+own token, whether they are the sign's (weight {STAGES[-1].verdicts}). Each batch had {PAINTED:.0%} more pictures, for
+the tower alone: shapes in colours that have no name, at least 80 of 255 away (RGB, Euclidean) from every colour that
+has one. Without them the tower knows a shape only in the colours in which it saw it.
 
 Pictures and questions: `llava/tiny/scenes.py`, `llava/tiny/questions.py`; what training may see and what is held out:
 `llava/tiny/worlds.py` ({len(UNSEEN_PAIRS)} of {len(PAIRS)} pairs of colour and shape, {len(SIGN_WORDS)} words and

@@ -129,8 +129,7 @@ class Style:
     more: Mapping[str, float] | None = None
 
 
-_EARLY, _LATE = ("choose_rel", "on_sign"), ("choose_rel", "part_text")
-_LAST = (*_LATE, "count_most")
+_EARLY, _LATE = ("choose_rel", "on_sign"), ("choose_rel", "part_text", "count_most")
 _HARD = {
     "attr_size": 0.5,
     "position": 0.5,
@@ -155,8 +154,6 @@ STYLES = {
     "turns": Style(KINDS + _EARLY, 0.3, turns=4),
     "hard": Style(KINDS + _LATE, 0.5, more=_HARD),
     "hard turns": Style(KINDS + _LATE, 0.3, turns=4, more=_HARD),
-    "last": Style(KINDS + _LAST, 0.5, more=_HARD),
-    "last turns": Style(KINDS + _LAST, 0.3, turns=4, more=_HARD),
 }
 
 

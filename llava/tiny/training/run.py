@@ -28,6 +28,7 @@ from llava.tiny.training.modules import TinyLlava
 from llava.tiny.training.packing import prefix_ids, vocabulary_size
 from llava.tiny.training.plan import EVALUATIONS, Settings
 from llava.tiny.training.stages import (
+    PAINTED,
     SHARED_STAGES,
     STAGES,
     Optimizers,
@@ -110,7 +111,7 @@ class Trainer:
         s = self.settings
         now = STAGES[stage]
         images = s.tower_images if now.tokens == 0 else s.images
-        return Batches(s.seed, stage, images, s.questions, now.styles, round(now.painted * images))
+        return Batches(s.seed, stage, images, s.questions, now.styles, round(PAINTED * images))
 
     def train_step(self, batch: Batch, stage: int, step: int) -> torch.Tensor:
         """Train on one batch; returns the loss to show, a scalar on the device (reading it waits)."""

@@ -1,11 +1,10 @@
 """The stages of the recipe: how long, on how many visual tokens, what is asked, which learning rates, what is pruned.
 
-tower → few → some → all → hard → paints. The tower learns dense labels alone. Then projector and decoder learn to
-answer, first from 24 visual tokens (the objects' patches before others), then from 64, which hold every object and cost
-less than all 144. So far both recipes share every step. In `all` the pruning-aware recipe prunes a part of its batches,
-the plain one none. `hard` begins again at the full learning rates and asks most what was learned least. `paints` goes
-on with it, while the tower also sees shapes in colours that have no name: without them it knows a shape only in the
-colours in which it saw it. It also asks how many there are of what is most frequent.
+tower → few → some → all → hard. The tower learns dense labels alone. Then projector and decoder learn to answer, first
+from 24 visual tokens (the objects' patches before others), then from 64, which hold every object and cost less than all
+144. So far both recipes share every step. In `all` the pruning-aware recipe prunes a part of its batches, the plain one
+none. `hard` begins again at the full learning rates and asks most what was learned least. In all of them the tower also
+sees shapes in colours that have no name: without them it knows a shape only in the colours in which it saw it.
 """
 
 import math
@@ -20,6 +19,8 @@ from llava.tiny.training.muon import Muon
 
 RECIPES = ("pruning-aware", "plain")
 SHARED_STAGES = 3
+PAINTED = 0.3
+"""Pictures with shapes in colours that have no name, for the tower alone, for every picture that is asked about."""
 _CLIP = 1.0
 _EVERY = 10**6
 """More than there are visual tokens: the layer chooses, and leaves out none."""
@@ -46,8 +47,6 @@ class Stage:
         weight of the loss on what quoted characters say about the sign (see `pointing.verdict_loss`)
     glance:
         how often a pruned batch reads nothing at the layer that only chooses what later ones read
-    painted:
-        painted pictures, for the tower alone, for every picture that is asked about
     """
 
     name: str
@@ -60,7 +59,6 @@ class Stage:
     heads: tuple[str, str] = ("together", "together")
     verdicts: float = 0.0
     glance: float = 0.0
-    painted: float = 0.0
 
     def rate(self, step: int, steps: int) -> float:
         """Return the factor of the learning rates at a step (from 0) of `steps`."""
@@ -70,11 +68,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("tower", 0.07, 0, warmup=50, final=0.03),
-    Stage("few", 0.02, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60, pointing=0.3),
+    Stage("tower", 0.075, 0, warmup=50, final=0.03),
+    Stage("few", 0.015, 24, (("captions", 0.4), ("simple", 0.4), ("simple short", 0.2)), warmup=60, pointing=0.3),
     Stage(
         "some",
-        0.33,
+        0.24,
         64,
         (("captions", 0.06), ("simple", 0.14), ("bare", 0.55), ("short", 0.1), ("turns", 0.15)),
         pointing=0.3,
@@ -82,16 +80,16 @@ STAGES = (
     ),
     Stage(
         "all",
-        0.28,
+        0.27,
         None,
         (("captions", 0.02), ("simple", 0.03), ("bare", 0.45), ("short", 0.25), ("turns", 0.25)),
-        final=0.03,
+        final=0.3,
         pointing=0.3,
         heads=("apart", "apart"),
     ),
     Stage(
         "hard",
-        0.25,
+        0.4,
         None,
         (("captions", 0.02), ("hard", 0.68), ("hard turns", 0.3)),
         warmup=20,
@@ -102,8 +100,6 @@ STAGES = (
         glance=1.0,
     ),
 )
-_LAST = (("captions", 0.02), ("last", 0.68), ("last turns", 0.3))
-STAGES += (replace(STAGES[-1], name="paints", share=0.05, styles=_LAST, painted=0.8),)
 
 
 def draw_plan(rng: np.random.Generator, layers: int, glance: float = 0.0) -> Plan:
