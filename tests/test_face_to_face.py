@@ -186,6 +186,7 @@ def test_methods_stand_at_one_cost_beside_dense(run):
     reached = {name: row for name, row in rows.items() if row["saved"] == 60}
     assert {row["method"] for row in reached.values()} | summary["absent"]["60"].keys() == set(PLAYED)
     assert {"fastv-60", "visionzip-60", "random-before-60", "vtw-60", "fitprune-60"} <= reached.keys()
+    assert json.loads((run / "configs.json").read_text())["chosen"]["60"]["visipruner"]["share"] <= 0.41
     for name, row in reached.items():
         # VisiPruner decides by what it measures: ten questions cost what they cost, set on six others
         assert row["flops"] <= 0.4 + (0.06 if name == "visipruner-60" else 0.01)

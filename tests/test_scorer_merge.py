@@ -78,7 +78,8 @@ def test_a_half_written_line_is_named(tmp_path, questions, capsys):
     chunk = tmp_path / "1_0.jsonl"
     chunk.write_text(json.dumps(answer("a", "one?")) + '\n{"question_id": "a", "pro')
     assert merge_module.main(["--questions", str(questions), "--output", str(tmp_path / "m"), str(chunk)]) == 1
-    assert "1_0.jsonl is not valid JSON at line 2" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "1_0.jsonl is not valid JSON at line 2" in error and "run what wrote it again" in error
 
 
 @settings(max_examples=200, deadline=None)

@@ -39,8 +39,8 @@ class Batch:
     """Some questions in order, with what the model needs of them.
 
     `rows`: a question's token ids, one marker an image (`Inputs.encode`); `pictures`: every image that the unit's
-    batches before did not have; `finished`: images that none after this one shows; `errors`: why an image could not be
-    read; `refused`: why a question cannot be asked, its row is empty.
+    batches before did not have; `finished`: images that none of them after this one shows; `errors`: why an image could
+    not be read; `refused`: why a question cannot be asked, its row is empty.
     """
 
     questions: list[Question]

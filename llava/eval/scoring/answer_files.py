@@ -102,14 +102,16 @@ def read_jsonl(path: str | Path, what: str) -> list[tuple[str, dict[str, Any]]]:
     """
     rows = []
     # Not str.splitlines: that also breaks at U+2028 and the like, which JSON strings may contain unescaped.
-    for number, line in enumerate(_read_text(path, what).split("\n"), start=1):
+    lines = _read_text(path, what).split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ScoreError(f"{what} {path} is not valid JSON at line {number}: {error.msg}") from None
+            hint = " (the file ends inside this line; run what wrote it again)" if number == len(lines) else ""
+            raise ScoreError(f"{what} {path} is not valid JSON at line {number}: {error.msg}{hint}") from None
         if not isinstance(row, dict):
             raise ScoreError(f"{where}: expected a JSON object, found {type(row).__name__}")
         rows.append((where, row))
