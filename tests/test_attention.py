@@ -8,7 +8,8 @@ from conftest import FULL, MIXED, Prompts
 from llava.model.pruning import kernels, prune, session
 from llava.model.pruning.attention import decode
 from llava.model.pruning.influence import measure
-from llava.model.pruning.packed import Segments, pack, unpack
+from llava.model.pruning.packed import Segments
+from llava.model.pruning.packing import pack, unpack
 
 
 def attend_by_bounds(query, key, value, cu_q, cu_k, causal, scale):

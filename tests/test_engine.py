@@ -251,7 +251,7 @@ def test_forwards_that_autograd_follows_prune_and_differentiate():
 def test_influence_stays_fp32_under_autocast(llama):
     """The measurement itself: given one layer's states, autocast does not change a bit of it."""
     from llava.model.pruning.influence import measure
-    from llava.model.pruning.packed import pack
+    from llava.model.pruning.packing import pack
 
     prompts, empty = Prompts(*MIXED), torch.zeros(1, 0)
     tokens, _ = pack(prompts.embeds, prompts.attention_mask, None, prompts.visual, lambda *_: (empty, empty))

@@ -119,7 +119,7 @@ def test_earlier_turns_are_reused(model):
             with prune(model.model, config, torch.zeros(1, 1, dtype=torch.bool), reuse_prefix=reuse) as session:
                 for length in (18, 24, 30, 24):
                     _, visual = embedded(0, length - 15)
-                    session._visual_mask = visual
+                    session._forward.visual_mask = visual
                     output = model(inputs_embeds=whole["inputs_embeds"][:, :length])
                     logits.setdefault(reuse, []).append(output.logits[:, -1])
                     if reuse:
@@ -180,10 +180,10 @@ def test_another_beginning_is_never_a_hit(model, change):
         other_visual[0, 2] = True
     with prune(model, FILTER, visual, reuse_prefix=True) as session:
         model(**inputs, position_ids=torch.arange(19)[None])
-        session._visual_mask = other_visual
+        session._forward.visual_mask = other_visual
         model(inputs_embeds=other, position_ids=position)
         assert (session.prefixes.reused.prompts, session.prefixes.reused.found) == (2, 0)
-        session._visual_mask = visual
+        session._forward.visual_mask = visual
         model(**inputs, position_ids=torch.arange(19)[None])
         assert session.prefixes.reused.found == 1
 

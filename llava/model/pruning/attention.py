@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from .kernels import Kernel, choose
+from .layouts import first_half, merge_passes, visual_runs
 from .packed import PackedTokens, upload
 from .policy import AttentionRule
 
@@ -98,7 +99,7 @@ def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel:
             case "zero":
                 out[kind] = without("visual", lambda: tokens.visual)
             case "half":
-                out[kind] = without("half", tokens.first_half)
+                out[kind] = without("half", lambda: first_half(tokens))
     if rule.text == "merge":
         out["merge"] = _merge(causal, value, tokens, rule.sink)
     if rule.text == "remove":
@@ -109,7 +110,7 @@ def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel:
     if not seeing:
         return out[rule.text]
     if rule.visual == "remove":
-        runs = tokens.visual_runs()
+        runs = visual_runs(tokens)
         seen = tokens.tensor("visual keys", lambda: runs.keys, device)
         chosen = tokens.tensor("visual rows", lambda: runs.rows, device)
         keys, values = key.index_select(2, seen), value.index_select(2, seen)
@@ -141,7 +142,7 @@ def _without_hidden(out, query, key, value, tokens: PackedTokens, hidden: np.nda
 
 def _merge(causal, value, tokens: PackedTokens, sink: int):
     result = None
-    for number, step in enumerate(tokens.merge_passes(sink)):
+    for number, step in enumerate(merge_passes(tokens, sink)):
         source = tokens.tensor(f"merge source {sink} {number}", lambda step=step: step.source, value.device)
         merged = causal(value.index_select(2, source))
         if result is None:

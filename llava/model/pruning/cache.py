@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .packed import PackedTokens, left_padded_places, upload
+from .layouts import sinks
+from .packed import PackedTokens, upload
+from .packing import left_padded_places
 from .policy import KVRule
 
 
@@ -166,7 +168,7 @@ class RaggedCache(Cache):
 def _kept(tokens: PackedTokens, rule: KVRule) -> np.ndarray:
     kept = ~tokens.visual
     if rule.visual == "sink":
-        kept[tokens.sinks(rule.sink)] = True
+        kept[sinks(tokens, rule.sink)] = True
     return kept
 
 

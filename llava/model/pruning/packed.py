@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,23 +22,6 @@ class Segments:
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class VisualRuns:
-    """For `remove`: visual rows, grouped by the text before them, against the gathered keys of that text."""
-
-    rows: np.ndarray
-    keys: np.ndarray
-    segments: Segments
-
-
-@dataclass(frozen=True)
-class MergePass:
-    """For `merge`: token `source[t]` lends token t its value; `rows` bool [T] take the result (None: every row)."""
-
-    source: np.ndarray
-    rows: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +55,7 @@ class PackedTokens:
     @property
     def live(self) -> np.ndarray:
         """Places in the stream of the tokens that a layer runs: int [sum of tails]."""
-        return self._once("live", self._live)
+        return self.once("live", self._live)
 
     def _live(self) -> np.ndarray:
         ends = [end for _, end in self.spans]
@@ -80,7 +64,7 @@ class PackedTokens:
     @property
     def live_visual(self) -> np.ndarray:
         """Which of them are visual: bool [sum of tails]."""
-        return self._once("live visual", lambda: self.visual[self.live])
+        return self.once("live visual", lambda: self.visual[self.live])
 
     @property
     def live_rope(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,31 +74,31 @@ class PackedTokens:
     @property
     def starts(self) -> np.ndarray:
         """Offset of each prompt in the stream, and T at the end: int [B + 1]."""
-        return self._once("starts", lambda: np.concatenate([[0], np.cumsum(self.lengths)]))
+        return self.once("starts", lambda: np.concatenate([[0], np.cumsum(self.lengths)]))
 
     @property
     def visual_counts(self) -> list[int]:
         """Visual tokens of each prompt."""
-        return self._once("visual_counts", lambda: [int(self.visual[a:b].sum()) for a, b in self.spans])
+        return self.once("visual_counts", lambda: [int(self.visual[a:b].sum()) for a, b in self.spans])
 
     @property
     def spans(self) -> list[tuple[int, int]]:
         """(start, end) of each prompt in the stream."""
-        return self._once(
+        return self.once(
             "spans", lambda: [(int(a), int(b)) for a, b in zip(self.starts, self.starts[1:], strict=False)]
         )
 
     @property
     def visual_places(self) -> list[np.ndarray]:
         """Places in the stream of each prompt's visual tokens: int [V] each."""
-        return self._once(
+        return self.once(
             "visual_places", lambda: [start + np.flatnonzero(self.visual[start:end]) for start, end in self.spans]
         )
 
     @property
     def visual_positions(self) -> list[np.ndarray]:
         """Places of the same tokens in their own prompts, as they were given: int [V] each."""
-        return self._once("visual_positions", lambda: [self.position[places] for places in self.visual_places])
+        return self.once("visual_positions", lambda: [self.position[places] for places in self.visual_places])
 
     @property
     def everything(self) -> Segments:
@@ -124,7 +108,7 @@ class PackedTokens:
     @property
     def text(self) -> Segments:
         """Each prompt's text reads itself, in the stream of text tokens only."""
-        return self._once("text", lambda: self.left(~self.visual))
+        return self.once("text", lambda: self.left(~self.visual))
 
     def left(self, mask: np.ndarray) -> Segments:
         """Each prompt reads itself, in the stream of the tokens where `mask` (bool [T]) holds."""
@@ -193,162 +177,13 @@ class PackedTokens:
 
     def tensor(self, name: Hashable, make: Callable[[], np.ndarray], device: torch.device) -> torch.Tensor:
         """Return the array that `make` builds as a tensor on `device`, made at most once for these tokens."""
-        return self._once((name, device), lambda: upload(make(), device))
+        return self.once((name, device), lambda: upload(make(), device))
 
-    def visual_runs(self) -> VisualRuns:
-        """Group visual rows by prompt and by the text before them; rows with no text before read themselves.
-
-        `rows` counts the tokens that the layer runs, `keys` all of them.
-        """
-        return self._once("visual_runs", self._visual_runs)
-
-    def _visual_runs(self) -> VisualRuns:
-        keys, queries, counts = [], [], []
-        for (start, end), tail in zip(self.spans, self.tails, strict=True):
-            visual = self.visual[start:end]
-            text = start + np.flatnonzero(~visual)
-            running = np.flatnonzero(visual) >= end - start - tail
-            before = np.cumsum(~visual)[visual][running]
-            rows = start + np.flatnonzero(visual)[running]
-            for row in rows[before == 0]:
-                keys.append([row])
-                queries.append(1)
-                counts.append(1)
-            for seen, number in zip(*np.unique(before[before > 0], return_counts=True), strict=True):
-                keys.append(text[:seen])
-                queries.append(int(number))
-                counts.append(int(seen))
-        flat = np.concatenate(keys) if keys else np.empty(0, int)
-        return VisualRuns(np.flatnonzero(self.live_visual), flat, Segments(tuple(queries), tuple(counts)))
-
-    def first_half(self) -> np.ndarray:
-        """Return bool [T]: the first ⌊V/2⌋ visual tokens of each prompt."""
-        half = np.zeros_like(self.visual)
-        for (start, end), count in zip(self.spans, self.visual_counts, strict=True):
-            half[start + np.flatnonzero(self.visual[start:end])[: count // 2]] = True
-        return half
-
-    def sinks(self, sink: int) -> np.ndarray:
-        """Return the place in the stream of visual token number `sink` of each prompt that has visual tokens.
-
-        Raises:
-            ValueError: a prompt has visual tokens, but not that many.
-
-        """
-        places = []
-        for (start, end), count in zip(self.spans, self.visual_counts, strict=True):
-            if count and sink >= count:
-                raise ValueError(
-                    f"'sink_token' is {sink}, but a prompt has only {count} visual tokens; use 0 to {count - 1}"
-                )
-            if count:
-                places.append(start + int(np.flatnonzero(self.visual[start:end])[sink]))
-        return np.array(places, int)
-
-    def merge_passes(self, sink: int) -> list[MergePass]:
-        """Return whose value each visual column lends when text rows merge into visual token number `sink`.
-
-        One pass serves every row but those that come before the sink (several images, a late sink): each group of
-        them merges into the last visual token it sees, in a pass of its own.
-        """
-        return self._once(("merge", sink), lambda: self._merge_passes(sink))
-
-    def _merge_passes(self, sink: int) -> list[MergePass]:
-        places = iter(self.sinks(sink))
-        targets: list[dict[int, np.ndarray]] = []
-        main = np.arange(len(self.visual))
-        for (start, end), count in zip(self.spans, self.visual_counts, strict=True):
-            if not count:
-                continue
-            where = start + np.flatnonzero(self.visual[start:end])
-            main[where] = next(places)
-            seen = np.cumsum(self.visual[start:end])
-            early = ~self.visual[start:end] & (seen > 0) & (seen <= sink)
-            targets.append({int(where[c - 1]): start + np.flatnonzero(early & (seen == c)) for c in set(seen[early])})
-        passes = [MergePass(main, None)]
-        for number in range(max((len(groups) for groups in targets), default=0)):
-            source, rows = main.copy(), np.zeros_like(self.visual)
-            for groups in targets:
-                for place, members in list(groups.items())[number : number + 1]:
-                    prompt = int(np.searchsorted(self.starts, place, side="right")) - 1
-                    start, end = self.spans[prompt]
-                    source[start + np.flatnonzero(self.visual[start:end])] = place
-                    rows[members] = True
-            passes.append(MergePass(source, rows))
-        return passes
-
-    def _once(self, key, make):
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what `make` returns, called at most once for these tokens."""
         if key not in self._memo:
             self._memo[key] = make()
         return self._memo[key]
-
-
-def pack(
-    embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
-    visual_mask: torch.Tensor,
-    rotary: Rotary,
-) -> tuple[PackedTokens, torch.Tensor]:
-    """Pack a padded batch (padding on either side). One host synchronisation.
-
-    embeds [B, T, D]; attention_mask [B, T] or None; position_ids [B, T], [1, T], [3, B, T] (M-RoPE) or None for
-    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin).
-    Returns the tokens and each prompt's next position, int64 [B].
-
-    Raises:
-        ValueError: shapes that do not agree, a mask that is not 2-D, or a prompt without tokens.
-
-    """
-    batch, width = embeds.shape[:2]
-    if visual_mask.shape != (batch, width):
-        raise ValueError(f"visual_mask has shape {tuple(visual_mask.shape)}, expected {(batch, width)} as the prompts")
-    if attention_mask is not None and attention_mask.shape != (batch, width):
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; pruning takes a 2-D mask, here {(batch, width)}"
-        )
-    device = embeds.device
-    if attention_mask is None:
-        attention_mask = torch.ones_like(visual_mask)
-    valid, visual = torch.stack((attention_mask.to(device).bool(), visual_mask.to(device).bool())).cpu().numpy()
-    lengths = valid.sum(1)
-    if not lengths.all():
-        raise ValueError(f"prompt {int(np.flatnonzero(lengths == 0)[0])} of the batch has no tokens")
-    position = (np.cumsum(valid, 1) - 1)[valid]
-    visual = visual[valid]
-    visual[np.cumsum(lengths) - 1] = False
-    if position_ids is None:
-        position_ids = upload(position, device)[None]
-        following = upload(lengths, device)
-    else:
-        position_ids = position_ids.to(device).expand(*position_ids.shape[:-2], batch, width)
-        live = position_ids.masked_fill(upload(~valid, device), -1)
-        following = live.movedim(-2, 0).flatten(1).amax(1) + 1
-    if not valid.all():
-        flat = upload(np.flatnonzero(valid), device)
-        embeds = embeds.flatten(0, 1).index_select(0, flat)
-        if position_ids.shape[-2:] == (batch, width):
-            position_ids = position_ids.flatten(-2).index_select(-1, flat).unsqueeze(-2)
-    elif position_ids.shape[-2:] == (batch, width):
-        position_ids = position_ids.flatten(-2).unsqueeze(-2)
-    hidden = embeds.reshape(1, -1, embeds.shape[-1])
-    tokens = PackedTokens(hidden, tuple(rotary(hidden, position_ids)), tuple(map(int, lengths)), visual, position)
-    return tokens, following
-
-
-def unpack(hidden: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
-    """Return the stream [1, T, D] as a batch [B, max length, D], zeros on the left of the shorter prompts."""
-    width = max(lengths)
-    if all(n == width for n in lengths):
-        return hidden.view(len(lengths), width, -1)
-    batch = hidden.new_zeros(len(lengths) * width, hidden.shape[-1])
-    places = upload(left_padded_places(lengths, width), hidden.device)
-    return batch.index_copy(0, places, hidden[0]).view(len(lengths), width, -1)
-
-
-def left_padded_places(lengths: tuple[int, ...], width: int) -> np.ndarray:
-    """Return where each packed token lands in the flattened left-padded batch [B · width]: int64 [T]."""
-    return np.concatenate([np.arange((b + 1) * width - n, (b + 1) * width) for b, n in enumerate(lengths)])
 
 
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:

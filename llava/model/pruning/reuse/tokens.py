@@ -45,7 +45,7 @@ class LiveTokens(PackedTokens):
     @property
     def live_rope(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`rope` of the tokens that run."""
-        return self._once("live rope", self._live_rope)
+        return self.once("live rope", self._live_rope)
 
     def _live_rope(self) -> tuple[torch.Tensor, torch.Tensor]:
         index = upload(self.live, self.hidden.device)
