@@ -10,7 +10,7 @@ from loader_fixtures import CONFIG, Bench, questions, write_images, write_model
 from PIL import Image
 
 from llava import PruningConfig, load_pretrained_model, prune
-from llava.eval.lmms import asking
+from llava.eval.lmms import windows
 from llava.eval.lmms.arguments import decoding_of
 from llava.eval.lmms.asking import Asker, Request, RequestError
 from llava.eval.lmms.messages import Conversation, of_text
@@ -209,10 +209,31 @@ def test_a_prompt_that_requests_share_is_read_once(original, images):
     assert len(reads) == 1
 
 
+@pytest.mark.parametrize("config", [None, PRUNED], ids=["dense", "pruned"])
+@pytest.mark.parametrize("ask", ["generate", "likelihoods"])
+def test_what_requests_about_an_image_share_is_read_once_and_changes_nothing(loaded, images, monkeypatch, config, ask):
+    model, inputs = loaded
+    requests = asked(images) if ask == "generate" else asked_likelihoods(images)
+    looked, see = [], inputs.see
+    monkeypatch.setattr(inputs, "see", lambda model, pictures: looked.extend(pictures) or see(model, pictures))
+    sharing = Asker(model, inputs, config, batch_size=2)
+    found = getattr(sharing, ask)(requests)
+    shown = {row["image"] for i, row in enumerate(questions()) if i % 3 != 1 and i < (10 if ask == "generate" else 3)}
+    assert len(looked) == len(shown)
+    alone = Asker(model, inputs, config, batch_size=2, prefix_cache_bytes=None)
+    expected = getattr(alone, ask)(requests)
+    if ask == "generate":
+        assert found == expected
+    else:
+        assert [a.logprob for a in found] == pytest.approx([b.logprob for b in expected], abs=1e-4)
+    assert alone.reused.prompts == 0 and sharing.saved == alone.saved
+    assert sharing.reused.found >= 4 and sharing.reused.share > 0.2
+
+
 def test_no_more_than_a_windows_images_are_held(original, images, monkeypatch):
     """Requests are read as they are answered, not all before the first."""
     _, model, inputs = original
-    monkeypatch.setattr(asking, "WINDOW", 2)
+    monkeypatch.setattr(windows, "WINDOW", 2)
     events = []
     requests = [
         dataclasses.replace(request, read=lambda read=request.read: events.append("read") or read())

@@ -98,6 +98,9 @@ def test_chat_and_simple_requests_are_answered_alike_and_choices_get_losses(mode
     assert [value for value, _ in simple.loglikelihood(targets)] == pytest.approx([-right, -wrong])
     assert chat.loglikelihood(choices) == simple.loglikelihood(choices)
     assert (simple.asker.saved.prompts > 0) == (arguments["pruning"] != "none")
+    assert simple.asker.reused.found >= 3
+    alone = made(models.VisiPrunerSimple, arguments | {"reuse_prefix": False})
+    assert alone.generate_until(requests) == answers and alone.asker.reused.prompts == 0
     simple.clean()
     assert simple.asker is None and simple.cleaned
 
@@ -119,6 +122,8 @@ def test_a_likelihood_is_a_pair_for_callers_and_a_result_whose_text_it_is_for_th
         ({"pruning": '{"mode":["deep"],"mid_deep_layer":60}'}, "mid_deep_layer"),
         ({"pretrained": "no/such/model"}, "pretrained 'no/such/model': no such folder"),
         ({"batch_size": "auto"}, "batch_size must be a number"),
+        ({"reuse_prefix": "yes"}, "reuse_prefix must be true or false, got 'yes'"),
+        ({"prefix_cache_bytes": "2GB"}, "prefix_cache_bytes must be a number from 0, got '2GB'"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(models, arguments, monkeypatch, changes, message):

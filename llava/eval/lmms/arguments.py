@@ -62,6 +62,20 @@ def _inline(path: str) -> str:
     return json.dumps(settings if isinstance(settings, dict) else config.to_dict(), separators=(",", ":"))
 
 
+def prefix_cache_bytes_of(reuse: bool | str, room: int | str) -> int | None:
+    """Read the model arguments `reuse_prefix` and `prefix_cache_bytes`: bytes for prefixes, None for no reuse.
+
+    Raises:
+        ValueError: something else than true or false, or than a number from 0.
+
+    """
+    if str(reuse).lower() not in ("true", "false"):
+        raise ValueError(f"reuse_prefix must be true or false, got {reuse!r}")
+    if not str(room).isdecimal():
+        raise ValueError(f"prefix_cache_bytes must be a number from 0, got {room!r}")
+    return int(room) if str(reuse).lower() == "true" else None
+
+
 def batch_size_of(given: int | str) -> int:
     """Read lmms-eval's `--batch_size`, which may be text; `ValueError` unless it is a number from 1."""
     if not str(given).isdecimal() or int(given) < 1:

@@ -1,13 +1,12 @@
 """Asks a loaded model what a harness wants to know: batches of answers, and likelihoods of given continuations.
 
-Nothing here knows lmms-eval. Batches are formed by prompt length, inside windows of neighbouring requests, so that only
-a window's images are in memory. An error names the requests it belongs to and is never turned into an answer.
+Nothing here knows lmms-eval. An error names the requests it belongs to and is never turned into an answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,11 +17,11 @@ from tqdm import tqdm
 from llava.eval.lmms.arguments import Decoding
 from llava.eval.lmms.messages import Conversation
 from llava.eval.lmms.steering import Forced, UntilCriteria, cut
-from llava.model.inputs import Inputs, Picture
-from llava.model.pruning import PruningConfig, PruningTrace, prune
-
-WINDOW = 16
-"""Batches whose prompts and images are prepared together, and sorted by length."""
+from llava.eval.lmms.windows import Prompt, Window, windows
+from llava.model.inputs import Inputs, Seen
+from llava.model.pruning import PruningConfig, PruningSession, PruningTrace, prune
+from llava.model.pruning.methods import NoPruning
+from llava.model.pruning.reuse import CACHE_BYTES, Reused
 
 _UNWEIGHTED = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
 
@@ -80,25 +79,34 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    text: str
-    row: list[int]
-    pictures: list[Picture]
+class _Asked:
+    """A batch on its way to the model: `seen` is what the vision part made of each prompt's images."""
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """What prompts are sorted by: images, whose tokens only the model may know, then tokens."""
-        return len(self.pictures), len(self.row) + sum(len(picture.ids) for picture in self.pictures)
+    requests: Sequence[Request]
+    prompts: Sequence[Prompt]
+    seen: Sequence[Sequence[Seen]]
 
 
 class Asker:
-    """A model and its `Inputs`, pruned by `pruning` or, without one, untouched; `saved` counts what pruning did."""
+    """A model and its `Inputs`, pruned by `pruning` or, without one, untouched; `saved` counts what pruning did.
 
-    def __init__(self, model: Any, inputs: Inputs, pruning: PruningConfig | None = None, batch_size: int = 1):
+    Requests that show one image read it once (`prune`'s `reuse_prefix`, with `prefix_cache_bytes` of memory; a dense
+    model then runs in the pruning engine, too, with nothing pruned), unless `prefix_cache_bytes` is None.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        inputs: Inputs,
+        pruning: PruningConfig | None = None,
+        batch_size: int = 1,
+        prefix_cache_bytes: int | None = CACHE_BYTES,
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.inputs, self.pruning, self.batch_size = model, inputs, pruning, batch_size
-        self.saved = Saved()
+        self.prefix_cache_bytes = prefix_cache_bytes
+        self.saved, self.reused = Saved(), Reused()
 
     def generate(self, requests: Sequence[Request], progress: bool = False) -> list[str]:
         """Return the answers, in the order of `requests`, stripped and cut before the first stop string.
@@ -120,62 +128,77 @@ class Asker:
     def _each(self, requests: Sequence[Request], ask: Callable, progress: bool) -> list[Any]:
         results: list[Any] = [None] * len(requests)
         bar = tqdm(total=len(requests), unit="request", disable=not progress, dynamic_ncols=True)
-        pruned = nullcontext() if self.pruning is None else prune(self.model, self.pruning)
-        with bar, torch.inference_mode(), pruned as session:
-            for places, prompts in self._batches(requests):
-                asked = [requests[place] for place in places]
-                with _naming(asked):
-                    found = ask(asked, prompts, session)
-                for place, result in zip(places, found, strict=True):
-                    results[place] = result
-                bar.update(len(places))
+        with bar, torch.inference_mode():
+            for window in self._windows(requests):
+                looked: dict[int, Seen] = {}
+                with self._pruned(window.shares) as session:
+                    for batch in window.batches:
+                        asked = [requests[place] for place in batch.places]
+                        with _naming(asked):
+                            found = ask(_Asked(asked, batch.prompts, self._look(batch.prompts, looked)), session)
+                        for place, result in zip(batch.places, found, strict=True):
+                            results[place] = result
+                        for picture in batch.finished:
+                            del looked[id(picture)]
+                        bar.update(len(batch.places))
         return results
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], list[_Prompt]]]:
-        """Yield places in `requests` with their prompts: batches of one way to generate and of similar lengths."""
+    def _windows(self, requests: Sequence[Request]) -> Iterator[Window]:
+        """Yield all requests in windows, each of one way to generate."""
+        names = [request.prompt for request in requests]
         for places in _alike(requests):
-            width = WINDOW * self.batch_size
-            for start in range(0, len(places), width):
-                made: dict[Hashable, _Prompt] = {}
-                window = places[start : start + width]
-                for place in window:
-                    request = requests[place]
-                    if request.prompt not in made:
-                        with _naming([request]):
-                            made[request.prompt] = self._prepare(request.read())
-                window.sort(key=lambda place: made[requests[place].prompt].size)
-                for first in range(0, len(window), self.batch_size):
-                    batch = window[first : first + self.batch_size]
-                    yield batch, [made[requests[place].prompt] for place in batch]
+            yield from windows(places, names, lambda place: self._prepare(requests[place]), self.batch_size)
 
-    def _prepare(self, conversation: Conversation) -> _Prompt:
-        text = self.inputs.prompt(conversation.turns)
-        pictures = [self.inputs.prepare(image) for image in conversation.images]
-        return _Prompt(text, self.inputs.encode(conversation.turns), pictures)
+    @contextmanager
+    def _pruned(self, shares: bool) -> Iterator[PruningSession | None]:
+        """Prune what a window asks; with `shares` its prompts reuse what they have in common."""
+        reuses = shares and self.prefix_cache_bytes is not None
+        if self.pruning is None and not reuses:
+            yield None
+            return
+        config = NoPruning() if self.pruning is None else self.pruning
+        reuse = {"reuse_prefix": True, "prefix_cache_bytes": self.prefix_cache_bytes} if reuses else {}
+        with prune(self.model, config, **reuse) as session:
+            yield session
+            if session.prefixes is not None:
+                self.reused.add(session.prefixes.reused)
 
-    def _generate(self, requests: Sequence[Request], prompts: Sequence[_Prompt], session: Any) -> list[str]:
-        how = requests[0].wanted
+    def _look(self, prompts: Sequence[Prompt], looked: dict[int, Seen]) -> list[list[Seen]]:
+        """Return what the vision part makes of each prompt's images; those in `looked` are not looked at again."""
+        new = {id(picture): picture for prompt in prompts for picture in prompt.pictures if id(picture) not in looked}
+        looked |= zip(new, self.inputs.see(self.model, list(new.values())), strict=True)
+        return [[looked[id(picture)] for picture in prompt.pictures] for prompt in prompts]
+
+    def _prepare(self, request: Request) -> Prompt:
+        with _naming([request]):
+            conversation = request.read()
+            text = self.inputs.prompt(conversation.turns)
+            pictures = [self.inputs.prepare(image) for image in conversation.images]
+            return Prompt(text, self.inputs.encode(conversation.turns), pictures)
+
+    def _generate(self, asked: _Asked, session: PruningSession | None) -> list[str]:
+        how = asked.requests[0].wanted
         until = [*how.until, *filter(None, [self.inputs.stop_string])]
         arguments = dict(how.arguments)
         if until:
             arguments["stopping_criteria"] = [UntilCriteria(until, self.inputs.tokenizer)]
-        new = self._run(requests, prompts, session, arguments)
+        new = self._run(asked, session, arguments)
         return [cut(text, until).strip() for text in self.inputs.decode(new)]
 
-    def _likelihoods(self, requests: Sequence[Request], prompts: Sequence[_Prompt], session: Any) -> list[Likelihood]:
+    def _likelihoods(self, asked: _Asked, session: PruningSession | None) -> list[Likelihood]:
         rows = []
-        for request, prompt in zip(requests, prompts, strict=True):
+        for request, prompt in zip(asked.requests, asked.prompts, strict=True):
             with _naming([request]):
                 rows.append(self._continuation(prompt, request.wanted))
         forced = Forced(rows)
         arguments = {"logits_processor": [forced], "max_new_tokens": forced.steps, "num_beams": 1, **_UNWEIGHTED}
-        self._run(requests, prompts, session, arguments)
+        self._run(asked, session, arguments)
         return [
             Likelihood(sum(logprobs), len(logprobs), all(greedy))
             for logprobs, greedy in zip(forced.logprobs, forced.greedy, strict=True)
         ]
 
-    def _continuation(self, prompt: _Prompt, text: str) -> list[int]:
+    def _continuation(self, prompt: Prompt, text: str) -> list[int]:
         """Token ids of `text` as they follow the prompt's; the space before it goes where a line break precedes it."""
         if prompt.text[-1:].isspace():
             text = text.lstrip(" ")
@@ -185,28 +208,25 @@ class Asker:
             raise ValueError(f"the continuation {text!r} is empty, or runs into the prompt's last token")
         return whole[len(prompt.row) :]
 
-    def _run(
-        self, requests: Sequence[Request], prompts: Sequence[_Prompt], session: Any, arguments: dict[str, Any]
-    ) -> list[list[int]]:
+    def _run(self, asked: _Asked, session: PruningSession | None, arguments: dict[str, Any]) -> list[list[int]]:
         """Return the new token ids of each prompt; count what pruning did."""
-        pictures = {id(picture): picture for prompt in prompts for picture in prompt.pictures}
-        looked = dict(zip(pictures, self.inputs.see(self.model, list(pictures.values())), strict=True))
-        seen = [[looked[id(picture)] for picture in prompt.pictures] for prompt in prompts]
-        for request, prompt, shown in zip(requests, prompts, seen, strict=True):
-            length, limit = self.inputs.length(prompt.row, shown), self.inputs.limit
+        rows = [prompt.row for prompt in asked.prompts]
+        for request, row, shown in zip(asked.requests, rows, asked.seen, strict=True):
+            length, limit = self.inputs.length(row, shown), self.inputs.limit
             if limit is not None and length > limit:
                 raise RequestError(f"{request.name}: the prompt has {length} tokens, the model takes {limit}")
-        batch = self.inputs.collate([prompt.row for prompt in prompts], seen, self.model)
+        batch = self.inputs.collate(rows, asked.seen, self.model)
         if session is not None:
             session.traces.clear()
         pad = self.inputs.tokenizer.pad_token_id
         output = self.model.generate(**batch, **arguments, use_cache=True, pad_token_id=pad)
         if session is not None:
             beams = arguments["num_beams"]
-            if len(session.traces) != beams * len(prompts):
-                raise RuntimeError(f"{len(prompts)} prompts with {beams} beams left {len(session.traces)} traces")
-            for trace in session.traces[::beams]:
-                self.saved.add(trace)
+            if len(session.traces) != beams * len(rows):
+                raise RuntimeError(f"{len(rows)} prompts with {beams} beams left {len(session.traces)} traces")
+            if self.pruning is not None:
+                for trace in session.traces[::beams]:
+                    self.saved.add(trace)
         return self.inputs.new_tokens(output, batch).tolist()
 
 

@@ -13,13 +13,14 @@ from loguru import logger
 
 from llava.eval.asking.plan import resolve
 from llava.eval.lmms import requests as reading
-from llava.eval.lmms.arguments import batch_size_of, pruning_of
+from llava.eval.lmms.arguments import batch_size_of, prefix_cache_bytes_of, pruning_of
 from llava.eval.lmms.asking import Asker
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import find_source
 from llava.model.inputs import inputs_for
 from llava.model.layouts import read_layout
+from llava.model.pruning.reuse import CACHE_BYTES
 
 
 class Scored(tuple, GenerationResult):
@@ -55,6 +56,8 @@ class VisiPruner(lmms):
         as in `llava.eval.model_vqa_loader` and `load_pretrained_model`
     pruning:
         a JSON object (its text), or `none`; see `pruning_of`
+    reuse_prefix, prefix_cache_bytes:
+        read what requests about one image have in common once (default), in that much memory
     batch_size, device:
         lmms-eval's; with several processes each takes its own device
     """
@@ -67,11 +70,14 @@ class VisiPruner(lmms):
         conv_mode: str | None = None,
         dtype: str | None = None,
         attn_implementation: str = "sdpa",
+        reuse_prefix: bool | str = True,
+        prefix_cache_bytes: int | str = CACHE_BYTES,
         batch_size: int | str = 1,
         device: str | None = None,
     ):
         super().__init__()
         config, size = pruning_of(pruning), batch_size_of(batch_size)
+        room = prefix_cache_bytes_of(reuse_prefix, prefix_cache_bytes)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         device = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
@@ -88,7 +94,8 @@ class VisiPruner(lmms):
             attn_implementation=attn_implementation,
         )
         self.device = model.device
-        self.asker = Asker(model, inputs_for(tokenizer, processor, model.config, conv_mode), config, size)
+        inputs = inputs_for(tokenizer, processor, model.config, conv_mode)
+        self.asker = Asker(model, inputs, config, size, room)
         logger.info("visipruner: {}", "dense" if config is None else config.to_dict())
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -115,6 +122,13 @@ class VisiPruner(lmms):
         found = ask(asked, progress=self.rank == 0)
         if self.asker.pruning is not None:
             logger.info("visipruner: {}", self.asker.saved)
+        if (reused := self.asker.reused).found:
+            logger.info(
+                "visipruner: {} of {} prompts with images found theirs known, {:.1f}% of all tokens did not run again",
+                reused.found,
+                reused.prompts,
+                100 * reused.share,
+            )
         return found
 
 

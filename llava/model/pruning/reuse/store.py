@@ -40,6 +40,11 @@ class Reused:
         """Share of the tokens that did not have to run."""
         return 1 - self.run / self.rows if self.rows else 0.0
 
+    def add(self, other: Reused) -> None:
+        """Count another session's, too."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, JSON-ready."""
         return dataclasses.asdict(self) | {"share": round(self.share, 4)}
