@@ -66,9 +66,9 @@ class Case:
         """The decoder stack."""
         return family_of(self.model).decoder(self.model)
 
-    def prune(self, config, batch: Batch) -> PruningSession:
+    def prune(self, config, batch: Batch, **options) -> PruningSession:
         """Open a session for the prompts of one batch."""
-        return prune(self.model, config, batch.visual if self.layout == "bare" else None)
+        return prune(self.model, config, batch.visual if self.layout == "bare" else None, **options)
 
 
 class Batch:

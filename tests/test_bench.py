@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from traced_graphs import Traced
 
 from llava.eval import bench
 from llava.eval.benching import BenchError, rounds
@@ -21,6 +22,7 @@ from llava.eval.benching.shapes import SHAPES, random_model, sharpen, text_split
 from llava.eval.benching.subject import random_subject
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
+from llava.model.pruning.graphs import LayerGraphs
 
 TINY = Path("playground/checkpoints/llava-tiny")
 CPU = torch.device("cpu")
@@ -351,6 +353,7 @@ WRONG = {
     "--prompt-tokens must be at least 2": ["--shape", "tiny", "--prompt-tokens", "1"],
     "prompt format alone has": ["--model-path", str(TINY), "--prompt-tokens", "5"],
     "the model takes 512": ["--model-path", str(TINY), "--images", "4"],
+    "--cuda-graphs needs a CUDA device, this run is on cpu": ["--shape", "tiny", "--cuda-graphs"],
     "dtype 'float8' is not supported": ["--shape", "tiny", "--dtype", "float8"],
 }
 
@@ -375,6 +378,16 @@ def test_names_of_configs(tmp_path):
     configs = bench.named([REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
     assert list(configs) == ["replay", "a b", "mine", "other"]
     assert len(set(configs.values())) == 1
+
+
+def test_pruned_runs_replay_what_was_recorded():
+    plain, config = subject_of(batch_size=1), PruningConfig.of(PLAN)
+    recording = dataclasses.replace(plain, graphs=LayerGraphs(record=Traced()))
+    runs = [run_once(one, config, 3) for one in (plain, recording, recording)]
+    assert runs[0].traces[0].tokens_per_layer == runs[2].traces[0].tokens_per_layer
+    graphs = recording.graphs
+    assert 0 < graphs.recorded == graphs.record.recorded == graphs.record.replayed / 2
+    assert run_once(recording, None, 1).traces == []
 
 
 def test_changed_decisions_are_reported(subject):

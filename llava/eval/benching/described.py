@@ -36,6 +36,7 @@ def settings(
         "new_tokens": args.new_tokens,
         "repeats": args.repeats,
         "seed": args.seed,
+        "cuda_graphs": None if subject.graphs is None else subject.graphs.recorded,
         "fire": {name: config.to_dict() for name, config in fired.items()} or None,
     }
 
@@ -63,6 +64,8 @@ def heading(settings: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     ]
     if settings["vision"] == EMBEDDED:
         lines.append("no vision tower: visual tokens are random embeddings")
+    if settings["cuda_graphs"] is not None:
+        lines.append(f"pruned runs replay CUDA graphs: {settings['cuda_graphs']} recordings of layers")
     lines += [f"--fire: {name} with {_thresholds(config)}" for name, config in (settings["fire"] or {}).items()]
     return "\n".join(lines)
 

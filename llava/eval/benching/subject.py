@@ -20,6 +20,7 @@ from llava.model.inputs import Inputs, Picture, Turn, inputs_for
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
+from llava.model.pruning.graphs import LayerGraphs
 
 from . import BenchError
 from .shapes import Shape, random_model, text_split
@@ -43,6 +44,8 @@ class Subject:
         bool [B, T] for a model that reads embeddings, else None
     random:
         whether the weights are random, so that they may be changed
+    graphs:
+        recorded layers for pruned runs (`--cuda-graphs`), or None
     """
 
     model: Any
@@ -50,10 +53,13 @@ class Subject:
     sizes: list[tuple[int, int]]
     visual_mask: torch.Tensor | None
     random: bool
+    graphs: LayerGraphs | None = None
 
     def pruned(self, config: PruningConfig | None) -> Any:
         """Return the context that `ask` runs in: a pruning session, or for None none at all."""
-        return nullcontext() if config is None else prune(self.model, config, self.visual_mask)
+        if config is None:
+            return nullcontext()
+        return prune(self.model, config, self.visual_mask, cuda_graphs=self.graphs or False)
 
     @property
     def decoder(self) -> Any:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from .kernels import Kernel, choose
+from .kernels import Kernel, by_segment, choose
 from .layouts import first_half, merge_passes, visual_runs
-from .packed import PackedTokens, upload
+from .packed import PackedTokens, Segments, upload
 from .policy import AttentionRule
 
 NAME = "visipruner"
@@ -47,6 +47,14 @@ class Peeked(Exception):
     """Control flow: a `PeekCall` has what it wanted."""
 
 
+@dataclass
+class RecordedCall:
+    """One layer reading a single stream densely, for a CUDA graph: `states` are its query, key and value."""
+
+    states: tuple[torch.Tensor, ...] = ()
+    scaling: float = 1.0
+
+
 @dataclass(frozen=True)
 class DecodeCall:
     """One layer reading new tokens: which cached and new keys each row may read, bool [B, 1, q, L], None for all."""
@@ -57,7 +65,7 @@ class DecodeCall:
 def pruned_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *, pruning=None, **kwargs):
     """Attend as transformers' attention interface asks: query [B, H, q, d], key and value [B, Hkv, L, d].
 
-    Returns ([B, q, H, d], None). `pruning` is the `PrefillCall` or `DecodeCall` that the patched forward sends along.
+    Returns ([B, q, H, d], None). `pruning`: the call (`PrefillCall` and the like) that the patched forward sends along.
     """
     if pruning is None:
         raise RuntimeError(f"the attention implementation {NAME!r} works inside `with prune(model, config)` only")
@@ -65,6 +73,10 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
     if isinstance(pruning, DecodeCall):
         mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
         return decode(query, key, value, mask, scaling), None
+    if isinstance(pruning, RecordedCall):
+        pruning.states, pruning.scaling = (query, key, value), scaling
+        stream = Segments((query.shape[2],), (query.shape[2],))
+        return by_segment(query, key, value, stream, True, scaling), None
     key, value = pruning.tokens.complete(query, key, value)
     pruning.query, pruning.key, pruning.value, pruning.scaling = query, key, value, scaling
     if isinstance(pruning, PeekCall):

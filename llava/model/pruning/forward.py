@@ -17,6 +17,7 @@ from .cache import RaggedCache
 from .config import PruningConfig
 from .families import Family
 from .flops import DecoderShape
+from .graphs import LayerGraphs
 from .packing import pack, unpack
 from .prefill import Prefill
 from .reuse import PrefixStore
@@ -37,6 +38,8 @@ class PrunedForward:
         attention kernel of packed prompts
     prefixes:
         what earlier prompts left, or None
+    graphs:
+        recorded layers, or None
     watch:
         what keeps an eye on the image encoder, or None
     traces:
@@ -51,6 +54,7 @@ class PrunedForward:
         visual_mask: torch.Tensor | None,
         backend: str,
         prefixes: PrefixStore | None,
+        graphs: LayerGraphs | None,
         watch: EncoderWatch | None,
     ):
         self.model = model
@@ -60,6 +64,7 @@ class PrunedForward:
         self.visual_mask = visual_mask
         self.backend = backend
         self.prefixes = prefixes
+        self.graphs = graphs
         self.watch = watch
         self.traces: list[PruningTrace] = []
         self._text_config = self.decoder.config
@@ -137,7 +142,8 @@ class PrunedForward:
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
         vision = None if self.watch is None else self.watch.find(tokens)
         attach = None if self.prefixes is None else self._attach(want_hidden)
-        prefill = Prefill(layers, self.config, self.backend, cache, self._rope, vision, attach)
+        graphs = None if self.graphs is None or want_hidden else self._ready_graphs()
+        prefill = Prefill(layers, self.config, self.backend, cache, self._rope, vision, attach, graphs)
         states = [] if want_hidden else None
         tokens = prefill.run(tokens, states, **kwargs)
         last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
@@ -192,6 +198,13 @@ class PrunedForward:
             return partial(self.prefixes.attach, stamp=(repr(self.config), self.backend, _stamp(self.decoder)))
         say_no_reuse(obstacle)
         return None
+
+    def _ready_graphs(self) -> LayerGraphs | None:
+        """Return the recorded layers; None where their outputs would not be what the layers' own are."""
+        autocast = torch.is_autocast_enabled(next(self.decoder.parameters()).device.type)
+        if self.decoder.training or torch.is_grad_enabled() or autocast:
+            return None
+        return self.graphs.ready(self.decoder)
 
     def _rope(self, hidden, position_ids):
         """Return (cos, sin) of the positions that pruning counted itself, or that the model gave."""

@@ -15,6 +15,7 @@ from .attention import PeekCall, Peeked, PrefillCall
 from .cache import RaggedCache
 from .config import PruningConfig
 from .flops import DecoderShape
+from .graphs import LayerGraphs
 from .influence import Measurement
 from .packed import PackedTokens, Rotary
 from .policy import Selection
@@ -36,6 +37,8 @@ class Prefill:
         what the image encoder left behind (`EncoderStates` by prompt), for a config that asks for it
     attach:
         gives the tokens that enter layer 0 what earlier prompts left (`PrefixStore.attach`), or None
+    graphs:
+        runs layers as CUDA graphs where it can, or None
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Prefill:
         rotary: Rotary | None = None,
         vision: dict[int, Any] | None = None,
         attach: Callable[[PackedTokens], PackedTokens] | None = None,
+        graphs: LayerGraphs | None = None,
     ):
         self.layers = layers
         self.config = config
@@ -55,6 +59,7 @@ class Prefill:
         self.rotary = rotary
         self.vision = vision
         self.attach = attach
+        self.graphs = graphs
 
     def run(self, tokens: PackedTokens, hidden_states: list | None = None, **kwargs) -> PackedTokens:
         """Run all layers and return the surviving tokens, before the final norm; with reuse, those of them that ran.
@@ -78,16 +83,23 @@ class Prefill:
             asked = self._asked(index, tokens)
             tokens = tokens.enter(hidden, _whole(asked))
             call = PrefillCall(tokens, rule, self.backend, hidden)
-            output = self._call(layer, tokens, call)
+            output = self._read(layer, tokens, call)
             if self.cache is not None:
                 kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index), self.shift, hidden)
             else:
                 kept = tokens.lengths
             for b in prompts:
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b])
-            tokens = tokens.after_layer(output[0] if isinstance(output, tuple) else output)
+            tokens = tokens.after_layer(output)
             tokens = self._prune(index, tokens, call, asked)
         return tokens
+
+    def _read(self, layer, tokens: PackedTokens, call: PrefillCall) -> torch.Tensor:
+        """Return what the layer makes of the tokens that it runs: [1, R, D]."""
+        if self.graphs is not None and self.graphs.fit(tokens, call, self.kwargs):
+            return self.graphs.run(layer, tokens, call, self.kwargs)
+        output = self._call(layer, tokens, call)
+        return output[0] if isinstance(output, tuple) else output
 
     def _call(self, layer, tokens: PackedTokens, call: PrefillCall):
         return layer(

@@ -14,6 +14,7 @@ from .config import PruningConfig
 from .families import Family, family_of
 from .flops import DecoderShape
 from .forward import PrunedForward, say_no_reuse
+from .graphs import LayerGraphs
 from .kernels import choose
 from .reuse import CACHE_BYTES, PrefixStore
 from .trace import PruningTrace
@@ -30,6 +31,7 @@ def prune(
     backend: str = "auto",
     reuse_prefix: bool | PrefixStore = False,
     prefix_cache_bytes: int = CACHE_BYTES,
+    cuda_graphs: bool | LayerGraphs = False,
 ) -> PruningSession:
     """Return a context manager inside which `model` prunes visual tokens of every prompt it reads.
 
@@ -47,6 +49,10 @@ def prune(
         it, and forgets when model, config or weights are not those that it was filled with
     prefix_cache_bytes:
         memory that this may take, the least recently used prefixes leave first; at 0 prompts of one batch still share
+    cuda_graphs:
+        run layers that read a single prompt densely with few tokens, those after the filter, as CUDA graphs: the same
+        numbers with fewer launches, for prompts that come one by one. Recorded when first met, forgotten when the block
+        ends; a `LayerGraphs` in place of True goes on beyond it
 
     After a pruned prefill the output holds the surviving tokens, left-padded per batch; `logits[:, -1]` is always the
     last prompt token's. The cache to continue with is `output.past_key_values`. With `reuse_prefix` it holds the tokens
@@ -54,7 +60,7 @@ def prune(
 
     Raises:
         ValueError: a bad config, a layer boundary that the model does not have, an unknown model family or backend,
-            no visual mask for a bare decoder, a negative size.
+            no visual mask for a bare decoder, a negative size, CUDA graphs without CUDA or with `reuse_prefix`.
         RuntimeError: on entering, when the model is being pruned already.
 
     """
@@ -64,7 +70,10 @@ def prune(
         reuse: int | PrefixStore | None = reuse_prefix
     else:
         reuse = prefix_cache_bytes if reuse_prefix else None
-    return PruningSession(model, PruningConfig.of(config), visual_mask, backend, reuse)
+    graphs = LayerGraphs() if cuda_graphs is True else cuda_graphs or None
+    if graphs is not None and reuse is not None:
+        raise ValueError("cuda_graphs is for prompts that are read whole; leave it or reuse_prefix out")
+    return PruningSession(model, PruningConfig.of(config), visual_mask, backend, reuse, graphs)
 
 
 class PruningSession:
@@ -86,6 +95,7 @@ class PruningSession:
         visual_mask: torch.Tensor | None,
         backend: str,
         reuse: int | PrefixStore | None = None,
+        graphs: LayerGraphs | None = None,
     ):
         self.model = model
         self._family: Family = family_of(model)
@@ -104,13 +114,15 @@ class PruningSession:
             )
         parameter = next(self._decoder.parameters())
         choose(backend, parameter.device, parameter.dtype, DecoderShape.of(text_config).head_dim)
+        if graphs is not None:
+            graphs.record.check(parameter.device)
         self._hook = None
         self._watch = self._watch_encoder()
         self._check_positions()
         self._lasting = isinstance(reuse, PrefixStore)
         self.prefixes = None if reuse is None else self._prefix_store(reuse)
         self._forward = PrunedForward(
-            model, self._family, self.config, visual_mask, backend, self.prefixes, self._watch
+            model, self._family, self.config, visual_mask, backend, self.prefixes, graphs, self._watch
         )
         self.traces: list[PruningTrace] = self._forward.traces
 
