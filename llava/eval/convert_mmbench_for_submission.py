@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, run_cli
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id
+from llava.eval.scoring.command import run_cli
 from llava.eval.scoring.option_tables import is_nothing, read_table
 from llava.files import replacing
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.eval_vizwiz import read_images
-from llava.eval.scoring.answer_files import answers_by_id, run_cli, write_json
+from llava.eval.scoring.answer_files import answers_by_id, write_json
+from llava.eval.scoring.command import run_cli
 from llava.eval.scoring.text_normalize import normalize_answer
 
 

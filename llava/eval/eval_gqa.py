@@ -9,12 +9,12 @@ is open where its structural type is "query", binary otherwise. All accuracies a
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, run_cli
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json
+from llava.eval.scoring.command import run_cli, scorer_parser
 from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
 
 TYPE_KINDS = ("structural", "semantic", "detailed")
@@ -85,11 +85,8 @@ def render(result: Scores) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Score GQA answers (exact match).")
+    parser = scorer_parser("Score GQA answers (exact match).", "--answers")
     parser.add_argument("--questions", required=True, help="GQA's testdev_balanced_questions.json")
-    parser.add_argument("--answers", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
-    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
-    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
     return run_cli(lambda: score(args.questions, args.answers, args.partial), render, args.output)
 

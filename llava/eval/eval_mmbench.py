@@ -11,13 +11,13 @@ here and counted as "unreadable".
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, format_table, run_cli
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, format_table
+from llava.eval.scoring.command import run_cli, scorer_parser
 from llava.eval.scoring.option_letter import infer_option
 from llava.eval.scoring.option_tables import choices_of, read_table
 from llava.eval.scoring.scores import Groups, Scores, accuracy_of
@@ -122,11 +122,8 @@ def render(result: Scores) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Score MMBench answers (option letters; single pass and circular).")
+    parser = scorer_parser("Score MMBench answers (option letters; single pass and circular).")
     parser.add_argument("--annotation-file", required=True, help="MMBench's TSV, e.g. mmbench_dev_20230712.tsv")
-    parser.add_argument("--result-file", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
-    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
-    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
     return run_cli(lambda: score(args.annotation_file, args.result_file, args.partial), render, args.output)
 

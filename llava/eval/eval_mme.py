@@ -12,7 +12,6 @@ share of images with both questions right, and the score 100 · (acc + acc+), so
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,8 @@ from llava.eval.scoring.answer_files import (
     match,
     read_answers,
     read_jsonl,
-    run_cli,
 )
+from llava.eval.scoring.command import run_cli, scorer_parser
 from llava.eval.scoring.scores import Scores
 
 TASKS = {
@@ -227,12 +226,9 @@ def render(result: Scores) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Score MME answers (acc, acc+, perception, cognition).")
+    parser = scorer_parser("Score MME answers (acc, acc+, perception, cognition).", "--answers")
     parser.add_argument("--questions", required=True, help=f"llava_mme.jsonl, or the folder {RELEASE_FOLDER}")
-    parser.add_argument("--answers", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
     parser.add_argument("--references", help=f"the folder {RELEASE_FOLDER}; default: beside the questions file")
-    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
-    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
     return run_cli(lambda: score(args.questions, args.answers, args.partial, args.references), render, args.output)
 

@@ -8,11 +8,11 @@ share of all questions answered rightly, as there. (lmms-eval reads letters othe
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, run_cli
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id
+from llava.eval.scoring.command import run_cli, scorer_parser
 from llava.eval.scoring.option_letter import says_option
 from llava.eval.scoring.option_tables import LETTERS, read_table
 from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
@@ -72,11 +72,8 @@ def render(result: Scores) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Score MMStar answers (option letters).")
+    parser = scorer_parser("Score MMStar answers (option letters).")
     parser.add_argument("--annotation-file", required=True, help="MMStar's table, as llava.eval.prepare writes it")
-    parser.add_argument("--result-file", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
-    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
-    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
     return run_cli(lambda: score(args.annotation_file, args.result_file, args.partial), render, args.output)
 

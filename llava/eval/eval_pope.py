@@ -13,13 +13,13 @@ the annotations of POPE's commit e3e3926; today's coco_pope_random.json asks 300
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.eval.asking.prompts import SHORT
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, format_table, read_jsonl, run_cli
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, format_table, read_jsonl
+from llava.eval.scoring.command import run_cli, scorer_parser
 from llava.eval.scoring.scores import Scores
 
 SPLITS = ("adversarial", "popular", "random")
@@ -143,12 +143,9 @@ def render(result: Scores) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Score POPE answers (accuracy, precision, recall, F1, yes-ratio).")
+    parser = scorer_parser("Score POPE answers (accuracy, precision, recall, F1, yes-ratio).")
     parser.add_argument("--annotation-dir", required=True, help="folder of coco_pope_{adversarial,popular,random}.json")
     parser.add_argument("--question-file", required=True, help="llava_pope_test.jsonl")
-    parser.add_argument("--result-file", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
-    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
-    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
     return run_cli(
         lambda: score(args.question_file, args.annotation_dir, args.result_file, args.partial), render, args.output

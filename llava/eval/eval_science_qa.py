@@ -9,14 +9,14 @@ as "unreadable". What the papers quote is the accuracy on the questions with an 
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.eval.asking.prompts import LETTERS
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, run_cli, write_json
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, write_json
+from llava.eval.scoring.command import run_cli, scorer_parser
 from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
 
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # one more character must follow, as in LLaVA's pattern
@@ -150,15 +150,12 @@ def write_llava_files(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Score ScienceQA answers (option letters, LLaVA's reading).")
+    parser = scorer_parser("Score ScienceQA answers (option letters, LLaVA's reading).")
     parser.add_argument("--base-dir", required=True, help="folder of pid_splits.json and problems.json")
-    parser.add_argument("--result-file", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
     parser.add_argument("--output-file", help="also write LLaVA's analysis of every answer to this JSON file")
     parser.add_argument("--output-result", help="also write LLaVA's summary with all readings to this JSON file")
     parser.add_argument("--split", default="test", help="the split that was asked (default test)")
     parser.add_argument("--img-only", action="store_true", help="only the questions with an image were asked")
-    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
-    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
 
     def compute() -> Scores:

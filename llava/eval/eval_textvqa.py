@@ -9,7 +9,6 @@ file, `question_id` is the image id). The accuracy is a percentage.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,8 @@ from llava.eval.scoring.answer_files import (
     match,
     read_answers,
     read_json,
-    run_cli,
 )
+from llava.eval.scoring.command import run_cli, scorer_parser
 from llava.eval.scoring.scores import Scores, render_scores
 from llava.eval.scoring.text_normalize import normalize_answer
 
@@ -138,11 +137,8 @@ def render(result: Scores) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Score TextVQA answers (M4C soft accuracy).")
+    parser = scorer_parser("Score TextVQA answers (M4C soft accuracy).")
     parser.add_argument("--annotation-file", required=True, help="TextVQA_0.5.1_val.json")
-    parser.add_argument("--result-file", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
-    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
-    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
     return run_cli(lambda: score(args.annotation_file, args.result_file, args.partial), render, args.output)
 

@@ -10,13 +10,13 @@ llava.eval.convert_vizwiz_for_submission.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.eval.eval_textvqa import soft_accuracy
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, read_jsonl, run_cli
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, read_jsonl
+from llava.eval.scoring.command import run_cli, scorer_parser
 from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
 
 
@@ -95,12 +95,9 @@ def render(result: Scores) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Score VizWiz answers on a split with annotations (soft accuracy).")
+    parser = scorer_parser("Score VizWiz answers on a split with annotations (soft accuracy).")
     parser.add_argument("--annotation-file", required=True, help="VizWiz's Annotations/val.json")
     parser.add_argument("--question-file", required=True, help="the question JSONL that was asked")
-    parser.add_argument("--result-file", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
-    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
-    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
     return run_cli(
         lambda: score(args.annotation_file, args.question_file, args.result_file, args.partial), render, args.output

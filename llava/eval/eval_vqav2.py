@@ -10,12 +10,12 @@ splits have no public annotations: their answers go to the server, see llava.eva
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, run_cli
+from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json
+from llava.eval.scoring.command import run_cli, scorer_parser
 from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
 from llava.eval.scoring.text_normalize import normalize_answer, normalize_vqa
 
@@ -102,11 +102,8 @@ def render(result: Scores) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Score VQAv2 answers on a split with annotations (VQA accuracy).")
+    parser = scorer_parser("Score VQAv2 answers on a split with annotations (VQA accuracy).")
     parser.add_argument("--annotation-file", required=True, help="v2_mscoco_val2014_annotations.json")
-    parser.add_argument("--result-file", required=True, help="answers JSONL of llava.eval.model_vqa_loader")
-    parser.add_argument("--partial", action="store_true", help="score the answered questions only, and say so")
-    parser.add_argument("--output", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
     return run_cli(lambda: score(args.annotation_file, args.result_file, args.partial), render, args.output)
 

@@ -1,11 +1,10 @@
-"""Reading, matching and reporting of answer files: what every scorer and the chunk merge share."""
+"""Reading, matching and writing of answer files: what every scorer and the chunk merge share."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,31 +242,3 @@ def write_json(path: str | Path, document: Any, indent: int | None = 1) -> None:
             file.write(json.dumps(document, indent=indent, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ScoreError(f"{path} cannot be written: {error}") from None
-
-
-def run_cli(
-    compute: Callable[[], dict[str, Any]],
-    render: Callable[[dict[str, Any]], str] | None = None,
-    output: str | Path | None = None,
-) -> int:
-    """Runs a command: prints `render(result)` and, as the last line, the result as one compact JSON object.
-
-    A partial result and empty answers are announced above the table; `output` names a file that gets the result too.
-    Returns the exit status: 0, or 1 after one line on stderr where `compute` raised ScoreError.
-    """
-    try:
-        result = compute()
-        if output is not None:
-            write_json(output, result)
-    except ScoreError as error:
-        print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
-        return 1
-    if result.get("partial"):
-        counts = Coverage(*(result[k] for k in ("questions", "answered", "missing", "duplicates", "unknown")))
-        print(f"PARTIAL: {counts.describe()}; only the answered questions count.")
-    if result.get("empty"):
-        print(f"EMPTY: {result['empty']} of {result['answered']} answers hold no text; they are scored as they stand.")
-    if render is not None:
-        print(render(result))
-    print(json.dumps(result, separators=(",", ":")))
-    return 0
