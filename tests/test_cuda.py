@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: its kernels for packed prompts, and recorded layers. Skipped where there is none."""
+"""What only a CUDA device can show: its kernels for packed prompts, and recorded layers. Elsewhere skipped."""
 
 import pytest
 import torch
