@@ -143,3 +143,7 @@ def test_what_cannot_be_recorded_is_refused(llama):
     with pytest.raises(ValueError, match="leave it or reuse_prefix out"):
         prune(llama, PLAN, torch.ones(1, 4, dtype=torch.bool), cuda_graphs=True, reuse_prefix=True)
     CudaRecorder().check(torch.device("cuda:1"))
+    spread = random_llama()
+    spread.model.layers[3].to("meta")
+    with pytest.raises(ValueError, match="needs all layers on one device, they are on cpu, meta; leave it out"):
+        prune(spread, PLAN, torch.ones(1, 4, dtype=torch.bool), cuda_graphs=LayerGraphs(record=Traced()))

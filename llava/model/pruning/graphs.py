@@ -69,6 +69,15 @@ class LayerGraphs:
         """How many recordings are kept."""
         return len(self._replays)
 
+    def check(self, decoder: torch.nn.Module) -> None:
+        """Raise `ValueError` for a decoder that cannot be recorded: on several devices, or on one without graphs."""
+        devices = sorted({str(parameter.device) for parameter in decoder.parameters()})
+        if len(devices) > 1:
+            raise ValueError(
+                f"cuda_graphs needs all layers on one device, they are on {', '.join(devices)}; leave it out"
+            )
+        self.record.check(torch.device(devices[0]))
+
     def ready(self, decoder: torch.nn.Module) -> LayerGraphs:
         """Return the graphs, without recordings of weights that are not the decoder's any more."""
         weights = tuple((id(parameter), parameter.data_ptr()) for parameter in decoder.parameters())

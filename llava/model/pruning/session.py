@@ -115,7 +115,7 @@ class PruningSession:
         parameter = next(self._decoder.parameters())
         choose(backend, parameter.device, parameter.dtype, DecoderShape.of(text_config).head_dim)
         if graphs is not None:
-            graphs.record.check(parameter.device)
+            graphs.check(self._decoder)
         self._hook = None
         self._watch = self._watch_encoder()
         self._check_positions()
