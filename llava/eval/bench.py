@@ -38,6 +38,7 @@ from llava.eval.benching.subject import Subject, loaded_subject, random_subject
 from llava.eval.benching.tables import print_result
 from llava.model.checkpoint import find_source
 from llava.model.layouts import read_layout
+from llava.model.preflight import resolve
 from llava.model.pruning import PruningConfig, PruningTrace
 from llava.model.pruning.graphs import LayerGraphs
 from llava.model.pruning.reuse import CACHE_BYTES
@@ -123,7 +124,9 @@ def _check(args: argparse.Namespace, configs: dict[str, PruningConfig], device: 
         for option in ("num_layers", "vision"):
             if getattr(args, option):
                 raise BenchError(f"--{option.replace('_', '-')} is for --shape; a loaded model is as it is")
-        layers = read_layout(find_source(os.path.expanduser(args.model_path), "--model-path", {}).folder).layers
+        source = find_source(os.path.expanduser(args.model_path), "--model-path", {})
+        layout = read_layout(source.folder)
+        layers = layout.layers
     else:
         shape = SHAPES[args.shape]
         layers, visual = args.num_layers or shape.decoder.layers, args.images * shape.visual_tokens
@@ -137,7 +140,10 @@ def _check(args: argparse.Namespace, configs: dict[str, PruningConfig], device: 
         raise BenchError(f"--image-file {args.image_file!r} is not a file")
     for name, config in configs.items():
         try:
-            config.resolved(layers).check_layers(layers)
+            if args.shape is None:
+                resolve(config, source, layout)
+            else:
+                config.resolved(layers).check_layers(layers)
         except ValueError as error:
             raise BenchError(f"config {name!r}: {error}") from None
         if args.shape is not None and not args.vision and any(stage.reads_vision for stage in config.stages):

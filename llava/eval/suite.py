@@ -23,7 +23,6 @@ from rich.table import Table
 
 from llava.eval.asking.jobs import Job, do, make_job
 from llava.eval.asking.paired import paired_times
-from llava.eval.asking.plan import resolve
 from llava.eval.asking.ranks import Ranks
 from llava.eval.asking.running import Loader
 from llava.eval.benchmarks import BENCHMARKS, find_benchmark
@@ -32,7 +31,7 @@ from llava.eval.reporting.formats import beside_dense
 from llava.eval.reporting.plots import summary_picture
 from llava.files import replacing
 from llava.model.checkpoint import find_source
-from llava.model.layouts import read_layout
+from llava.model.preflight import resolve
 from llava.model.pruning import PruningConfig
 
 DENSE = "dense"
@@ -157,10 +156,9 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     if len(configs) <= len(args.config) or len(set(args.benchmarks)) < len(args.benchmarks):
         raise ValueError("two configs, or two benchmarks, have one name: their answers would share a file")
     source = find_source(os.path.expanduser(args.model_path), "--model-path", {})
-    layers = read_layout(source.folder).layers
     for name, config in args.config:
         try:
-            resolve(config, layers)
+            resolve(config, source)
         except ValueError as error:
             raise ValueError(f"config {name!r}: {error}") from None
     folders = [Path(args.data_dir) / find_benchmark(benchmark).folder for benchmark in args.benchmarks]

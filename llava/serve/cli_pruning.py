@@ -148,6 +148,7 @@ def start(args: argparse.Namespace, progress=None) -> Chat:
         from llava.mm_utils import get_model_name_from_path
         from llava.model.checkpoint import find_source
         from llava.model.layouts import read_layout
+        from llava.model.preflight import resolve
         from llava.model.pruning.reuse import CACHE_BYTES
         from llava.utils import pick_device
 
@@ -157,8 +158,7 @@ def start(args: argparse.Namespace, progress=None) -> Chat:
         source = find_source(str(folder) if folder.is_dir() else args.model_path, "--model-path", {})
         layout = read_layout(source.folder)
         layout.check_conv_mode(args.conv_mode)
-        pruning = choose_pruning(args.pruning_config, source.folder).resolved(layout.layers)
-        pruning.check_layers(layout.layers)
+        pruning, _ = resolve(choose_pruning(args.pruning_config, source.folder), source, layout)
         name = get_model_name_from_path(args.model_path)
         conv_mode = choose_conv_mode(args.conv_mode, name) if layout.has_conversations else None
         logging.disable_progress_bar()

@@ -16,6 +16,7 @@ from llava.eval.asking.runfile import fingerprint, model_fingerprint
 from llava.model.checkpoint import Source, find_source
 from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.layouts import read_layout
+from llava.model.preflight import resolve
 from llava.model.pruning import PruningConfig
 from llava.utils import pick_device, pick_dtype
 
@@ -58,7 +59,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     source = find_source(os.path.expanduser(args.model_path), "--model-path", {})
     layout = read_layout(source.folder)
     layout.check_conv_mode(args.conv_mode)
-    config, filled_in = resolve(config, layout.layers)
+    config, filled_in = resolve(config, source, layout)
     base = None if args.model_base is None else find_source(os.path.expanduser(args.model_base), "--model-base", {})
     how = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
     settings = {
@@ -77,17 +78,6 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if how.temperature > 0:
         settings |= {"seed": how.seed, "batch_size": args.batch_size}
     return Plan(config, known, selected, skipped, how, device, dtype, answers_file, settings, filled_in)
-
-
-def resolve(config: PruningConfig | None, layers: int) -> tuple[PruningConfig | None, dict[str, Any]]:
-    """Fit a config to a decoder of `layers` layers; return it and the settings that were open and are filled in now.
-
-    Raises `ValueError` for a layer boundary that the decoder does not have.
-    """
-    if config is None:
-        return None, {}
-    config.check_layers(layers)
-    return config.resolved(layers), config.filled_in(layers)
 
 
 def _identity(source: Source) -> str:

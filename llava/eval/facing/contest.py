@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.asking.paired import paired_times
-from llava.eval.asking.plan import resolve
 from llava.eval.asking.running import Loader
 from llava.eval.benchmarks import find_benchmark
 from llava.eval.suite import DENSE
 from llava.files import replacing
 from llava.model.checkpoint import find_source
-from llava.model.layouts import read_layout
+from llava.model.preflight import resolve
 from llava.model.pruning import PruningConfig
 
 from . import FaceError
@@ -54,10 +53,10 @@ class Contest:
         taken = [*CONTROLS, DENSE, *METHODS, *(name for name, _ in args.config)]
         if len(set(taken)) < len(taken):
             raise FaceError(f"--config: a name is taken; taken are {', '.join([DENSE, *CONTROLS, *METHODS])}")
-        layers = read_layout(find_source(os.path.expanduser(args.model_path), "--model-path", {}).folder).layers
+        source = find_source(os.path.expanduser(args.model_path), "--model-path", {})
         for name, config in args.config:
             try:
-                resolve(config, layers)
+                resolve(config, source)
             except ValueError as error:
                 raise FaceError(f"config {name!r}: {error}") from None
         tuning = {job.benchmark.name: job.plan.settings for job in self.tuning.jobs()}

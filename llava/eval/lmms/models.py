@@ -11,7 +11,6 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from loguru import logger
 
-from llava.eval.asking.plan import resolve
 from llava.eval.lmms import requests as reading
 from llava.eval.lmms.arguments import batch_size_of, prefix_cache_bytes_of, pruning_of
 from llava.eval.lmms.asking import Asker
@@ -20,6 +19,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import find_source
 from llava.model.inputs import inputs_for
 from llava.model.layouts import read_layout
+from llava.model.preflight import resolve
 from llava.model.pruning.reuse import CACHE_BYTES
 
 
@@ -82,9 +82,10 @@ class VisiPruner(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         device = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
         path = os.path.expanduser(str(pretrained))
-        layout = read_layout(find_source(path, "pretrained", {}).folder)
+        source = find_source(path, "pretrained", {})
+        layout = read_layout(source.folder)
         layout.check_conv_mode(conv_mode)
-        config, _ = resolve(config, layout.layers)
+        config, _ = resolve(config, source, layout)
         tokenizer, model, processor, _ = load_pretrained_model(
             path,
             model_base,
