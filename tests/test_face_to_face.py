@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from llava.eval import face_to_face
 from llava.eval.asking import running
 from llava.eval.asking.totals import Totals
-from llava.eval.calibration.candidates import Candidate, Shallow
+from llava.eval.calibration.candidates import Candidate, Shallow, Space
+from llava.eval.calibration.watching import Watched
+from llava.eval.facing import choosing
+from llava.eval.facing.asking import Answered
 from llava.eval.facing.choosing import METHODS
 from llava.eval.facing.dry import DryRun
 from llava.eval.facing.fitted import fitted
 from llava.eval.facing.knobs import knobs
 from llava.eval.facing.matching import Absent, Counted, matched, settle
 from llava.eval.facing.rows import mean_interval, verdict
-from llava.eval.facing.thresholds import around, near, plan_knobs, spread
+from llava.eval.facing.thresholds import around, near, plan_knobs, spread, token_knob
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.methods import METHODS as CLASSES
@@ -118,6 +124,48 @@ def test_candidates_are_taken_below_the_budget_and_unlike_each_other():
     alike = [candidate(0.48, tokens=0.1 + n / 1000) for n in range(12)]
     assert around(found[1], [found[2], *alike], 2) == [alike[1], alike[2]]  # the two likest of thirteen
     assert near([candidate(0.549)], 0.4, 0, floor=0.25) == [candidate(0.549)]  # 0.399 of what can be saved
+
+
+@pytest.fixture
+def space():
+    """Twenty prompts of 60 visual tokens that all filter at layer 2, with an L2 of 60 to 1 there."""
+    count, layers, visual = 20, SHAPE.layers, 60
+    cosine = np.full((layers, visual), 0.99)
+    cosine[2:, ::7] = 0.5
+    l2 = np.tile(np.arange(visual, 0, -1.0), (layers, 1))
+    return Space(Watched([cosine] * count, [l2] * count, [], np.full(count, 90)), SHAPE, "absolute")
+
+
+def test_the_knob_of_thresholds_is_how_many_tokens_stay(space):
+    one = space.candidate(Shallow(1), 0.9, 0.5, (0.99, 1))
+    knob = token_knob(space, one)
+    thresholds = [knob.setting(x).tokens_threshold for x in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert thresholds == [59.0, 58.0, 53.0, 39.0, 0.0]  # 1, 2, 7, 21 and 60 tokens are above
+    assert knob.setting(0.5) == PruningConfig.from_dict(replace(one, tokens_threshold=53.0).settings("absolute"))
+
+
+def test_visipruners_best_settings_are_set_to_the_budget_too(space, monkeypatch, tmp_path):
+    """The best trial is too dear as it is; with fewer tokens it is within, and wins."""
+
+    class Asked:
+        shape = SHAPE
+        args = argparse.Namespace(count="all")
+
+        def ask_once(self, config):
+            exit = (config.exit_threshold, config.exit_patience)
+            share = space.candidate(Shallow(1), config.layer_threshold, config.tokens_threshold, exit).flops
+            return Answered({"b": 90.0 if config.exit_patience == 1 else 50.0}, share, {})
+
+    good = space.candidate(Shallow(1), 0.9, 30.5, (0.999, 1))
+    poor = space.candidate(Shallow(1), 0.9, 57.5, (0.999, 2))
+    budget = (good.flops + poor.flops) / 2
+    monkeypatch.setattr(choosing, "near", lambda *arguments: [good, poor])
+    chooser = choosing.Chooser(Asked(), tmp_path, 4)
+    chooser._space, chooser._candidates = space, []
+    entry = chooser.choose("visipruner", budget)
+    found = PruningConfig.from_dict(entry["config"])
+    assert good.flops > budget + choosing.SLACK >= entry["share"] > poor.flops
+    assert found.exit_patience == 1 and 30.5 < found.tokens_threshold < 60 and len(entry["tried"]) == 4
 
 
 def test_plan_is_the_median_schedule_with_the_rules_of_the_config(dry):

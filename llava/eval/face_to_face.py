@@ -28,7 +28,8 @@ Beside them run {" and ".join(CONTROLS)} (nothing pruned; no visual token at all
 
 1. Tuning. A method's one knob, how many tokens stay, is set by bisection to the most that saves the target; token
    counts decide, answers do not. Where layers are free too, at most --trials of them are asked on the tuning questions,
-   and the best accuracy wins. VisiPruner's thresholds and boundaries come from one unpruned pass, as many are tried.
+   and the best accuracy wins. VisiPruner's thresholds and boundaries come from one unpruned pass, as many are tried,
+   and the three best are set to the target by how many tokens stay.
 2. Benchmarks. Dense and what was chosen answer the benchmarks, which no choice has looked at.
 
 example:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llava.eval.calibration.candidates import LAYER_THRESHOLDS, Candidate
+from llava.eval.calibration.candidates import LAYER_THRESHOLDS, Candidate, Space
 from llava.eval.calibration.watching import Watched, watch
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.methods import VTW, DivPrune, VisiPruner
@@ -22,19 +22,23 @@ from .dry import DryRun
 from .fitted import fitted
 from .knobs import Knob, knobs
 from .matching import Absent, Counted, Matched, matched, settle
-from .thresholds import WINDOWS, all_candidates, around, near, plan_knobs, spread
+from .thresholds import WINDOWS, all_candidates, around, near, plan_knobs, spread, token_knob
 
 FIT_QUESTIONS, WATCHED_QUESTIONS = 16, 64
 SLACK = 0.005
 """By how much of dense the cost that a trial of VisiPruner measures may exceed the budget."""
-COMPOSED_STEPS = 5
+ASKED_STEPS = 5
 """Bisections of a knob whose cost is asked of the model, a run on all tuning questions each."""
+SETTLED = 3
+"""Settings of VisiPruner whose tokens are set to the budget, beyond the trials; of other methods all trials are."""
 
 METHODS = ("visipruner", "plan", "divprune-visipruner", "fastv", "pyramiddrop", "sparsevlm", "vtw", "fitprune")
 METHODS += ("topk-text", "topk-visual", "topk-influence", "visionzip", "divprune", "random", "random-before")
 
 Entry = dict[str, Any]
 """{"config", "share" (FLOPs on tuning questions), "told", "tried": [trials]}, or {"absent": why}."""
+Tried = tuple[Candidate, Entry]
+"""A setting of VisiPruner, and its trial."""
 
 
 class Chooser:
@@ -94,11 +98,15 @@ class Chooser:
         return self.asker.batches(FIT_QUESTIONS)
 
     @cached_property
-    def _candidates(self) -> list[Candidate]:
+    def _space(self) -> Space:
         path = self.folder / "influence.npz"
         if not path.is_file():
             watch(self.asker.loaded, self.asker.batches(WATCHED_QUESTIONS)).save(path)
-        return all_candidates(Watched.read(path), self.asker.shape)
+        return Space(Watched.read(path), self.asker.shape, "absolute")
+
+    @cached_property
+    def _candidates(self) -> list[Candidate]:
+        return all_candidates(self._space)
 
     def _best(self, found: Sequence[Matched] | Absent) -> Entry:
         if isinstance(found, Absent):
@@ -114,27 +122,46 @@ class Chooser:
         return _winner(tried)
 
     def _visipruner(self, budget: float) -> Entry:
-        tried: list[Entry] = []
+        def fits(row: Entry) -> bool:
+            return row["share"] <= budget + SLACK
+
+        tried: list[Tried] = []
         for attempt in range(len(WINDOWS) - 1):
             found = near(self._candidates, budget, attempt, self._floor)
             first = spread(found, self.trials // 2)
             rows = [self._try(one) for one in first]
-            within = [place for place, row in enumerate(rows) if row["share"] <= budget + SLACK]
+            within = [pair for pair in rows if fits(pair[1])]
             if within:
-                best = first[max(within, key=lambda place: _rank(rows[place]))]
+                best = max(within, key=_accurate)[0]
                 others = [one for one in found if one not in first]
                 rows += [self._try(one) for one in around(best, others, self.trials - len(first))]
             tried += rows
             if within:
-                return _winner(tried, lambda row: row["share"] <= budget + SLACK)
+                break
         if not tried:
             highest = max(LAYER_THRESHOLDS)
             return _absent(f"no layer early enough has a token whose cosine is below {highest}, so as to filter there")
-        return _absent(f"the cheapest of {len(tried)} tried still costs {100 * min(r['share'] for r in tried):.1f}%")
+        entries = [row for _, row in tried] + self._settled(tried, budget)
+        if any(map(fits, entries)):
+            return _winner(entries, fits)
+        return _absent(f"the cheapest of {len(tried)} tried still costs {100 * min(r['share'] for r in entries):.1f}%")
 
-    def _try(self, one: Candidate) -> Entry:
+    def _try(self, one: Candidate) -> Tried:
         config = PruningConfig.from_dict(one.settings("absolute"))
-        return _trial("", config, self.asker.ask_once(config))
+        return one, _trial("", config, self.asker.ask_once(config))
+
+    def _settled(self, tried: Sequence[Tried], budget: float) -> list[Entry]:
+        """Set the most accurate settings to the budget by the tokens that stay, also those that were too dear."""
+        frames: dict[Candidate, Candidate] = {}
+        for one, _ in sorted(tried, key=_accurate, reverse=True):
+            frames.setdefault(replace(one, tokens_threshold=0.0, flops=0.0), one)
+        rows = []
+        for one in list(frames.values())[:SETTLED]:
+            knob = token_knob(self._space, one)
+            found = settle(knob, budget, lambda config: self.asker.ask_once(config).share, ASKED_STEPS)
+            if found is not None:
+                rows.append(_trial("", found.config, self.asker.ask_once(found.config)))
+        return rows
 
     def _plan(self, budget: float, visipruner: Entry | None) -> Entry:
         if visipruner is None or "absent" in visipruner:
@@ -151,7 +178,7 @@ class Chooser:
             return _absent("VisiPruner reaches none of the budgets")
         config = PruningConfig.from_dict(mildest["config"])
         knob = Knob("", lambda x: replace(config, before=DivPrune(share=x)))
-        found = settle(knob, budget, lambda one: self.asker.ask_once(one).share, COMPOSED_STEPS)
+        found = settle(knob, budget, lambda one: self.asker.ask_once(one).share, ASKED_STEPS)
         if found is None:
             return _absent("its boldest setting is dearer")
         if found.config == knob.setting(1.0):
@@ -173,6 +200,10 @@ def _trial(told: str, config: PruningConfig, answered: Answered) -> Entry:
 
 def _rank(row: Entry) -> tuple[float, float]:
     return sum(row["accuracy"].values()) / len(row["accuracy"]), row["share"]
+
+
+def _accurate(tried: Tried) -> tuple[float, float]:
+    return _rank(tried[1])
 
 
 def _winner(tried: list[Entry], allowed: Callable[[Entry], bool] = lambda row: True) -> Entry:

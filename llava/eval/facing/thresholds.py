@@ -1,7 +1,8 @@
 """VisiPruner at a budget: which thresholds and boundaries to try, told from one unpruned pass over tuning questions.
 
-What its settings cost depends on what it measures, so that no bisection on token counts sets it: `calibration` predicts
-the FLOPs of thousands of settings from the influence of every layer, and those near the budget are asked for real.
+What its settings cost depends on what it measures: `calibration` predicts the FLOPs of thousands of settings from the
+influence of every layer, and those near the budget are asked for real. Of the best ones the number of tokens that stay
+is then set to the budget as every method's is, by what asking shows it to cost.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from llava.eval.asking.totals import Totals
 from llava.eval.calibration.candidates import EXITS, LAYER_THRESHOLDS, Candidate, Shallow, Space
-from llava.eval.calibration.watching import Watched
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.methods import Replay, VisiPruner
@@ -25,11 +26,21 @@ LIKE = 6
 """One in so many candidates counts as like the best."""
 
 
-def all_candidates(watched: Watched, shape: DecoderShape) -> list[Candidate]:
+def all_candidates(space: Space) -> list[Candidate]:
     """Return the settings to choose from: up to half of the layers shallow, masked as described, partly, or dense."""
-    half = shape.layers // 2
-    masked = [Shallow(count, visual) for count in range(1, half + 1) for visual in ("remove", "dense")]
-    return Space(watched, shape, "absolute").all(masked + [Shallow(count, None) for count in range(shape.layers - 2)])
+    layers = space.shape.layers
+    masked = [Shallow(count, visual) for count in range(1, layers // 2 + 1) for visual in ("remove", "dense")]
+    return space.all(masked + [Shallow(count, None) for count in range(layers - 2)])
+
+
+def token_knob(space: Space, one: Candidate) -> Knob:
+    """Return a candidate's knob: how many tokens its L2 threshold leaves a prompt, from 1 to all, in even ratios."""
+
+    def setting(x: float) -> PruningConfig:
+        threshold = space.keeping(one.shallow, one.layer_threshold, space.share(1.0) ** x)
+        return PruningConfig.from_dict(replace(one, tokens_threshold=threshold).settings("absolute"))
+
+    return Knob("", setting)
 
 
 def near(found: Iterable[Candidate], budget: float, attempt: int, floor: float = 0.0) -> list[Candidate]:
