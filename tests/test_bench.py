@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from traced_graphs import Traced
 
 from llava.eval import bench
 from llava.eval.benching import BenchError, rounds
@@ -22,7 +21,6 @@ from llava.eval.benching.shapes import SHAPES, random_model, sharpen, text_split
 from llava.eval.benching.subject import random_subject
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
-from llava.model.pruning.graphs import LayerGraphs
 
 TINY = Path("playground/checkpoints/llava-tiny")
 CPU = torch.device("cpu")
@@ -378,16 +376,6 @@ def test_names_of_configs(tmp_path):
     configs = bench.named([REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
     assert list(configs) == ["replay", "a b", "mine", "other"]
     assert len(set(configs.values())) == 1
-
-
-def test_pruned_runs_replay_what_was_recorded():
-    plain, config = subject_of(batch_size=1), PruningConfig.of(PLAN)
-    recording = dataclasses.replace(plain, graphs=LayerGraphs(record=Traced()))
-    runs = [run_once(one, config, 3) for one in (plain, recording, recording)]
-    assert runs[0].traces[0].tokens_per_layer == runs[2].traces[0].tokens_per_layer
-    graphs = recording.graphs
-    assert 0 < graphs.recorded == graphs.record.recorded == graphs.record.replayed / 2
-    assert run_once(recording, None, 1).traces == []
 
 
 def test_changed_decisions_are_reported(subject):

@@ -1,12 +1,17 @@
 """Recorded layers equal the layers: on CPU, with a stand-in for the CUDA graph; tests/test_cuda.py has the real one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import FULL, MIXED, Prompts, random_llama
 from family_models import CASES, batch_of
 from traced_graphs import Traced
 
-from llava.model.pruning import RaggedCache, prune
+from llava.eval.benching.rounds import run_once
+from llava.eval.benching.shapes import SHAPES
+from llava.eval.benching.subject import random_subject
+from llava.model.pruning import PruningConfig, RaggedCache, prune
 from llava.model.pruning.graphs import STEP, CudaRecorder, LayerGraphs
 
 PLAN = {"method": "replay", "filter_layer": 1, "keep": 3, "exit_layer": 4}
@@ -135,6 +140,16 @@ def test_half_precision_and_its_own_recordings(graphs):
             output = model(**inputs).logits[:, -1]
         with torch.no_grad(), prune(model, PLAN, prompts.visual):
             assert (output - model(**inputs).logits[:, -1]).abs().max() < (1e-5 if dtype == torch.float32 else 5e-2)
+
+
+def test_pruned_runs_of_the_bench_replay_what_was_recorded(graphs):
+    sizes = {"batch_size": 1, "images": 1, "prompt_tokens": 20, "seed": 0, "vision": False}
+    plain = random_subject(SHAPES["tiny"], 6, torch.device("cpu"), torch.float32, **sizes)
+    recording = replace(plain, graphs=graphs)
+    runs = [run_once(one, PruningConfig.of(PLAN), 3) for one in (plain, recording, recording)]
+    assert runs[0].traces[0].tokens_per_layer == runs[2].traces[0].tokens_per_layer
+    assert 0 < graphs.recorded == graphs.record.recorded == graphs.record.replayed / 2
+    assert run_once(recording, None, 1).traces == []
 
 
 def test_what_cannot_be_recorded_is_refused(llama):

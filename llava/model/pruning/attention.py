@@ -62,6 +62,20 @@ class DecodeCall:
     mask: torch.Tensor | None
 
 
+def run_layer(layer, hidden: torch.Tensor, rope: tuple, call, kwargs: dict, cache=None) -> torch.Tensor:
+    """Return what a decoder layer makes of `hidden` [B, T, D]; its attention finds `call`, `cache` gets what is new."""
+    output = layer(
+        hidden,
+        attention_mask=None,
+        position_embeddings=rope,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        pruning=call,
+        **kwargs,
+    )
+    return output[0] if isinstance(output, tuple) else output
+
+
 def pruned_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *, pruning=None, **kwargs):
     """Attend as transformers' attention interface asks: query [B, H, q, d], key and value [B, Hkv, L, d].
 

@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .attention import NAME, DecodeCall
+from .attention import NAME, DecodeCall, run_layer
 from .cache import RaggedCache
 from .config import PruningConfig
 from .families import Family
@@ -169,17 +169,7 @@ class PrunedForward:
         for layer, mask, rope in zip(self.decoder.layers, masks, ropes, strict=False):
             if want_hidden:
                 states.append(hidden)
-            call = DecodeCall(mask)
-            output = layer(
-                hidden,
-                attention_mask=None,
-                position_embeddings=rope,
-                past_key_values=cache,
-                use_cache=True,
-                pruning=call,
-                **kwargs,
-            )
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = run_layer(layer, hidden, rope, DecodeCall(mask), kwargs, cache)
         cache.advance(new)
         last = self.decoder.norm(hidden)
         collected = (*states, last) if want_hidden else None

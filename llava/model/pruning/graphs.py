@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .attention import PrefillCall, RecordedCall
+from .attention import PrefillCall, RecordedCall, run_layer
 from .packed import PackedTokens
 
 STEP, MOST = 64, 512
@@ -146,15 +146,7 @@ class _Buffers:
     def read(self, layer: torch.nn.Module, kwargs: dict[str, Any]) -> None:
         """Run the layer over the buffers; the part that is recorded."""
         call = RecordedCall()
-        output = layer(
-            self.hidden,
-            attention_mask=None,
-            position_embeddings=self.rope,
-            past_key_values=None,
-            use_cache=False,
-            pruning=call,
-            **kwargs,
-        )
+        output = run_layer(layer, self.hidden, self.rope, call, kwargs)
         if self.query is None:
             with torch.inference_mode(False):
                 made = (torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in call.states)
@@ -162,7 +154,7 @@ class _Buffers:
             self.scaling = call.scaling
         for mine, part in zip((self.query, self.key, self.value), call.states, strict=True):
             mine.copy_(part)
-        self.hidden.copy_(output[0] if isinstance(output, tuple) else output)
+        self.hidden.copy_(output)
 
 
 def _wide(like: torch.Tensor, width: int, dim: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .attention import PeekCall, Peeked, PrefillCall
+from .attention import PeekCall, Peeked, PrefillCall, run_layer
 from .cache import RaggedCache
 from .config import PruningConfig
 from .flops import DecoderShape
@@ -98,19 +98,7 @@ class Prefill:
         """Return what the layer makes of the tokens that it runs: [1, R, D]."""
         if self.graphs is not None and self.graphs.fit(tokens, call, self.kwargs):
             return self.graphs.run(layer, tokens, call, self.kwargs)
-        output = self._call(layer, tokens, call)
-        return output[0] if isinstance(output, tuple) else output
-
-    def _call(self, layer, tokens: PackedTokens, call: PrefillCall):
-        return layer(
-            tokens.hidden,
-            attention_mask=None,
-            position_embeddings=tokens.live_rope,
-            past_key_values=None,
-            use_cache=False,
-            pruning=call,
-            **self.kwargs,
-        )
+        return run_layer(layer, tokens.hidden, tokens.live_rope, call, self.kwargs)
 
     def _hidden(self, index: int, tokens: PackedTokens) -> np.ndarray | None:
         """Ask every prompt's policy which visual tokens text rows of layer `index` do not read: bool [T]."""
@@ -125,7 +113,7 @@ class Prefill:
         tokens = tokens.enter(whole=whole, peek=True)
         call = PeekCall(tokens, self.config.attention(index), self.backend)
         with suppress(Peeked):
-            self._call(self.layers[index], tokens, call)
+            run_layer(self.layers[index], tokens.hidden, tokens.live_rope, call, self.kwargs)
         return _states(tokens, call, whole)
 
     def _asked(self, index: int, tokens: PackedTokens) -> dict[int, Probe]:
