@@ -29,7 +29,7 @@ from llava.analysis import (
 )
 from llava.analysis.arrays import NamedArray
 from llava.analysis.projection import Words, captured
-from llava.analysis.watching import read
+from llava.analysis.recording import read
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from llava.eval import bench
-from llava.eval.benching import BenchError, rounds
-from llava.eval.benching.figures import costs_more, figures
-from llava.eval.benching.fire import Fire, calibrate, read
-from llava.eval.benching.memory import cpu_peak
-from llava.eval.benching.replayed import measures, replayed
-from llava.eval.benching.rounds import Run, guarded, run_once, take_turns
-from llava.eval.benching.shapes import SHAPES, random_model, sharpen, text_split
-from llava.eval.benching.subject import random_subject
+from llava.eval.timing import BenchError, rounds
+from llava.eval.timing.figures import costs_more, figures
+from llava.eval.timing.fire import Fire, calibrate, read
+from llava.eval.timing.memory import cpu_peak
+from llava.eval.timing.replayed import measures, replayed
+from llava.eval.timing.rounds import Run, guarded, run_once, take_turns
+from llava.eval.timing.shapes import SHAPES, random_model, sharpen, text_split
+from llava.eval.timing.subject import random_subject
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 
@@ -124,7 +124,7 @@ def test_dense_is_the_untouched_model(subject, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("dense opened a pruning session")
 
-    monkeypatch.setattr("llava.eval.benching.subject.prune", refuse)
+    monkeypatch.setattr("llava.eval.timing.subject.prune", refuse)
     implementations = []
     layer = subject.decoder.layers[0].self_attn
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from llava.eval.benching.fire import Fire, calibrate
-from llava.eval.benching.memory import CudaPeak, cpu_peak
-from llava.eval.benching.rounds import peak_on_cpu, run_once
-from llava.eval.benching.shapes import Shape, sharpen
-from llava.eval.benching.subject import random_subject
+from llava.eval.timing.fire import Fire, calibrate
+from llava.eval.timing.memory import CudaPeak, cpu_peak
+from llava.eval.timing.rounds import peak_on_cpu, run_once
+from llava.eval.timing.shapes import Shape, sharpen
+from llava.eval.timing.subject import random_subject
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 

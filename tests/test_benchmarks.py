@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.asking import prompts
 from llava.eval.benchmarks import BENCHMARKS, find_benchmark, find_benchmarks
-from llava.eval.scoring.answer_files import ScoreError, read_answers
+from llava.eval.metrics.answer_files import ScoreError, read_answers
+from llava.eval.runner import prompts
 from llava.tiny.benchmarks import write_benchmarks
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "prompts" / "benchmarks.json").read_text())

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from llava.eval import calibrate
-from llava.eval.asking.questions import read_questions
-from llava.eval.calibration import candidates as space
-from llava.eval.calibration.candidates import Candidate, Shallow, Space
-from llava.eval.calibration.claim import bearable, exact_interval
-from llava.eval.calibration.samples import split
-from llava.eval.calibration.scale import describe, transfer
-from llava.eval.calibration.search import PARTS, cheapest, with_shallow
-from llava.eval.calibration.trials import _read
-from llava.eval.calibration.watching import Watched, _Watch
+from llava.eval.runner.questions import read_questions
+from llava.eval.tuning import candidates as space
+from llava.eval.tuning.candidates import Candidate, Shallow, Space
+from llava.eval.tuning.held_out_agreement import bearable, exact_interval
+from llava.eval.tuning.recording import Watched, _Watch
+from llava.eval.tuning.samples import split
+from llava.eval.tuning.scale import describe, transfer
+from llava.eval.tuning.search import PARTS, cheapest, with_shallow
+from llava.eval.tuning.trials import _read
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.flops import DecoderShape
 from llava.tiny.accuracy import CHECKPOINT

@@ -9,9 +9,9 @@ from run_fixtures import RANDOM, GqaMade, metadata, write_run
 
 from llava.eval import eval_gqa
 from llava.eval.compare import compare, main
+from llava.eval.metrics.answer_files import read_jsonl
 from llava.eval.model_vqa_loader import eval_model
-from llava.eval.reporting.runs import read_run
-from llava.eval.scoring.answer_files import read_jsonl
+from llava.eval.results.runs import read_run
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
 

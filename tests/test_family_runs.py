@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.utils.logging import warning_once
 
 from llava import PruningConfig, load_pretrained_model, prune
-from llava.eval.asking.timing import ForwardTimer
+from llava.eval.runner.timing import ForwardTimer
 from llava.model.inputs import Turn, inputs_for
 from llava.model.inputs import processor as processor_inputs
 from llava.model.inputs.processor import ENCODED
@@ -104,7 +104,7 @@ def test_a_batch_is_what_the_processor_makes_of_it(family, loaded):
     inputs = pickle.loads(pickle.dumps(inputs_for(loaded[0], processor, model.config)))
     images = pictures(family)
     rows = [inputs.encode(turns) for turns, _ in CONVERSATIONS]
-    seen = [inputs.see(model, [inputs.prepare(images[name]) for name in shown]) for _, shown in CONVERSATIONS]
+    seen = [inputs.encode_images(model, [inputs.prepare(images[name]) for name in shown]) for _, shown in CONVERSATIONS]
     batch = inputs.collate(rows, seen, model)
     flat = [padded(images[name], family[0]).convert("RGB") for _, shown in CONVERSATIONS for name in shown]
     texts = [inputs.prompt(turns) for turns, _ in CONVERSATIONS]
@@ -175,7 +175,7 @@ def test_an_image_is_looked_at_once_for_all_its_questions(family, loaded, monkey
     images = [inputs.prepare(pictures(family)[name]) for name in "ab"]
 
     def answers():
-        seen = inputs.see(model, images)
+        seen = inputs.encode_images(model, images)
         return [
             inputs.new_tokens(
                 model.generate(**batch, num_beams=beams, do_sample=False, max_new_tokens=4), batch
@@ -194,7 +194,7 @@ def test_vision_is_timed_apart(loaded, family):
     inputs = inputs_for(loaded[0], processor, model.config)
     for turns, shown, there in (([Turn("x", 1)], "a", True), ([Turn("x")], "", False)):
         with torch.inference_mode(), ForwardTimer(model) as timer:
-            seen = inputs.see(model, [inputs.prepare(pictures(family)[name]) for name in shown])
+            seen = inputs.encode_images(model, [inputs.prepare(pictures(family)[name]) for name in shown])
             batch = inputs.collate([inputs.encode(turns)], [seen], model)
             model.generate(**batch, max_new_tokens=3, min_new_tokens=3)
         spent = timer.take()
@@ -236,7 +236,7 @@ def test_a_text_that_holds_a_placeholder_is_refused(family, loaded, bench, capsy
 
 
 def test_a_conversation_template_is_refused_before_the_model_loads(family, bench, capsys, monkeypatch):
-    monkeypatch.setattr("llava.eval.asking.running.load_pretrained_model", None)
+    monkeypatch.setattr("llava.eval.runner.running.load_pretrained_model", None)
     assert bench.run(conv_mode="vicuna_v1") == 1
     said = capsys.readouterr().err
     assert "'vicuna_v1' (conv_mode) was given" in said and said.count("\n") == 1

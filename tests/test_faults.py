@@ -38,7 +38,7 @@ KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
 from llava.eval import model_vqa_loader
-from llava.eval.asking import running
+from llava.eval.runner import running
 
 arguments, part, kills = sys.argv[3:], Path(sys.argv[1]), int(sys.argv[2])
 model = []

@@ -8,9 +8,9 @@ from conftest import FULL, MIXED, Prompts, random_llama
 from family_models import CASES, batch_of
 from traced_graphs import Traced
 
-from llava.eval.benching.rounds import run_once
-from llava.eval.benching.shapes import SHAPES
-from llava.eval.benching.subject import random_subject
+from llava.eval.timing.rounds import run_once
+from llava.eval.timing.shapes import SHAPES
+from llava.eval.timing.subject import random_subject
 from llava.model.pruning import PruningConfig, RaggedCache, prune
 from llava.model.pruning.graphs import STEP, CudaRecorder, LayerGraphs
 

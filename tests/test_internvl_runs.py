@@ -41,7 +41,7 @@ def test_a_chat_asks_in_internvls_own_words(shared):
     inputs = inputs_for(loaded[0], loaded[2], loaded[1].config)
     image = Image.open(shared[1] / "c.png").convert("RGB")
     picture = inputs.prepare(image)
-    seen = inputs.see(loaded[1], [picture])
+    seen = inputs.encode_images(loaded[1], [picture])
     batch = inputs.collate([inputs.encode([Turn("What is it?", 1)])], [seen], loaded[1])
     prompt = (
         f"<|im_start|>system\n{SYSTEM_MESSAGE}<|im_end|>\n<|im_start|>user\n<IMG_CONTEXT>\nWhat is it?<|im_end|>\n"

@@ -10,11 +10,11 @@ from loader_fixtures import CONFIG, Bench, questions, write_images, write_model
 from PIL import Image
 
 from llava import PruningConfig, load_pretrained_model, prune
-from llava.eval.lmms import windows
-from llava.eval.lmms.arguments import decoding_of
-from llava.eval.lmms.asking import Asker, Request, RequestError
-from llava.eval.lmms.messages import Conversation, of_text
-from llava.eval.lmms.steering import UntilCriteria, cut
+from llava.eval.lmms_eval import windows
+from llava.eval.lmms_eval.arguments import decoding_of
+from llava.eval.lmms_eval.asking import Asker, Request, RequestError
+from llava.eval.lmms_eval.messages import Conversation, of_text
+from llava.eval.lmms_eval.steering import UntilCriteria, cut
 from llava.model.inputs import Turn, inputs_for
 
 PRUNED = PruningConfig.from_dict(CONFIG | {"layer_threshold": 0.99, "tokens_threshold": 0.3})
@@ -62,7 +62,7 @@ def asked_likelihoods(images):
 def prompt_of(model, inputs, request):
     """The request's row and what the model makes of its images."""
     conversation = request.read()
-    seen = inputs.see(model, [inputs.prepare(image) for image in conversation.images])
+    seen = inputs.encode_images(model, [inputs.prepare(image) for image in conversation.images])
     return inputs.encode(conversation.turns), seen
 
 
@@ -215,7 +215,7 @@ def test_what_requests_about_an_image_share_is_read_once_and_changes_nothing(loa
     model, inputs = loaded
     requests = asked(images) if ask == "generate" else asked_likelihoods(images)
     looked, see = [], inputs.see
-    monkeypatch.setattr(inputs, "see", lambda model, pictures: looked.extend(pictures) or see(model, pictures))
+    monkeypatch.setattr(inputs, "encode_images", lambda model, pictures: looked.extend(pictures) or see(model, pictures))
     sharing = Asker(model, inputs, config, batch_size=2)
     found = getattr(sharing, ask)(requests)
     shown = {row["image"] for i, row in enumerate(questions()) if i % 3 != 1 and i < (10 if ask == "generate" else 3)}

@@ -60,11 +60,11 @@ def models():
     with pytest.MonkeyPatch.context() as patch:
         for name, module in stand_ins.items():
             patch.setitem(sys.modules, name, module)
-        loaded = importlib.import_module("llava.eval.lmms.models")
-        loaded.manifest = importlib.import_module("llava.eval.lmms.manifest").manifest
+        loaded = importlib.import_module("llava.eval.lmms_eval.models")
+        loaded.manifest = importlib.import_module("llava.eval.lmms_eval.manifest").manifest
         yield loaded
     for name in ("models", "manifest"):
-        del sys.modules[f"llava.eval.lmms.{name}"]
+        del sys.modules[f"llava.eval.lmms_eval.{name}"]
 
 
 @pytest.fixture(scope="module", params=["none", PRUNING], ids=["dense", "pruned"])

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from llava import PruningConfig
-from llava.eval.lmms import requests as reading
-from llava.eval.lmms.arguments import DEFAULT_NEW_TOKENS, batch_size_of, decoding_of, pruning_of
-from llava.eval.lmms.asking import Likelihood, RequestError
-from llava.eval.lmms.messages import of_messages, of_text
+from llava.eval.lmms_eval import requests as reading
+from llava.eval.lmms_eval.arguments import DEFAULT_NEW_TOKENS, batch_size_of, decoding_of, pruning_of
+from llava.eval.lmms_eval.asking import Likelihood, RequestError
+from llava.eval.lmms_eval.messages import of_messages, of_text
 from llava.model.inputs import Turn
 
 SETTINGS = {"mode": ["shallow", "middle"], "shallow_mid_layer": 2, "layer_threshold": 0.995, "tokens_threshold": 0.2}

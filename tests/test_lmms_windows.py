@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from llava.eval.lmms import windows
-from llava.eval.lmms.windows import Prompt
-from llava.model.inputs import Picture
+from llava.eval.lmms_eval import windows
+from llava.eval.lmms_eval.windows import Prompt
+from llava.model.inputs import ProcessedImage
 
 
 def prompt(length, *shades, ids=()):
-    pictures = [Picture({"pixels": np.full((2, 2), shade, np.float32)}, list(ids)) for shade in shades]
+    pictures = [ProcessedImage({"pixels": np.full((2, 2), shade, np.float32)}, list(ids)) for shade in shades]
     return Prompt("", [0] * length, pictures)
 
 
@@ -46,11 +46,11 @@ def test_requests_about_an_image_follow_each_other_and_show_one_picture():
 @pytest.mark.parametrize(
     "other",
     [
-        Picture({"pixels": np.ones((4, 1), np.float32)}, []),
-        Picture({"pixels": np.ones((2, 2), np.int32).view(np.float32)}, []),
-        Picture({"pixels": np.ones((2, 2), np.float32)}, [7]),
-        Picture({"pixel": np.ones((2, 2), np.float32)}, []),
-        Picture({"pixels": np.ones((2, 2), np.float32), "sizes": np.ones(1)}, []),
+        ProcessedImage({"pixels": np.ones((4, 1), np.float32)}, []),
+        ProcessedImage({"pixels": np.ones((2, 2), np.int32).view(np.float32)}, []),
+        ProcessedImage({"pixels": np.ones((2, 2), np.float32)}, [7]),
+        ProcessedImage({"pixel": np.ones((2, 2), np.float32)}, []),
+        ProcessedImage({"pixels": np.ones((2, 2), np.float32), "sizes": np.ones(1)}, []),
     ],
 )
 def test_pictures_that_differ_in_anything_are_two(other):

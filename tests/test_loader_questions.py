@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loader_fixtures import CONFIG, Bench, questions, write_images, write_jsonl, write_model
 
-import llava.eval.asking.running
-from llava.eval.asking.questions import QuestionError, get_chunk, read_questions, require_images, split_list
+import llava.eval.runner.running
+from llava.eval.runner.questions import QuestionError, get_chunk, read_questions, require_images, split_list
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def bench(tmp_path, shared, monkeypatch):
     def load(*arguments, **options):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(llava.eval.asking.running, "load_pretrained_model", load)
+    monkeypatch.setattr(llava.eval.runner.running, "load_pretrained_model", load)
     return Bench(tmp_path, *shared)
 
 

@@ -10,8 +10,8 @@ import time
 import pytest
 from loader_fixtures import CONFIG, Bench, comparable, questions, write_images, write_jsonl, write_model
 
-import llava.eval.asking.running
-from llava.eval.asking.answers import AnswersError, AnswersFile
+import llava.eval.runner.running
+from llava.eval.runner.answers import AnswersError, AnswersFile
 
 PRUNED = json.dumps(CONFIG)
 
@@ -46,7 +46,7 @@ def forbid_loading(monkeypatch):
     def load(*arguments, **options):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(llava.eval.asking.running, "load_pretrained_model", load)
+    monkeypatch.setattr(llava.eval.runner.running, "load_pretrained_model", load)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.03, 0.31, 0.5, 0.77, 0.999])
@@ -169,7 +169,7 @@ def test_a_failed_start_leaves_no_answers_behind(bench, finished, monkeypatch):
     def load(*arguments, **options):
         raise ValueError("no weights")
 
-    monkeypatch.setattr(llava.eval.asking.running, "load_pretrained_model", load)
+    monkeypatch.setattr(llava.eval.runner.running, "load_pretrained_model", load)
     assert bench.run(pruning_config=PRUNED) == 1
     assert not bench.answers.exists()
     interrupt(bench, finished, len(finished[0]))
@@ -196,7 +196,7 @@ def test_killed_for_real_while_answering(bench):
             [
                 sys.executable,
                 "-c",
-                f"from llava.eval.asking.answers import *\nAnswersFile({str(bench.answers)!r}).__enter__()",
+                f"from llava.eval.runner.answers import *\nAnswersFile({str(bench.answers)!r}).__enter__()",
             ],
             capture_output=True,
             text=True,

@@ -23,8 +23,8 @@ from PIL import Image
 from transformers.utils.logging import warning_once
 
 from llava import PruningConfig, load_pretrained_model, prune
-from llava.eval.asking.answering import Answerer
 from llava.eval.model_vqa_loader import eval_model
+from llava.eval.runner.answering import Answerer
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.inputs import ConventionInputs
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -166,7 +166,7 @@ def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
     seen = []
     encode = LlavaLlamaForCausalLM.encode_images
     monkeypatch.setattr(LlavaLlamaForCausalLM, "encode_images", lambda self, x: seen.append(len(x)) or encode(self, x))
-    monkeypatch.setattr("llava.eval.asking.batches.UNITS", 1)  # all five batches are one unit
+    monkeypatch.setattr("llava.eval.runner.batches.UNITS", 1)  # all five batches are one unit
     held, answer = [], Answerer.answer
 
     def watched(self, batch):

@@ -8,7 +8,7 @@ import torch
 from llava_fixtures import make_model, prompts
 
 from llava import PruningConfig, prune
-from llava.eval.asking.timing import ForwardTimer, Milliseconds
+from llava.eval.runner.timing import ForwardTimer, Milliseconds
 
 CONFIG = PruningConfig.from_dict({"mode": ["deep"], "mid_deep_layer": 2})
 

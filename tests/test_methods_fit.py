@@ -110,7 +110,7 @@ def test_the_commands_mistakes_are_one_line(command, changes, message, capsys):
 
 
 def test_questions_are_spread_over_the_file(tmp_path):
-    from llava.eval.asking.questions import Question
+    from llava.eval.runner.questions import Question
 
     asked = [Question(i, str(i), i, "?", *(["a.png", tmp_path] if i % 2 else [])) for i in range(20)]
     assert [question.index for question in choose(asked, 3)] == [1, 7, 13]

@@ -14,10 +14,10 @@ from prepare_fixtures import (
     write_zip,
 )
 
-from llava.eval.asking.questions import read_questions
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.prepare import Layout, PrepareError, check, prepare
 from llava.eval.prepare.__main__ import main
+from llava.eval.runner.questions import read_questions
 
 GQA_FILE = "llava_gqa_testdev_balanced.jsonl"
 

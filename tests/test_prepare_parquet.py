@@ -7,10 +7,10 @@ import pytest
 from prepare_fixtures import LETTER, SHORT, jsonl, picture, read_jsonl
 from pyarrow import parquet
 
-from llava.eval.asking.questions import read_questions
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.prepare import PrepareError, prepare
 from llava.eval.prepare.parquet import BATCH, choose, rows
+from llava.eval.runner.questions import read_questions
 
 RED, BLUE = picture("red"), picture("blue", "PNG")
 IMAGE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])

@@ -8,8 +8,8 @@ from llava_fixtures import write_json
 from loader_fixtures import write_jsonl
 
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.reporting.question_scores import SCORERS, find_annotations
-from llava.eval.scoring.answer_files import ScoreError, read_answers
+from llava.eval.metrics.answer_files import ScoreError, read_answers
+from llava.eval.results.question_scores import SCORERS, find_annotations
 
 LETTERS = "ABC"
 

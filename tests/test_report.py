@@ -12,10 +12,10 @@ from PIL import Image
 from run_fixtures import LAYERS, RANDOM, TEXT, VISUAL, GqaMade, metadata, write_run
 
 from llava.eval.report import _drawn, main, make_report
-from llava.eval.reporting.formats import beside_dense, bytes_text, config_text, count_text
-from llava.eval.reporting.plots import pareto_front
-from llava.eval.reporting.report_rows import label_runs, make_row
-from llava.eval.reporting.runs import find_runs, read_run
+from llava.eval.results.formats import beside_dense, bytes_text, config_text, count_text
+from llava.eval.results.plots import pareto_front
+from llava.eval.results.report_rows import label_runs, make_row
+from llava.eval.results.runs import find_runs, read_run
 from llava.model.pruning import PruningConfig
 
 WRONG = {1, 2, 7, 30}

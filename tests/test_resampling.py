@@ -8,10 +8,10 @@ import pytest
 from run_fixtures import write_run
 
 from llava.eval import eval_gqa, eval_mme, eval_textvqa
-from llava.eval.reporting.question_scores import SCORERS, find_annotations
-from llava.eval.reporting.resampling import Terms, clusters, paired_bootstrap, quoted, share_interval, sign_test
-from llava.eval.reporting.runs import read_run
-from llava.eval.scoring.answer_files import read_jsonl
+from llava.eval.metrics.answer_files import read_jsonl
+from llava.eval.results.question_scores import SCORERS, find_annotations
+from llava.eval.results.resampling import Terms, clusters, paired_bootstrap, quoted, share_interval, sign_test
+from llava.eval.results.runs import read_run
 from llava.tiny.benchmarks import write_benchmarks
 
 QUESTIONS = {

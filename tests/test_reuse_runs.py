@@ -11,8 +11,8 @@ from PIL import Image
 
 from llava import PruningConfig, load_pretrained_model
 from llava.eval import bench as bench_command
-from llava.eval.asking.batches import LARGEST_UNIT, BatchDataset, by_image, group, shares_images
-from llava.eval.asking.questions import Question
+from llava.eval.runner.batches import LARGEST_UNIT, BatchDataset, by_image, group, shares_images
+from llava.eval.runner.questions import Question
 from llava.serve.chat import Chat, Sampling
 
 PRUNED = json.dumps(CONFIG)

@@ -12,12 +12,12 @@ import pytest
 from loader_fixtures import read_jsonl
 
 from llava.eval import run
-from llava.eval.asking import parts, running
-from llava.eval.asking.batches import UNITS, group, share
-from llava.eval.asking.questions import Question
-from llava.eval.asking.ranks import RankError, Ranks
 from llava.eval.benchmarks import find_benchmark
-from llava.eval.scoring.answer_files import ScoreError
+from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.runner import parts, running
+from llava.eval.runner.batches import UNITS, group, share
+from llava.eval.runner.questions import Question
+from llava.eval.runner.ranks import RankError, Ranks
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
 
@@ -117,7 +117,7 @@ def test_two_processes_give_the_same_bytes(data, alone, tmp_path):
 BREAKING = """
 import sys
 from llava.eval import run
-from llava.eval.asking import running
+from llava.eval.runner import running
 keep = running.Run._keep
 def broken(self, batch, *more):
     if self.ranks.index == 1 and self.session["questions"] >= 8:

@@ -13,7 +13,7 @@ KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
 from llava.eval import run
-from llava.eval.asking import running
+from llava.eval.runner import running
 
 out, kills, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 folder = out / "killed" / "gqa_mini"

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch.distributed as dist
 
-from llava.eval.asking import ranks as ranks_module
-from llava.eval.asking.ranks import RankError, Ranks
+from llava.eval.runner import ranks as ranks_module
+from llava.eval.runner.ranks import RankError, Ranks
 
 
 @pytest.fixture

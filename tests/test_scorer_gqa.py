@@ -6,7 +6,7 @@ import pytest
 
 from llava.eval import eval_gqa
 from llava.eval.eval_gqa import normalize_prediction, score
-from llava.eval.scoring.answer_files import ScoreError
+from llava.eval.metrics.answer_files import ScoreError
 
 
 def question(answer, structural="query", semantic="attr", detailed="color", **more):

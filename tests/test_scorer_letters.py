@@ -6,9 +6,9 @@ import pytest
 from answer_fixtures import last_json, write_answers
 
 from llava.eval import eval_mmbench, eval_mmstar
-from llava.eval.scoring.answer_files import ScoreError
-from llava.eval.scoring.option_letter import infer_option, says_option
-from llava.eval.scoring.option_tables import choices_of, is_nothing, read_table
+from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.metrics.option_letter import infer_option, says_option
+from llava.eval.metrics.option_tables import choices_of, is_nothing, read_table
 
 CHOICES = {"A": "a red car", "B": "Blue Bus", "C": "green tram"}
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llava.eval import merge as merge_module
 from llava.eval.merge import merge
-from llava.eval.scoring.answer_files import ScoreError, match
+from llava.eval.metrics.answer_files import ScoreError, match
 
 
 def write_jsonl(path, rows):

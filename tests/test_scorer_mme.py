@@ -6,7 +6,7 @@ import pytest
 
 from llava.eval import eval_mme
 from llava.eval.eval_mme import TASKS, parse_yes_no, read_references, render, score
-from llava.eval.scoring.answer_files import ScoreError
+from llava.eval.metrics.answer_files import ScoreError
 
 SHORT = "\nAnswer the question using a single word or phrase."
 ASK = " Please answer yes or no."

@@ -6,9 +6,9 @@ import pytest
 from answer_fixtures import last_json, write_answers, write_jsonl
 
 from llava.eval import eval_pope
-from llava.eval.asking.prompts import SHORT
 from llava.eval.eval_pope import METRICS, SPLITS, metrics, parse_yes_no, score
-from llava.eval.scoring.answer_files import ScoreError
+from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.runner.prompts import SHORT
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from answer_fixtures import last_json, write_answers
 
 from llava.eval import eval_science_qa
 from llava.eval.eval_science_qa import parse_letter, score
-from llava.eval.scoring.answer_files import ScoreError
+from llava.eval.metrics.answer_files import ScoreError
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 
 from llava.eval import eval_textvqa
 from llava.eval.eval_textvqa import question_of_prompt, score, soft_accuracy
-from llava.eval.scoring.answer_files import ScoreError
-from llava.eval.scoring.text_normalize import normalize_answer
+from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.metrics.text_normalize import normalize_answer
 
 SHORT = "\nAnswer the question using a single word or phrase."
 

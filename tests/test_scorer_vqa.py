@@ -15,8 +15,8 @@ from llava.eval import (
 )
 from llava.eval.eval_textvqa import soft_accuracy
 from llava.eval.eval_vqav2 import vqa_accuracy
-from llava.eval.scoring.answer_files import ScoreError
-from llava.eval.scoring.text_normalize import normalize_vqa
+from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.metrics.text_normalize import normalize_vqa
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from llava.eval import suite
-from llava.eval.asking.paired import _figures
+from llava.eval.runner.paired import _figures
 from llava.model.pruning import PruningConfig
 from llava.tiny import tune
 from llava.tiny.accuracy import CHECKPOINT

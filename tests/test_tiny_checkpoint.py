@@ -128,7 +128,7 @@ def test_the_third_answer_of_a_conversation_is_as_good_as_the_first(loaded, dens
         ]
         wanted = [q.answer for q in questions[2::3]]
         with torch.inference_mode():
-            seen = inputs.see(model, [inputs.prepare(Image.fromarray(pixels))])
+            seen = inputs.encode_images(model, [inputs.prepare(Image.fromarray(pixels))])
             rows = [inputs.encode(conversation) for conversation in conversations]
             batch = inputs.collate(rows, [seen] * len(rows), model)
             output = model.generate(**batch, do_sample=False, max_new_tokens=LONGEST_ANSWER)

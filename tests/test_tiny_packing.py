@@ -16,12 +16,12 @@ from llava.model.pruning import PruningConfig, prune
 from llava.tiny.pieces import PieceTokenizer
 from llava.tiny.questions import SHORT_ANSWER, YES_NO_KINDS, YES_OR_NO
 from llava.tiny.scenes import render
-from llava.tiny.training.conversations import STYLES, Turn, captions, converse, draw_questions
-from llava.tiny.training.decoder import DENSE, Plan
-from llava.tiny.training.modules import TinyLlava
-from llava.tiny.training.packing import EOS, IGNORED, conversation_ids, pack, prefix_ids
-from llava.tiny.training.states import export_states
 from llava.tiny.worlds import SIGN_WORDS, TRAINING, UNSEEN_PAIRS, is_evaluation_sign
+from llava.train.tiny.conversations import STYLES, Turn, captions, converse, draw_questions
+from llava.train.tiny.decoder import DENSE, Plan
+from llava.train.tiny.modules import TinyLlava
+from llava.train.tiny.packing import EOS, IGNORED, conversation_ids, pack, prefix_ids
+from llava.train.tiny.states import export_states
 
 LAYERS = SMALL.layers
 

@@ -9,9 +9,9 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_tokenizer
 from llava.model.language_model.configuration_llava import LlavaConfig
 from llava.tiny.pieces import PieceTokenizer, train_pieces
-from llava.tiny.training.card import EXAMPLES
-from llava.tiny.training.packing import encode
 from llava.tiny.worlds import DIGITS, HELDOUT_NUMBERS, LETTERS, SIGN_WORDS
+from llava.train.tiny.card import EXAMPLES
+from llava.train.tiny.packing import encode
 
 TYPED = (
     "What is written on the sign?",

@@ -9,12 +9,13 @@ from training_fixtures import SMALL, settings
 
 from llava.tiny.questions import ask
 from llava.tiny.scenes import Scene, SceneObject, render
-from llava.tiny.training.batches import Batches
-from llava.tiny.training.decoder import DENSE, Plan
-from llava.tiny.training.labels import dense_labels, owners
-from llava.tiny.training.losses import training_loss
-from llava.tiny.training.packing import IGNORED, characters, encode, vocabulary_size
-from llava.tiny.training.pointing import (
+from llava.tiny.worlds import TRAINING
+from llava.train.tiny.batches import Batches
+from llava.train.tiny.decoder import DENSE, Plan
+from llava.train.tiny.labels import dense_labels, owners
+from llava.train.tiny.losses import training_loss
+from llava.train.tiny.packing import IGNORED, characters, encode, vocabulary_size
+from llava.train.tiny.pointing import (
     HEADS,
     THINGS,
     Pointers,
@@ -24,9 +25,8 @@ from llava.tiny.training.pointing import (
     pointing_loss,
     verdict_loss,
 )
-from llava.tiny.training.run import Trainer
-from llava.tiny.training.stages import STAGES
-from llava.tiny.worlds import TRAINING
+from llava.train.tiny.run import Trainer
+from llava.train.tiny.stages import STAGES
 
 
 @pytest.fixture

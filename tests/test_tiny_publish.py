@@ -9,12 +9,12 @@ from training_fixtures import SMALL, settings, trained
 
 from llava import load_pretrained_model
 from llava.tiny import train
-from llava.tiny.training import evaluation
-from llava.tiny.training.packing import EOS, encode
-from llava.tiny.training.plan import write_plan
-from llava.tiny.training.publish import publish
-from llava.tiny.training.report import measure, plans
 from llava.tiny.worlds import EVALUATION
+from llava.train.tiny import evaluation
+from llava.train.tiny.packing import EOS, encode
+from llava.train.tiny.plan import write_plan
+from llava.train.tiny.publish import publish
+from llava.train.tiny.report import measure, plans
 
 
 @pytest.fixture(scope="module")

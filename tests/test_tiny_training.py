@@ -8,17 +8,17 @@ import torch
 from training_fixtures import SMALL, same_weights, settings, trained
 
 from llava.tiny import train
-from llava.tiny.training import budget, run
-from llava.tiny.training.batches import Batch, Batches, fitting_workers, load
-from llava.tiny.training.budget import seconds_per_step, steps_within
-from llava.tiny.training.curve import write_curve
-from llava.tiny.training.decoder import DENSE
-from llava.tiny.training.labels import LABELS, UNKNOWN
-from llava.tiny.training.losses import label_loss, training_loss
-from llava.tiny.training.muon import Muon, orthogonalize
-from llava.tiny.training.plan import EVALUATIONS, default_settings, read_plan, write_plan
-from llava.tiny.training.run import Trainer, read_state, write_state
-from llava.tiny.training.stages import STAGES, choose_tokens, draw_plan
+from llava.train.tiny import budget, run
+from llava.train.tiny.batches import Batch, Batches, fitting_workers, load
+from llava.train.tiny.budget import seconds_per_step, steps_within
+from llava.train.tiny.curve import write_curve
+from llava.train.tiny.decoder import DENSE
+from llava.train.tiny.labels import LABELS, UNKNOWN
+from llava.train.tiny.losses import label_loss, training_loss
+from llava.train.tiny.muon import Muon, orthogonalize
+from llava.train.tiny.plan import EVALUATIONS, default_settings, read_plan, write_plan
+from llava.train.tiny.run import Trainer, read_state, write_state
+from llava.train.tiny.stages import STAGES, choose_tokens, draw_plan
 
 
 @pytest.fixture(scope="module")

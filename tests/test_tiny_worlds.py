@@ -8,7 +8,6 @@ import pytest
 from llava.tiny.questions import KINDS, Question, ask, names_unseen_pair
 from llava.tiny.scenes import IMAGE_SIZE, render
 from llava.tiny.seeds import TEST
-from llava.tiny.training.labels import CHARACTERS, GRID, LABELS, PATCH, SIZES, UNKNOWN, dense_labels, owners
 from llava.tiny.worlds import (
     COLORS,
     EVALUATION,
@@ -22,6 +21,7 @@ from llava.tiny.worlds import (
     UNSEEN_PAIRS,
     is_evaluation_sign,
 )
+from llava.train.tiny.labels import CHARACTERS, GRID, LABELS, PATCH, SIZES, UNKNOWN, dense_labels, owners
 
 
 def scenes(world, count=80):

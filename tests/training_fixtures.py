@@ -1,12 +1,12 @@
-"""A tiny trainer that the tests of llava.tiny.training share: two layers of tower, six of decoder, seconds a run."""
+"""A tiny trainer that the tests of llava.train.tiny share: two layers of tower, six of decoder, seconds a run."""
 
 import torch
 
 from llava.tiny.export import Architecture
-from llava.tiny.training.packing import vocabulary_size
-from llava.tiny.training.plan import Settings
-from llava.tiny.training.run import Trainer
-from llava.tiny.training.stages import STAGES
+from llava.train.tiny.packing import vocabulary_size
+from llava.train.tiny.plan import Settings
+from llava.train.tiny.run import Trainer
+from llava.train.tiny.stages import STAGES
 
 SMALL = Architecture(
     vocab_size=vocabulary_size(),

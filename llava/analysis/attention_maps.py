@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from .arrays import NamedArray
+from .recording import watch
 from .rows import AttentionRows, check_rows
-from .watching import watch
 
 
 def attention_map(

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.conversation import conv_templates
-from llava.eval.asking.jobs import check_files
 from llava.eval.benchmarks import BENCHMARKS, find_benchmark
 from llava.eval.model_vqa_loader import Parser, number
+from llava.eval.runner.jobs import check_files
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoint import find_source
 from llava.model.layouts import read_layout

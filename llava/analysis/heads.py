@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .projection import Unembedding, Words, captured
-from .watching import read
+from .recording import read
 
 
 def value_output(

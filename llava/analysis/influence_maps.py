@@ -22,8 +22,8 @@ from llava.model.pruning.trace import PruningTrace
 
 from .arrays import NamedArray
 from .drawing import draw_over, outline, tidy
+from .recording import Watched, watch
 from .views import View
-from .watching import Watched, watch
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,7 +89,7 @@ class Subject:
         pictures = [] if image is None else [_open(image)]
         row = self.inputs.encode([Turn(question, len(pictures))])
         with torch.no_grad():
-            seen = self.inputs.see(self.model, [self.inputs.prepare(picture) for picture in pictures])
+            seen = self.inputs.encode_images(self.model, [self.inputs.prepare(picture) for picture in pictures])
         length, limit = self.inputs.length(row, seen), self.inputs.limit
         if limit is not None and length > limit:
             raise ValueError(f"the prompt has {length} tokens, the model takes {limit}: shorten the question")

@@ -18,8 +18,8 @@ from llava.model.pruning.methods import Replay
 
 from .arrays import NamedArray
 from .drawing import tidy
+from .recording import Several, watch
 from .rows import Attention, AttentionRows, ValueNorms, check_rows
-from .watching import Several, watch
 
 WHERE = ("first token", "other text", "removed", "other visual")
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from llava.model.inputs import Inputs, Seen
+from llava.model.inputs import ImageFeatures, Inputs
 from llava.model.inputs.llava_hf import LlavaHFInputs
 
 Box = tuple[float, float, float, float]
@@ -76,7 +76,9 @@ class View:
         return found
 
 
-def view_of(model: torch.nn.Module, inputs: Inputs, pictures: Sequence[Image.Image], seen: Sequence[Seen]) -> View:
+def view_of(
+    model: torch.nn.Module, inputs: Inputs, pictures: Sequence[Image.Image], seen: Sequence[ImageFeatures]
+) -> View:
     """Lay the visual tokens of a prompt over its pictures, prepared and seen by `inputs`, in the prompt's order.
 
     Raises:
@@ -101,7 +103,7 @@ def view_of(model: torch.nn.Module, inputs: Inputs, pictures: Sequence[Image.Ima
 Laid = list[tuple[np.ndarray, Box, bool]]
 
 
-def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
+def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
     """One grid over a square: the padded picture, or what a centre crop leaves of it."""
     rows, columns = seen.grid or _side(seen.visual)
     padded = isinstance(inputs, LlavaHFInputs) or getattr(model.config, "image_aspect_ratio", None) == "pad"
@@ -110,14 +112,14 @@ def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> La
     return [(_grid(rows, columns), (0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y), False)]
 
 
-def _one_grid(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
+def _one_grid(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
     """Qwen2-VL: the picture, stretched to whole patches, `spatial_merge_size`² of them a token."""
     _, height, width = seen.content.picture.arrays["image_grid_thw"][0].tolist()
     merge = model.config.vision_config.spatial_merge_size
     return [(_grid(height // merge, width // merge), WHOLE, False)]
 
 
-def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
+def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
     """InternVL: the picture stretched to c × r tiles, row by row, and a thumbnail after them.
 
     Which c and r is told by the number of tiles: those nearest to the picture's shape.
@@ -142,7 +144,7 @@ def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Lai
     return [*laid, (_grid(side, side, tiles * side**2), WHOLE, True)] if thumbnail else laid
 
 
-def _anyres(model: Any, inputs: Inputs, size: tuple[int, int], seen: Seen) -> Laid:
+def _anyres(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
     """LLaVA-NeXT and OneVision: a thumbnail, then the tiles as one grid without the parts that only show padding."""
     config, (width, height) = model.config, size
     length, patch = config.vision_config.image_size, config.vision_config.patch_size

@@ -25,23 +25,23 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from llava.eval.asking.answering import dense_trace
-from llava.eval.benching import BenchError
-from llava.eval.benching.described import heading, machine, settings
-from llava.eval.benching.figures import costs_more, figures
-from llava.eval.benching.fire import Fire, calibrate, check, fires
-from llava.eval.benching.questions import QUESTION_TOKENS, bench_questions, print_questions, questions_heading
-from llava.eval.benching.replayed import measures, replayed
-from llava.eval.benching.rounds import Run, guarded, peak_on_cpu, run_once, take_turns
-from llava.eval.benching.shapes import SHAPES, sharpen
-from llava.eval.benching.subject import Subject, loaded_subject, random_subject
-from llava.eval.benching.tables import print_result
+from llava.eval.runner.answering import dense_trace
+from llava.eval.timing import BenchError
+from llava.eval.timing.described import heading, machine, settings
+from llava.eval.timing.figures import costs_more, figures
+from llava.eval.timing.fire import Fire, calibrate, check, fires
+from llava.eval.timing.questions import QUESTION_TOKENS, bench_questions, print_questions, questions_heading
+from llava.eval.timing.replayed import measures, replayed
+from llava.eval.timing.rounds import Run, guarded, peak_on_cpu, run_once, take_turns
+from llava.eval.timing.shapes import SHAPES, sharpen
+from llava.eval.timing.subject import Subject, loaded_subject, random_subject
+from llava.eval.timing.tables import print_result
 from llava.model.checkpoint import find_source
 from llava.model.layouts import read_layout
 from llava.model.preflight import resolve
 from llava.model.pruning import PruningConfig, PruningTrace
 from llava.model.pruning.graphs import LayerGraphs
-from llava.model.pruning.reuse import CACHE_BYTES
+from llava.model.pruning.prefix_cache import CACHE_BYTES
 from llava.utils import pick_device, pick_dtype
 
 DENSE = "dense"

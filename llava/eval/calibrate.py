@@ -14,24 +14,24 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.conversation import conv_templates
-from llava.eval.asking.answering import Generation
-from llava.eval.asking.batches import Batch, BatchDataset, group
-from llava.eval.asking.jobs import Job, Result, do, make_job
-from llava.eval.asking.questions import read_questions, require_images
-from llava.eval.asking.ranks import Ranks
-from llava.eval.asking.runfile import fingerprint
-from llava.eval.asking.running import Loaded, Loader
 from llava.eval.benchmarks import Benchmark
-from llava.eval.calibration import report
-from llava.eval.calibration.candidates import Space
-from llava.eval.calibration.claim import bearable, claim, texts_of
-from llava.eval.calibration.samples import split, write_questions
-from llava.eval.calibration.scale import describe, transfer
-from llava.eval.calibration.search import cheapest, with_shallow
-from llava.eval.calibration.trials import Trials
-from llava.eval.calibration.watching import Watched, watch
 from llava.eval.model_vqa_loader import Parser, number
+from llava.eval.runner.answering import Generation
+from llava.eval.runner.batches import Batch, BatchDataset, group
+from llava.eval.runner.jobs import Job, Result, do, make_job
+from llava.eval.runner.questions import read_questions, require_images
+from llava.eval.runner.ranks import Ranks
+from llava.eval.runner.runfile import fingerprint
+from llava.eval.runner.running import Loaded, Loader
 from llava.eval.suite import parse_config
+from llava.eval.tuning import report
+from llava.eval.tuning.candidates import Space
+from llava.eval.tuning.held_out_agreement import bearable, claim, texts_of
+from llava.eval.tuning.recording import Watched, watch
+from llava.eval.tuning.samples import split, write_questions
+from llava.eval.tuning.scale import describe, transfer
+from llava.eval.tuning.search import cheapest, with_shallow
+from llava.eval.tuning.trials import Trials
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.asking.totals import STAGES, Totals
-from llava.eval.reporting.compare_tables import print_comparison
-from llava.eval.reporting.question_scores import SCORERS, QuestionScores, find_annotations
-from llava.eval.reporting.resampling import clusters, paired_bootstrap, quoted, share_interval, sign_test
-from llava.eval.reporting.runs import EvalRun, Key, RunError, read_run
-from llava.eval.scoring.answer_files import ScoreError
+from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.results.compare_tables import print_comparison
+from llava.eval.results.question_scores import SCORERS, QuestionScores, find_annotations
+from llava.eval.results.resampling import clusters, paired_bootstrap, quoted, share_interval, sign_test
+from llava.eval.results.runs import EvalRun, Key, RunError, read_run
+from llava.eval.runner.totals import STAGES, Totals
 
 EPILOG = """
 A RUN is X.jsonl of llava.eval.model_vqa_loader (X.run.json must lie beside it), X.run.json, or a folder with one run,

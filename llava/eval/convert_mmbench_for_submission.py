@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id
-from llava.eval.scoring.command import run_cli
-from llava.eval.scoring.option_tables import is_nothing, read_table
+from llava.eval.metrics.answer_files import ScoreError, answers_by_id
+from llava.eval.metrics.command import run_cli
+from llava.eval.metrics.option_tables import is_nothing, read_table
 from llava.files import replacing
 
 _LEFT_OUT = frozenset({"hint", "category", "source", "image", "comment", "l2-category"})

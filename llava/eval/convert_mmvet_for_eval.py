@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.scoring.answer_files import answers_by_id, field, read_answers, read_jsonl, write_json
-from llava.eval.scoring.command import run_cli
+from llava.eval.metrics.answer_files import answers_by_id, field, read_answers, read_jsonl, write_json
+from llava.eval.metrics.command import run_cli
 
 
 def convert(

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.eval_vizwiz import read_images
-from llava.eval.scoring.answer_files import answers_by_id, write_json
-from llava.eval.scoring.command import run_cli
-from llava.eval.scoring.text_normalize import normalize_answer
+from llava.eval.metrics.answer_files import answers_by_id, write_json
+from llava.eval.metrics.command import run_cli
+from llava.eval.metrics.text_normalize import normalize_answer
 
 
 def convert(question_file: str | Path, result_file: str | Path, upload_file: str | Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_jsonl, write_json
-from llava.eval.scoring.command import run_cli
-from llava.eval.scoring.text_normalize import normalize_answer
+from llava.eval.metrics.answer_files import ScoreError, answers_by_id, field, read_jsonl, write_json
+from llava.eval.metrics.command import run_cli
+from llava.eval.metrics.text_normalize import normalize_answer
 
 FULL_SPLIT = "llava_vqav2_mscoco_test2015"
 

@@ -5,7 +5,7 @@
 The table asks every question again with its options rotated (index + 1,000,000 and so on). `accuracy` is over the
 questions as they stand (single pass). `circular` counts a question only if all its rotations are answered rightly: this
 is the figure that papers quote (64.3 for LLaVA-1.5-7B), and lies well below the single pass. Letters are read as in
-MMBench's evaluation (`llava.eval.scoring.option_letter`), but where that would ask a language model the answer is wrong
+MMBench's evaluation (`llava.eval.metrics.option_letter`), but where that would ask a language model the answer is wrong
 here and counted as "unreadable".
 """
 
@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, format_table
-from llava.eval.scoring.command import run_cli, scorer_parser
-from llava.eval.scoring.option_letter import infer_option
-from llava.eval.scoring.option_tables import choices_of, read_table
-from llava.eval.scoring.scores import Groups, Scores, accuracy_of
+from llava.eval.metrics.answer_files import ScoreError, answers_by_id, format_table
+from llava.eval.metrics.command import run_cli, scorer_parser
+from llava.eval.metrics.option_letter import infer_option
+from llava.eval.metrics.option_tables import choices_of, read_table
+from llava.eval.metrics.scores import Groups, Scores, accuracy_of
 
 ROTATION = 1_000_000
 """A rotated copy's index is its question's plus a multiple of this."""

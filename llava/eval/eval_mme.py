@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.asking.prompts import SHORT
-from llava.eval.scoring.answer_files import (
+from llava.eval.metrics.answer_files import (
     ScoreError,
     count_empty,
     field,
@@ -27,8 +26,9 @@ from llava.eval.scoring.answer_files import (
     read_answers,
     read_jsonl,
 )
-from llava.eval.scoring.command import run_cli, scorer_parser
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.command import run_cli, scorer_parser
+from llava.eval.metrics.scores import Scores
+from llava.eval.runner.prompts import SHORT
 
 TASKS = {
     "perception": (

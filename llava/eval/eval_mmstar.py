@@ -2,7 +2,7 @@
 
     python -m llava.eval.eval_mmstar --annotation-file mmstar_val.tsv --result-file answers.jsonl
 
-Letters are read by MMStar's own rule (`llava.eval.scoring.option_letter.says_option`), and the overall figure is the
+Letters are read by MMStar's own rule (`llava.eval.metrics.option_letter.says_option`), and the overall figure is the
 share of all questions answered rightly, as there. (lmms-eval reads letters otherwise and averages over axes.)
 """
 
@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id
-from llava.eval.scoring.command import run_cli, scorer_parser
-from llava.eval.scoring.option_letter import says_option
-from llava.eval.scoring.option_tables import LETTERS, read_table
-from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
+from llava.eval.metrics.answer_files import ScoreError, answers_by_id
+from llava.eval.metrics.command import run_cli, scorer_parser
+from llava.eval.metrics.option_letter import says_option
+from llava.eval.metrics.option_tables import LETTERS, read_table
+from llava.eval.metrics.scores import Scores, accuracy_of, group_accuracies, render_scores
 
 _COLUMNS = ("index", "answer", "category", "l2_category")
 

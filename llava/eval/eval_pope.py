@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.asking.prompts import SHORT
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, format_table, read_jsonl
-from llava.eval.scoring.command import run_cli, scorer_parser
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.answer_files import ScoreError, answers_by_id, field, format_table, read_jsonl
+from llava.eval.metrics.command import run_cli, scorer_parser
+from llava.eval.metrics.scores import Scores
+from llava.eval.runner.prompts import SHORT
 
 SPLITS = ("adversarial", "popular", "random")
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")

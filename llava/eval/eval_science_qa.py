@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.asking.prompts import LETTERS
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, write_json
-from llava.eval.scoring.command import run_cli, scorer_parser
-from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
+from llava.eval.metrics.answer_files import ScoreError, answers_by_id, field, read_json, write_json
+from llava.eval.metrics.command import run_cli, scorer_parser
+from llava.eval.metrics.scores import Scores, accuracy_of, group_accuracies, render_scores
+from llava.eval.runner.prompts import LETTERS
 
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # one more character must follow, as in LLaVA's pattern
 

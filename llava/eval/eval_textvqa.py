@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.scoring.answer_files import (
+from llava.eval.metrics.answer_files import (
     Answer,
     ScoreError,
     count_empty,
@@ -22,9 +22,9 @@ from llava.eval.scoring.answer_files import (
     read_answers,
     read_json,
 )
-from llava.eval.scoring.command import run_cli, scorer_parser
-from llava.eval.scoring.scores import Scores, render_scores
-from llava.eval.scoring.text_normalize import normalize_answer
+from llava.eval.metrics.command import run_cli, scorer_parser
+from llava.eval.metrics.scores import Scores, render_scores
+from llava.eval.metrics.text_normalize import normalize_answer
 
 ANNOTATORS = 10
 _OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.eval_textvqa import soft_accuracy
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json, read_jsonl
-from llava.eval.scoring.command import run_cli, scorer_parser
-from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
+from llava.eval.metrics.answer_files import ScoreError, answers_by_id, field, read_json, read_jsonl
+from llava.eval.metrics.command import run_cli, scorer_parser
+from llava.eval.metrics.scores import Scores, accuracy_of, group_accuracies, render_scores
 
 
 def read_images(question_file: str | Path) -> dict[str, str]:

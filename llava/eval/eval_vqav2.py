@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.eval.scoring.answer_files import ScoreError, answers_by_id, field, read_json
-from llava.eval.scoring.command import run_cli, scorer_parser
-from llava.eval.scoring.scores import Scores, accuracy_of, group_accuracies, render_scores
-from llava.eval.scoring.text_normalize import normalize_answer, normalize_vqa
+from llava.eval.metrics.answer_files import ScoreError, answers_by_id, field, read_json
+from llava.eval.metrics.command import run_cli, scorer_parser
+from llava.eval.metrics.scores import Scores, accuracy_of, group_accuracies, render_scores
+from llava.eval.metrics.text_normalize import normalize_answer, normalize_vqa
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from llava.conversation import conv_templates
-from llava.eval.asking.batches import BatchDataset, Group
-from llava.eval.asking.questions import Question, read_questions, require_images
 from llava.eval.model_vqa_loader import Parser, number
+from llava.eval.runner.batches import BatchDataset, Group
+from llava.eval.runner.questions import Question, read_questions, require_images
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.inputs import inputs_for
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 reason = batch.refused.get(question) or batch.errors.get(question.path)
                 if reason:
                     raise ValueError(f"{question.where}: {reason}")
-            seen |= zip(batch.pictures, inputs.see(model, list(batch.pictures.values())), strict=True)
+            seen |= zip(batch.pictures, inputs.encode_images(model, list(batch.pictures.values())), strict=True)
             shown = [[seen[question.path]] for question in batch.questions]
             batches.append(inputs.collate(batch.rows, shown, model))
 

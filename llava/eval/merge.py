@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.scoring.answer_files import ScoreError, field, match, parse_answer, read_jsonl
-from llava.eval.scoring.command import run_cli
+from llava.eval.metrics.answer_files import ScoreError, field, match, parse_answer, read_jsonl
+from llava.eval.metrics.command import run_cli
 from llava.files import replacing
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from llava.conversation import conv_templates
-from llava.eval.asking.answers import AnswersFile, unanswered
-from llava.eval.asking.plan import make_plan
-from llava.eval.asking.runfile import check_settings, read_run_file, run_file_of
-from llava.eval.asking.running import Loader, Run, describe
-from llava.model.pruning.reuse import CACHE_BYTES
+from llava.eval.runner.answers import AnswersFile, unanswered
+from llava.eval.runner.plan import make_plan
+from llava.eval.runner.runfile import check_settings, read_run_file, run_file_of
+from llava.eval.runner.running import Loader, Run, describe
+from llava.model.pruning.prefix_cache import CACHE_BYTES
 
 UNDERSCORED = ("top_p", "num_beams", "max_new_tokens")
 

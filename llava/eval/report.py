@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llava.eval.reporting.plots import Drawn, Panels, accuracy_picture, histogram_picture, tokens_picture
-from llava.eval.reporting.report_rows import Row, label_runs, make_row, note_unequal
-from llava.eval.reporting.report_tables import csv_text, markdown_text, print_rows
-from llava.eval.reporting.runs import EvalRun, RunError, find_runs
+from llava.eval.results.plots import Drawn, Panels, accuracy_picture, histogram_picture, tokens_picture
+from llava.eval.results.report_rows import Row, label_runs, make_row, note_unequal
+from llava.eval.results.report_tables import csv_text, markdown_text, print_rows
+from llava.eval.results.runs import EvalRun, RunError, find_runs
 
 EPILOG = """
 RUNS are X.jsonl of llava.eval.model_vqa_loader (X.run.json must lie beside it), X.run.json, or folders: of a folder

@@ -14,12 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llava.eval.asking.jobs import Job, Result, check_answers, check_files, do, make_job
-from llava.eval.asking.ranks import RankError, Ranks
-from llava.eval.asking.running import Loader
 from llava.eval.benchmarks import BENCHMARKS, find_benchmarks
 from llava.eval.model_vqa_loader import Parser, add_asking_options, add_model_options, number
-from llava.eval.reporting.formats import beside_dense, bytes_text, config_text, count_text
+from llava.eval.results.formats import beside_dense, bytes_text, config_text, count_text
+from llava.eval.runner.jobs import Job, Result, check_answers, check_files, do, make_job
+from llava.eval.runner.ranks import RankError, Ranks
+from llava.eval.runner.running import Loader
 from llava.mm_utils import get_model_name_from_path
 
 EPILOG = f"""

@@ -5,7 +5,7 @@ r"""Several benchmarks under several pruning configs, side by side: one table, `
 
 Every config is run and scored as `llava.eval.run` does it (so that runs resume), beside a dense run of the untouched
 model. Prefill time is then measured apart, the configs taking turns on the same
-questions (`llava.eval.asking.paired`): the speed-up is the median over rounds of dense time by pruned time.
+questions (`llava.eval.runner.paired`): the speed-up is the median over rounds of dense time by pruned time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llava.eval.asking.jobs import Job, do, make_job
-from llava.eval.asking.paired import paired_times
-from llava.eval.asking.ranks import Ranks
-from llava.eval.asking.running import Loader
 from llava.eval.benchmarks import BENCHMARKS, find_benchmark
 from llava.eval.model_vqa_loader import command_of, number
-from llava.eval.reporting.formats import beside_dense
-from llava.eval.reporting.plots import summary_picture
+from llava.eval.results.formats import beside_dense
+from llava.eval.results.plots import summary_picture
+from llava.eval.runner.jobs import Job, do, make_job
+from llava.eval.runner.paired import paired_times
+from llava.eval.runner.ranks import Ranks
+from llava.eval.runner.running import Loader
 from llava.files import replacing
 from llava.model.checkpoint import find_source
 from llava.model.preflight import resolve

@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from llava.eval.asking.answers import AnswersFile
-from llava.eval.asking.batches import read_image, turns_of
-from llava.eval.asking.jobs import Job, make_job
-from llava.eval.asking.questions import Question
-from llava.eval.asking.running import Loaded, Loader, Run
 from llava.eval.benchmarks import find_benchmark
 from llava.eval.model_vqa_loader import Parser, number
+from llava.eval.runner.answers import AnswersFile
+from llava.eval.runner.batches import read_image, turns_of
+from llava.eval.runner.jobs import Job, make_job
+from llava.eval.runner.questions import Question
+from llava.eval.runner.running import Loaded, Loader, Run
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.inputs import ConventionInputs, left_padded
 

@@ -13,12 +13,12 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from llava.mm_utils import KeywordsStoppingCriteria
-from llava.model.inputs import Picture, Seen, Turn, inputs_for
+from llava.model.inputs import ImageFeatures, ProcessedImage, Turn, inputs_for
 from llava.model.pruning import PruningConfig, PruningSession, PruningTrace, prune
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.methods import NoPruning
-from llava.model.pruning.reuse import CACHE_BYTES, PrefixStore
+from llava.model.pruning.prefix_cache import CACHE_BYTES, PrefixStore
 
 from .generation import AnswerStream, StopOnRequest, stop_on_interrupt
 
@@ -61,13 +61,13 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class SeenImage:
+class ShownImage:
     """The image of a conversation: its name, its width and height, its pixels prepared, what the model makes of it."""
 
     name: str
     size: tuple[int, int]
-    picture: Picture
-    seen: Seen
+    picture: ProcessedImage
+    seen: ImageFeatures
 
 
 class Chat:
@@ -92,7 +92,7 @@ class Chat:
         self.pruning = pruning
         self.pruning_on = pruning_on
         self.sampling = sampling or Sampling()
-        self.image: SeenImage | None = None
+        self.image: ShownImage | None = None
         self.last: Reply | None = None
         self.said: list[Turn] = []
         self._room = prefix_cache_bytes
@@ -108,11 +108,11 @@ class Chat:
         return len(self.said)
 
     @torch.no_grad()
-    def see(self, image: Image.Image, name: str) -> SeenImage:
+    def see(self, image: Image.Image, name: str) -> ShownImage:
         """Look at an RGB picture and begin a new conversation about it."""
         picture = self.inputs.prepare(image)
-        [seen] = self.inputs.see(self.model, [picture])
-        self.image = SeenImage(name, image.size, picture, seen)
+        [seen] = self.inputs.encode_images(self.model, [picture])
+        self.image = ShownImage(name, image.size, picture, seen)
         self.clear()
         return self.image
 
@@ -181,7 +181,7 @@ class Chat:
                 with self._session() as session:
                     if session and seen and any(stage.reads_vision for stage in session.config.stages):
                         with torch.no_grad():  # the method watches the vision tower, so the image is seen once more
-                            seen = self.inputs.see(self.model, [self.image.picture])
+                            seen = self.inputs.encode_images(self.model, [self.image.picture])
                     self.model.generate(**self.inputs.collate([row], [seen], self.model), **arguments)
             except KeyboardInterrupt:
                 stop.set()

@@ -149,7 +149,7 @@ def start(args: argparse.Namespace, progress=None) -> Chat:
         from llava.model.checkpoint import find_source
         from llava.model.layouts import read_layout
         from llava.model.preflight import resolve
-        from llava.model.pruning.reuse import CACHE_BYTES
+        from llava.model.pruning.prefix_cache import CACHE_BYTES
         from llava.utils import pick_device
 
         from .chat import Chat, Sampling

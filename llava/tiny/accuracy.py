@@ -36,7 +36,7 @@ def answer(loaded: tuple, pixels: np.ndarray, questions: list[Question], **optio
     picture = inputs.prepare(Image.fromarray(pixels))
     rows = [inputs.encode([Turn(prompt_text(question), images=1)]) for question in questions]
     with torch.inference_mode():
-        seen = inputs.see(model, [picture])
+        seen = inputs.encode_images(model, [picture])
         batch = inputs.collate(rows, [seen] * len(rows), model)
         output = model.generate(**batch, do_sample=False, max_new_tokens=LONGEST_ANSWER, **options)
     return inputs.decode(inputs.new_tokens(output, batch))

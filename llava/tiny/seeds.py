@@ -1,6 +1,6 @@
 """Which random seeds belong to what, in one place: no picture of a benchmark can have been trained on.
 
-A scene is drawn by `numpy.random.default_rng(seed)`, one seed a picture. `llava.tiny.train` draws from lists of
+A scene is drawn by `numpy.random.default_rng(seed)`, one seed a picture. `llava.train.tiny` draws from lists of
 numbers, `default_rng([run's seed, stage, batch])`, which no single seed equals; what may appear in its pictures is set
 apart besides (`llava.tiny.worlds`).
 """

@@ -24,10 +24,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llava.eval.asking.running import Loader
-from llava.eval.calibration.search import boldest
 from llava.eval.model_vqa_loader import number
+from llava.eval.runner.running import Loader
 from llava.eval.suite import run_one
+from llava.eval.tuning.search import boldest
 from llava.model.pruning import PruningConfig
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import BENCHMARKS, DEFAULT_OUT

@@ -2,7 +2,7 @@
 # All pruning methods at the same FLOPs of visual tokens (−30%, −50%, −60% of dense) on the small model's benchmarks,
 # with random, nothing pruned and no image as controls: tables; summary.json, table.csv, accuracy.png in OUT.
 #   bash scripts/tiny/compare_methods.sh               # 49 configs: an hour and a half on one CPU core
-#   bash scripts/tiny/compare_methods.sh --limit 100   # arguments of llava.eval.face_to_face; --help lists them
+#   bash scripts/tiny/compare_methods.sh --limit 100   # arguments of llava.eval.compare_methods; --help lists them
 # Variables: MODEL (checkpoint), OUT.
 # Stopped, it goes on when started again.
 set -euo pipefail
@@ -13,5 +13,5 @@ prepare_environment ""
 
 "$PYTHON" -m llava.tiny.benchmarks
 "$PYTHON" -m llava.tiny.benchmarks --split tune
-"$PYTHON" -m llava.eval.face_to_face --model-path "$MODEL" --out "$OUT" --tune-dir playground/data/eval/tune \
+"$PYTHON" -m llava.eval.compare_methods --model-path "$MODEL" --out "$OUT" --tune-dir playground/data/eval/tune \
     --benchmarks gqa_mini mme_mini textvqa_mini --count visual --config paper="$MODEL/pruning.json" "$@"

@@ -8,7 +8,7 @@ OUT=${OUT:-runs/tiny} MINUTES=${MINUTES:-90} DEVICE=${DEVICE:-auto} SEED=${SEED:
 source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 prepare_environment ""
 
-"$PYTHON" -m llava.tiny.train --recipe both --resume --out "$OUT" --minutes "$MINUTES" --device "$DEVICE" --seed "$SEED"
+"$PYTHON" -m llava.train.tiny --recipe both --resume --out "$OUT" --minutes "$MINUTES" --device "$DEVICE" --seed "$SEED"
 "$PYTHON" -m llava.tiny.masks --device "$DEVICE" --out "$OUT/masks" \
     --model-path "$OUT/llava-tiny" "$OUT/llava-tiny-plain"
 "$PYTHON" -m llava.tiny.benchmarks --split tune --questions 300 --out "$OUT/tune"

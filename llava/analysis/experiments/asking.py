@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.eval.asking.jobs import do, make_job
-from llava.eval.asking.ranks import Ranks
-from llava.eval.asking.running import Loader
 from llava.eval.benchmarks import Benchmark
-from llava.eval.reporting.resampling import share_interval
-from llava.eval.scoring.answer_files import parse_answer, read_jsonl
+from llava.eval.metrics.answer_files import parse_answer, read_jsonl
+from llava.eval.results.resampling import share_interval
+from llava.eval.runner.jobs import do, make_job
+from llava.eval.runner.ranks import Ranks
+from llava.eval.runner.running import Loader
 from llava.model.pruning import PruningConfig
 
 from .plan import DENSE, Row

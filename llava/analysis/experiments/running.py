@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava.eval.asking.runfile import versions, write_run_file
+from llava.eval.runner.runfile import versions, write_run_file
 from llava.model.pruning import PruningConfig
 
 from .asking import Asker

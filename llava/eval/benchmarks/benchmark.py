@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Literal
 
-from llava.eval.scoring.answer_files import ScoreError, field, read_jsonl
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.answer_files import ScoreError, field, read_jsonl
+from llava.eval.metrics.scores import Scores
 
 EVAL_ZIP = "LLaVA's eval.zip, linked in https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
 

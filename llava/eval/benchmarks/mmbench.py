@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval import convert_mmbench_for_submission, eval_mmbench
-from llava.eval.asking.prompts import LETTER
 from llava.eval.benchmarks.benchmark import Benchmark, Needed, run_needs
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.scores import Scores
+from llava.eval.runner.prompts import LETTER
 
 SPLIT = "mmbench_dev_20230712"
 QUESTIONS = f"{SPLIT}.jsonl"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava.eval import eval_mme
-from llava.eval.asking.prompts import SHORT
 from llava.eval.benchmarks.benchmark import EVAL_ZIP, Benchmark, run_needs
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.scores import Scores
+from llava.eval.runner.prompts import SHORT
 
 QUESTIONS = "llava_mme.jsonl"
 RELEASE = eval_mme.RELEASE_FOLDER

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava.eval import eval_mmstar
-from llava.eval.asking.prompts import LETTER
 from llava.eval.benchmarks.benchmark import Benchmark, Needed, run_needs
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.scores import Scores
+from llava.eval.runner.prompts import LETTER
 
 QUESTIONS = "mmstar_val.jsonl"
 TABLE = "mmstar_val.tsv"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava.eval import eval_science_qa
-from llava.eval.asking.prompts import LETTER
 from llava.eval.benchmarks.benchmark import EVAL_ZIP, Benchmark, Needed, run_needs
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.scores import Scores
+from llava.eval.runner.prompts import LETTER
 
 LLAVA_QUESTIONS = "llava_test_CQM-A.json"
 """LLaVA's own file, with the questions without an image; a JSON list, not the loader's JSONL."""

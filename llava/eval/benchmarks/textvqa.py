@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava.eval import eval_textvqa
-from llava.eval.asking.prompts import SHORT
 from llava.eval.benchmarks.benchmark import EVAL_ZIP, Benchmark, Needed, run_needs
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.scores import Scores
+from llava.eval.runner.prompts import SHORT
 
 QUESTIONS = "llava_textvqa_val_v051_ocr.jsonl"
 IMAGES = "train_images"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval import convert_vizwiz_for_submission, eval_vizwiz
-from llava.eval.asking.prompts import SHORT, UNANSWERABLE
 from llava.eval.benchmarks.benchmark import EVAL_ZIP, Benchmark, Needed, run_needs
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.scores import Scores
+from llava.eval.runner.prompts import SHORT, UNANSWERABLE
 
 TEST = "llava_test.jsonl"
 VAL = "llava_val.jsonl"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval import convert_vqav2_for_submission, eval_vqav2
-from llava.eval.asking.prompts import SHORT
 from llava.eval.benchmarks.benchmark import EVAL_ZIP, Benchmark, Needed, run_needs
-from llava.eval.scoring.scores import Scores
+from llava.eval.metrics.scores import Scores
+from llava.eval.runner.prompts import SHORT
 
 TEST_DEV = "llava_vqav2_mscoco_test-dev2015.jsonl"
 TEST = f"{convert_vqav2_for_submission.FULL_SPLIT}.jsonl"

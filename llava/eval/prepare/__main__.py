@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.eval.benchmarks import BENCHMARKS, find_benchmarks
+from llava.eval.metrics.answer_files import ScoreError, format_table
 from llava.eval.prepare import PrepareError, State, prepare
-from llava.eval.scoring.answer_files import ScoreError, format_table
 
 _REAL = [name for name in BENCHMARKS if not name.endswith("_mini")]
 

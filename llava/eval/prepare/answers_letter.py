@@ -11,14 +11,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from llava.eval.asking import prompts
 from llava.eval.benchmarks import mmbench as mmbench_files
 from llava.eval.benchmarks import mmstar as mmstar_files
 from llava.eval.benchmarks import scienceqa as scienceqa_files
 from llava.eval.eval_mmbench import ROTATION
+from llava.eval.metrics.option_tables import choices_of, is_nothing, read_table
 from llava.eval.prepare.layout import Layout, PrepareError
 from llava.eval.prepare.pictures import decode_base64, image_bytes, suffix_of
-from llava.eval.scoring.option_tables import choices_of, is_nothing, read_table
+from llava.eval.runner import prompts
 
 Row = Mapping[str, Any]
 _MMBENCH_COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "source")

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from llava.eval.asking import prompts
 from llava.eval.benchmarks import gqa as gqa_files
 from llava.eval.benchmarks import mme as mme_files
 from llava.eval.benchmarks import mmvet as mmvet_files
@@ -20,6 +19,7 @@ from llava.eval.benchmarks import vqav2 as vqav2_files
 from llava.eval.eval_pope import SPLITS
 from llava.eval.prepare.layout import Layout, PrepareError
 from llava.eval.prepare.pictures import image_bytes, suffix_of
+from llava.eval.runner import prompts
 
 Row = dict[str, Any]
 # Question ids are unique in LLaVA's POPE file: each split counts from its own base.

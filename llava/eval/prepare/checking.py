@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks import Benchmark, Needed
+from llava.eval.metrics.answer_files import ScoreError
 from llava.eval.prepare.layout import Layout
-from llava.eval.scoring.answer_files import ScoreError
 
 _NAMED = 3
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from llava.eval import eval_mme
-from llava.eval.asking import prompts
 from llava.eval.benchmarks import Benchmark
 from llava.eval.benchmarks import mme as mme_files
 from llava.eval.benchmarks import scienceqa as scienceqa_files
@@ -17,6 +16,7 @@ from llava.eval.benchmarks import vqav2 as vqav2_files
 from llava.eval.prepare.answers_letter import scienceqa_questions
 from llava.eval.prepare.layout import Layout, PrepareError
 from llava.eval.prepare.sources import Source, find
+from llava.eval.runner import prompts
 
 VQAV2_VAL_QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 # What a benchmark's question file is made of where it is not published in the loader's form.

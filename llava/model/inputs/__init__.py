@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from .base import Inputs, Picture, Seen, Turn, left_padded
+from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 from .convention import DEFAULT_CONV_MODE, ConventionInputs
 from .llava_hf import LlavaHFInputs
 from .processor import ProcessorInputs
@@ -30,4 +30,4 @@ def inputs_for(tokenizer: Any, processor: Any, model_config: Any, conv_mode: str
     return (LlavaHFInputs if is_llava else ProcessorInputs)(processor, model_config)
 
 
-__all__ = ["DEFAULT_CONV_MODE", "Inputs", "Picture", "Seen", "Turn", "inputs_for", "left_padded"]
+__all__ = ["DEFAULT_CONV_MODE", "Inputs", "ProcessedImage", "ImageFeatures", "Turn", "inputs_for", "left_padded"]

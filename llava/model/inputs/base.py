@@ -26,7 +26,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ProcessedImage:
     """An image as a worker process prepares it: arrays of the model's vision part by name, no tensors.
 
     `ids`: the token ids that stand for it in a prompt, its visual tokens among them; empty where only the model knows.
@@ -38,7 +38,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageFeatures:
     """An image ready for batches: `content` is its features, or what they are made of in every prefill.
 
     `tokens`: length of what stands for it in a prompt; `visual`: how many of those tokens are visual, from the
@@ -88,11 +88,11 @@ class Inputs(ABC):
             answer = answer.replace(word, "image")
         return answer
 
-    def length(self, row: Sequence[int], seen: Sequence[Seen]) -> int:
+    def length(self, row: Sequence[int], seen: Sequence[ImageFeatures]) -> int:
         """Count the tokens of a prompt with its images."""
         return len(row) - len(seen) + sum(image.tokens for image in seen)
 
-    def visual_start(self, row: Sequence[int], seen: Sequence[Seen]) -> int | None:
+    def visual_start(self, row: Sequence[int], seen: Sequence[ImageFeatures]) -> int | None:
         """Return the prompt position of the first visual token, None without an image."""
         return list(row).index(self.marker) + seen[0].first if seen else None
 
@@ -105,15 +105,17 @@ class Inputs(ABC):
         """Return the exact text of a conversation, up to where the model is to write; one marker's text an image."""
 
     @abstractmethod
-    def prepare(self, image: Image.Image) -> Picture:
+    def prepare(self, image: Image.Image) -> ProcessedImage:
         """Preprocess one image (any mode); needs no model."""
 
     @abstractmethod
-    def see(self, model: Any, pictures: Sequence[Picture]) -> list[Seen]:
+    def encode_images(self, model: Any, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures]:
         """Look at images with the model, once for all prompts that show them, as far as the model allows it."""
 
     @abstractmethod
-    def collate(self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[Seen]], model: Any) -> dict[str, Any]:
+    def collate(
+        self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[ImageFeatures]], model: Any
+    ) -> dict[str, Any]:
         """Return the keywords of `model.generate` for a left-padded batch, on the model's device, in its dtype."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 
-from .base import Inputs, Picture, Seen, Turn, left_padded
+from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 
 DEFAULT_CONV_MODE = "vicuna_v1"
 
@@ -46,12 +46,12 @@ class ConventionInputs(Inputs):
             conversation.append_message(conversation.roles[1], turn.answer)
         return conversation.get_prompt()
 
-    def prepare(self, image: Image.Image) -> Picture:
+    def prepare(self, image: Image.Image) -> ProcessedImage:
         """Pad or crop an image to the tower's square, as the model's configuration says."""
         pixels = process_images([image], self.image_processor, self.model_config)
-        return Picture({"pixel_values": pixels[0].numpy()}, [])
+        return ProcessedImage({"pixel_values": pixels[0].numpy()}, [])
 
-    def see(self, model: Any, pictures: Sequence[Picture]) -> list[Seen]:
+    def encode_images(self, model: Any, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures]:
         """Run tower and projector: `content` is an image's features `[V, D]`."""
         if not pictures:
             return []
@@ -59,9 +59,11 @@ class ConventionInputs(Inputs):
         count = features.shape[1]
         side = math.isqrt(count)
         grid = (side, side) if side * side == count else None
-        return [Seen(count, count, image, grid=grid) for image in features]
+        return [ImageFeatures(count, count, image, grid=grid) for image in features]
 
-    def collate(self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[Seen]], model: Any) -> dict[str, Any]:
+    def collate(
+        self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[ImageFeatures]], model: Any
+    ) -> dict[str, Any]:
         """Return ids with markers, mask and features; the model puts the features in."""
         ids, mask = left_padded(rows, self.tokenizer.pad_token_id)
         features = [image.content for images in seen for image in images]

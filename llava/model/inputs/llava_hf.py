@@ -14,7 +14,7 @@ from PIL import Image
 from llava.conversation import conv_templates
 from llava.mm_utils import expand2square
 
-from .base import Picture, Turn
+from .base import ProcessedImage, Turn
 from .convention import DEFAULT_CONV_MODE
 from .processor import ProcessorInputs
 
@@ -27,7 +27,7 @@ class LlavaHFInputs(ProcessorInputs):
         sentence = {"type": "text", "text": conv_templates[DEFAULT_CONV_MODE].system}
         return [{"role": "system", "content": [sentence]}, *super().messages(turns)]
 
-    def prepare(self, image: Image.Image) -> Picture:
+    def prepare(self, image: Image.Image) -> ProcessedImage:
         """Pad an image to a square, then run the processor."""
         mean_color = tuple(int(channel * 255) for channel in self.processor.image_processor.image_mean)
         return super().prepare(expand2square(image.convert("RGB"), mean_color))

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .base import Inputs, Picture, Seen, Turn, left_padded
+from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 
 TOKEN_TYPES = "mm_token_type_ids"
 ENCODED = "mm_encoder_outputs"
@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
     every prefill.
     """
 
-    picture: Picture
+    picture: ProcessedImage
     features: Features | None
 
 
@@ -68,7 +68,7 @@ class ProcessorInputs(Inputs):
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
         return messages
 
-    def prepare(self, image: Image.Image) -> Picture:
+    def prepare(self, image: Image.Image) -> ProcessedImage:
         """Run the processor over one image and its placeholder."""
         made = self.processor(
             images=[image.convert("RGB")],
@@ -77,17 +77,21 @@ class ProcessorInputs(Inputs):
             return_tensors="pt",
         )
         arrays = {name: value.numpy() for name, value in made.items() if name not in _PER_TOKEN}
-        return Picture(arrays, made["input_ids"][0].tolist())
+        return ProcessedImage(arrays, made["input_ids"][0].tolist())
 
-    def see(self, model: Any, pictures: Sequence[Picture]) -> list[Seen]:
+    def encode_images(self, model: Any, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures]:
         """Run the vision part over all pictures together: `content` is `Encoded`."""
         encoded = _encode(pictures, model) if takes_features(model) else [Encoded(one, None) for one in pictures]
         marker = self.marker
         return [
-            Seen(len(ids), ids.count(marker), one, ids.index(marker)) for one in encoded for ids in [one.picture.ids]
+            ImageFeatures(len(ids), ids.count(marker), one, ids.index(marker))
+            for one in encoded
+            for ids in [one.picture.ids]
         ]
 
-    def collate(self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[Seen]], model: Any) -> dict[str, Any]:
+    def collate(
+        self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[ImageFeatures]], model: Any
+    ) -> dict[str, Any]:
         """Return what the processor returns for the whole batch, left padded; features in place of its pixels."""
         pictures = [[image.content.picture for image in images] for images in seen]
         full = [self._expand(row, shown) for row, shown in zip(rows, pictures, strict=True)]
@@ -107,7 +111,7 @@ class ProcessorInputs(Inputs):
         """Return what follows the prompt."""
         return output[:, batch["input_ids"].shape[1] :]
 
-    def _expand(self, row: Sequence[int], pictures: Sequence[Picture]) -> tuple[list[int], list[int]]:
+    def _expand(self, row: Sequence[int], pictures: Sequence[ProcessedImage]) -> tuple[list[int], list[int]]:
         """Put what stands for each image in its placeholder's place; return ids and token types."""
         ids, types, following = [], [], iter(pictures)
         for token in row:
@@ -126,7 +130,7 @@ class ProcessorInputs(Inputs):
         return self.tokenizer(prompt, add_special_tokens=not begun).input_ids
 
 
-def _arrays(pictures: Sequence[Picture], model: Any) -> dict[str, torch.Tensor]:
+def _arrays(pictures: Sequence[ProcessedImage], model: Any) -> dict[str, torch.Tensor]:
     """Return the arrays of pictures, joined, on the model's device, in its dtype."""
     names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
     joined = {name: _stack([picture.arrays[name] for picture in pictures]) for name in names if name != TOKEN_TYPES}
@@ -142,7 +146,7 @@ def takes_features(model: Any) -> bool:
 
 
 @torch.no_grad()
-def _encode(pictures: Sequence[Picture], model: Any) -> list[Encoded]:
+def _encode(pictures: Sequence[ProcessedImage], model: Any) -> list[Encoded]:
     """Return each picture with its features, as the model's `forward` takes them in place of pixels."""
     if not pictures:
         return []
@@ -155,7 +159,10 @@ def _encode(pictures: Sequence[Picture], model: Any) -> list[Encoded]:
     else:
         parts = [(image,) for image in features]
     return [
-        Encoded(Picture({name: array for name, array in picture.arrays.items() if name != _PIXELS}, picture.ids), part)
+        Encoded(
+            ProcessedImage({name: array for name, array in picture.arrays.items() if name != _PIXELS}, picture.ids),
+            part,
+        )
         for picture, part in zip(pictures, parts, strict=True)
     ]
 

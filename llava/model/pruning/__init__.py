@@ -2,7 +2,7 @@
 
 from .cache import RaggedCache
 from .config import PruningConfig
-from .reuse import PrefixStore
+from .prefix_cache import PrefixStore
 from .session import PruningSession, prune
 from .trace import PruningTrace
 

@@ -20,9 +20,9 @@ from .flops import DecoderShape
 from .graphs import LayerGraphs
 from .packing import pack, unpack
 from .prefill import Prefill
-from .reuse import PrefixStore
+from .prefix_cache import PrefixStore
 from .trace import PruningTrace
-from .vision import EncoderWatch
+from .vision import EncoderHook
 
 
 class PrunedForward:
@@ -55,7 +55,7 @@ class PrunedForward:
         backend: str,
         prefixes: PrefixStore | None,
         graphs: LayerGraphs | None,
-        watch: EncoderWatch | None,
+        watch: EncoderHook | None,
     ):
         self.model = model
         self.family = family

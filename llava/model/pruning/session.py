@@ -16,9 +16,9 @@ from .flops import DecoderShape
 from .forward import PrunedForward, say_no_reuse
 from .graphs import LayerGraphs
 from .kernels import choose
-from .reuse import CACHE_BYTES, PrefixStore
+from .prefix_cache import CACHE_BYTES, PrefixStore
 from .trace import PruningTrace
-from .vision import EncoderWatch
+from .vision import EncoderHook
 
 _entering = threading.Lock()
 
@@ -172,7 +172,7 @@ class PruningSession:
                 "which cannot be counted anew; use 'original'"
             )
 
-    def _watch_encoder(self) -> EncoderWatch | None:
+    def _watch_encoder(self) -> EncoderHook | None:
         """Return what keeps an eye on the image encoder, for a config that reads it."""
         reading = [stage.method for stage in self.config.stages if stage.reads_vision]
         if not reading:
@@ -183,7 +183,7 @@ class PruningSession:
                 f"method {reading[0]!r} reads a CLIP image encoder with a class token and one visual token per patch, "
                 f"which this {type(self.model).__name__} lacks; 'divprune' and 'random' prune before any decoder"
             )
-        return EncoderWatch(encoder)
+        return EncoderHook(encoder)
 
     def _find_visual(self, module, args, kwargs):
         """Forward pre-hook of the family's entry module: read the visual mask off its inputs and send it along."""

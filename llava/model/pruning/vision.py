@@ -69,7 +69,7 @@ def clip_encoder(tower: nn.Module, select_layer: int, projector: nn.Module) -> E
     return Encoder(layers[number - 1], projector)
 
 
-class EncoderWatch:
+class EncoderHook:
     """Remembers the states of the newest images that an encoder sees between `start` and `stop`."""
 
     def __init__(self, encoder: Encoder):

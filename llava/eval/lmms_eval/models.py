@@ -1,0 +1,145 @@
+"""The two classes that lmms-eval loads as `visipruner`: for chat tasks, and with `--force_simple` for all others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance
+from lmms_eval.api.model import lmms
+from loguru import logger
+
+from llava.eval.lmms_eval import requests as reading
+from llava.eval.lmms_eval.arguments import batch_size_of, prefix_cache_bytes_of, pruning_of
+from llava.eval.lmms_eval.asking import Asker
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import find_source
+from llava.model.inputs import inputs_for
+from llava.model.layouts import read_layout
+from llava.model.preflight import resolve
+from llava.model.pruning.prefix_cache import CACHE_BYTES
+
+
+class Scored(tuple, GenerationResult):
+    """`(value, greedy)`, as `loglikelihood` is to return it, in the only form that lmms-eval 0.7 leaves whole.
+
+    Its evaluator turns a plain tuple into text, which its own multiple-choice scoring then fails on; of a
+    `GenerationResult` it takes `text` as it is. The response cache must not keep the pair (what it gives back is turned
+    into text again) and does not keep a result whose stripped text is empty.
+    """
+
+    def __new__(cls, value: float, greedy: bool) -> Scored:
+        """Make the pair."""
+        return super().__new__(cls, (value, greedy))
+
+    def __init__(self, value: float, greedy: bool):
+        pass
+
+    def __getnewargs__(self) -> tuple[float, bool]:
+        return tuple(self)
+
+    text = property(lambda self: self)
+    token_counts = None
+
+    def strip(self) -> str:
+        """Tell the response cache that there is nothing to keep."""
+        return ""
+
+
+class VisiPruner(lmms):
+    """Any model of `load_pretrained_model`, pruned.
+
+    pretrained, model_base, conv_mode, dtype, attn_implementation:
+        as in `llava.eval.model_vqa_loader` and `load_pretrained_model`
+    pruning:
+        a JSON object (its text), or `none`; see `pruning_of`
+    reuse_prefix, prefix_cache_bytes:
+        read what requests about one image have in common once (default), in that much memory
+    batch_size, device:
+        lmms-eval's; with several processes each takes its own device
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        pruning: Any = None,
+        model_base: str | None = None,
+        conv_mode: str | None = None,
+        dtype: str | None = None,
+        attn_implementation: str = "sdpa",
+        reuse_prefix: bool | str = True,
+        prefix_cache_bytes: int | str = CACHE_BYTES,
+        batch_size: int | str = 1,
+        device: str | None = None,
+    ):
+        super().__init__()
+        config, size = pruning_of(pruning), batch_size_of(batch_size)
+        room = prefix_cache_bytes_of(reuse_prefix, prefix_cache_bytes)
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        device = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
+        path = os.path.expanduser(str(pretrained))
+        source = find_source(path, "pretrained", {})
+        layout = read_layout(source.folder)
+        layout.check_conv_mode(conv_mode)
+        config, _ = resolve(config, source, layout)
+        tokenizer, model, processor, _ = load_pretrained_model(
+            path,
+            model_base,
+            get_model_name_from_path(path),
+            device=device,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+        )
+        self.device = model.device
+        inputs = inputs_for(tokenizer, processor, model.config, conv_mode)
+        self.asker = Asker(model, inputs, config, size, room)
+        logger.info("visipruner: {}", "dense" if config is None else config.to_dict())
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Return (value, greedy) a request; for choices the value is a loss, see `likelihood_result`."""
+        asked = [reading.likelihood(request.args, self.task_dict) for request in requests]
+        found = self._told(self.asker.likelihoods, asked)
+        return [Scored(*reading.likelihood_result(r.args, value)) for r, value in zip(requests, found, strict=True)]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Return an answer a request."""
+        read = reading.simple_generation if self.is_simple else reading.chat_generation
+        return self._told(self.asker.generate, [read(request.args, self.task_dict) for request in requests])
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse: a later round's question depends on the answers before it, so that it cannot be batched here."""
+        raise NotImplementedError("visipruner answers no multi-round tasks: choose tasks of output_type generate_until")
+
+    def clean(self) -> None:
+        """Let go of the model; lmms-eval calls it when all is answered."""
+        self.asker = None
+        super().clean()
+
+    def _told(self, ask: Callable, asked: list[reading.Request]) -> list[Any]:
+        found = ask(asked, progress=self.rank == 0)
+        if self.asker.pruning is not None:
+            logger.info("visipruner: {}", self.asker.saved)
+        if (reused := self.asker.reused).found:
+            logger.info(
+                "visipruner: {} of {} prompts with images found theirs known, {:.1f}% of all tokens did not run again",
+                reused.found,
+                reused.prompts,
+                100 * reused.share,
+            )
+        return found
+
+
+class VisiPrunerSimple(VisiPruner):
+    """Takes a text and its visuals; what tasks scored by likelihood need (`--force_simple`)."""
+
+    is_simple = True
+
+
+class VisiPrunerChat(VisiPruner):
+    """Takes chat messages."""
+
+    is_simple = False

@@ -1,0 +1,204 @@
+"""Question batches ready for the model: worker processes read images, preprocess and tokenise ahead of it."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from llava.eval.runner.questions import Question
+from llava.model.inputs import Inputs, ProcessedImage, Turn
+
+SORTED_BATCHES = 8
+LARGEST_UNIT = 8
+LARGEST_UNIT_QUESTIONS = 64
+UNITS = 64
+
+
+@dataclass(frozen=True)
+class Group:
+    """The questions of one batch, in order.
+
+    `unit`: the run of batches that it belongs to. Within a unit an image is read and looked at once, and a prefix read
+    once; a unit is never cut between processes, so that what is computed together does not depend on their number.
+    """
+
+    questions: tuple[Question, ...]
+    unit: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some questions in order, with what the model needs of them.
+
+    `rows`: a question's token ids, one marker an image (`Inputs.encode`); `pictures`: every image that the unit's
+    batches before did not have; `finished`: images that none of them after this one shows; `errors`: why an image could
+    not be read; `refused`: why a question cannot be asked, its row is empty.
+    """
+
+    questions: list[Question]
+    rows: list[list[int]]
+    pictures: dict[Path, ProcessedImage] = field(default_factory=dict)
+    finished: frozenset[Path] = frozenset()
+    errors: dict[Path, str] = field(default_factory=dict)
+    refused: dict[Question, str] = field(default_factory=dict)
+    unit: int = 0
+
+
+def turns_of(question: Question) -> list[Turn]:
+    """A benchmark's question as a conversation: one turn, with its image if it has one."""
+    return [Turn(question.text, images=int(question.path is not None))]
+
+
+def prompt_length(question: Question, inputs: Inputs) -> int:
+    """Count a prompt's tokens without those of its image; 0 for a question that no prompt can hold."""
+    try:
+        return len(inputs.encode(turns_of(question)))
+    except ValueError:
+        return 0
+
+
+def group(
+    questions: Sequence[Question], asked: AbstractSet[Question], size: int, inputs: Inputs | None = None
+) -> list[Group]:
+    """Cut `questions` into batches of `size` and return those with a question in `asked`, whole.
+
+    With `inputs`, the questions about an image come together, where the file has its first, and batches of several are
+    formed by prompt length among `SORTED_BATCHES` batches' worth of neighbours, the questions about an image as one.
+    The batches depend on `questions` and `size` alone: a resumed run, and one by any number of processes, meets the
+    same ones.
+    """
+    ordered: list[Question] = []
+    neighbours = questions if inputs is None else by_image(questions)
+    for start in range(0, len(neighbours), SORTED_BATCHES * size):
+        stretch = neighbours[start : start + SORTED_BATCHES * size]
+        ordered += stretch if inputs is None or size == 1 else _by_length(stretch, inputs)
+    batches = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+    numbers = _units(batches, size)
+    return [
+        Group(batch, unit) for unit, batch in zip(numbers, batches, strict=True) if any(one in asked for one in batch)
+    ]
+
+
+def by_image(questions: Sequence[Question]) -> list[Question]:
+    """Put the questions about an image together, in their order, where the first of them stands."""
+    together: dict[Path | Question, list[Question]] = {}
+    for question in questions:
+        together.setdefault(question if question.path is None else question.path, []).append(question)
+    return [question for members in together.values() for question in members]
+
+
+def _by_length(questions: Sequence[Question], inputs: Inputs) -> list[Question]:
+    """Sort by prompt length: the questions of an image among themselves, and images by their shortest prompt."""
+    runs = [list(members) for _, members in groupby(questions, key=lambda one: one.path or one)]
+    lengths = {one: prompt_length(one, inputs) for one in questions}
+    ordered = [sorted(members, key=lengths.__getitem__) for members in runs]
+    ordered.sort(key=lambda members: lengths[members[0]])
+    return [question for members in ordered for question in members]
+
+
+def _units(batches: Sequence[Sequence[Question]], size: int) -> list[int]:
+    """Number the units that batches belong to: a few batches, and more while the same image goes on.
+
+    That may be `LARGEST_UNIT_QUESTIONS`, but no more than an eighth of all batches, which several processes share.
+    """
+    length = max(1, min(LARGEST_UNIT, len(batches) // UNITS))
+    room = max(LARGEST_UNIT, LARGEST_UNIT_QUESTIONS // size)
+    most = max(length, min(room, len(batches) // 8))
+    numbers, unit, held = [], 0, 0
+    before: set[Path | None] = set()
+    for batch in batches:
+        shown = {question.path for question in batch} - {None}
+        if held == most or (held >= length and not before & shown):
+            unit, held = unit + 1, 0
+        numbers.append(unit)
+        before, held = shown, held + 1
+    return numbers
+
+
+def shares_images(groups: Sequence[Group]) -> bool:
+    """Whether two questions of a unit show the same image, so that a prefix can be reused."""
+    for _, members in groupby(groups, key=lambda one: one.unit):
+        shown = [question.path for one in members for question in one.questions if question.path is not None]
+        if len(set(shown)) < len(shown):
+            return True
+    return False
+
+
+def share(groups: Sequence[Group], index: int, count: int) -> list[Group]:
+    """Share `index` of `count`: a run of whole units, with about as many batches as the others."""
+    units = [list(members) for _, members in groupby(groups, key=lambda one: one.unit)]
+    mine, before = [], 0
+    for unit in units:
+        middle = before + len(unit) / 2
+        if int(middle * count / len(groups)) == index:
+            mine += unit
+        before += len(unit)
+    return mine
+
+
+def _fresh(groups: Sequence[Group]) -> list[list[Path]]:
+    """Return the images of each batch that no batch before it in its unit shows."""
+    fresh = []
+    for _, members in groupby(groups, key=lambda one: one.unit):
+        known: set[Path] = set()
+        for one in members:
+            shown = dict.fromkeys(question.path for question in one.questions if question.path is not None)
+            fresh.append([path for path in shown if path not in known])
+            known |= shown.keys()
+    return fresh
+
+
+class BatchDataset(Dataset):
+    """Item i is batch i of `groups`; an image that an earlier batch of its unit shows is not read again."""
+
+    def __init__(self, groups: list[Group], inputs: Inputs):
+        self.groups, self.inputs = groups, inputs
+        self._new, self._finished = _fresh(groups), _fresh(groups[::-1])[::-1]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Batch:
+        one = self.groups[index]
+        batch = Batch(list(one.questions), [], finished=frozenset(self._finished[index]), unit=one.unit)
+        for question in batch.questions:
+            try:
+                batch.rows.append(self.inputs.encode(turns_of(question)))
+            except ValueError as error:
+                batch.rows.append([])
+                batch.refused[question] = str(error)
+        for path in self._new[index]:
+            try:
+                batch.pictures[path] = self.inputs.prepare(read_image(path))
+            except Exception as error:  # decoders raise nearly anything on broken files; all of it becomes a message
+                batch.errors[path] = f"image {path} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
+        return batch
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image as RGB.
+
+    Raises `PIL.Image.DecompressionBombError` or `DecompressionBombWarning`, before anything is decoded, for an image of
+    more pixels than PIL's limit (`Image.MAX_IMAGE_PIXELS`), and whatever a decoder raises for a broken one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+
+def prepared(dataset: BatchDataset, workers: int) -> Iterator[Batch]:
+    """Iterate over the batches in order, made by `workers` processes (0: by this one)."""
+    return iter(DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=_ignore_interrupts))
+
+
+def _ignore_interrupts(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one answers it

@@ -1,0 +1,140 @@
+"""The run file beside an answers file: what the answers were made with, and the totals over them.
+
+`answers.jsonl` has `answers.run.json`. It is written before the first answer, every few seconds and at the end, each
+time whole or not at all. Its "settings" are everything that answers depend on; a run is continued only under the same
+ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llava.eval.runner.answers import ELSEWHERE, GO_ON
+from llava.files import replacing
+
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16
+MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
+NOT_THE_MODEL = ("pruning.json",)
+
+
+class RunFileError(ValueError):
+    """A run file that cannot be written, or answers that the given settings cannot continue; one line."""
+
+
+def run_file_of(answers_file: Path) -> Path:
+    """`x.jsonl` → `x.run.json`, in the same folder."""
+    name = answers_file.name
+    return answers_file.with_name(name.removesuffix(".jsonl") + ".run.json")
+
+
+def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
+    """Replace the run file at once, so that a reader or a kill never meets half of one.
+
+    Raises `RunFileError` where it cannot be written.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise RunFileError(f"{path} cannot be written: {error.strerror}; {GO_ON}") from error
+
+
+def read_run_file(path: Path) -> dict[str, Any] | None:
+    """The run file's record, None where there is none; `RunFileError` where it is unreadable."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise RunFileError(f"{path} is not a run file; start anew with --overwrite, or {ELSEWHERE}")
+    return record
+
+
+def check_settings(answers_file: Path, record: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:
+    """Raise `RunFileError` unless the answers, described by `record`, were made with `settings`."""
+    if record is None:
+        raise RunFileError(
+            f"{answers_file} holds answers but {run_file_of(answers_file).name} is missing, so that it is unknown how "
+            f"they were made; start anew with --overwrite, or {ELSEWHERE}"
+        )
+    settings, old = json.loads(json.dumps(settings)), record["settings"]
+    details = "; ".join(_changes(old, settings))
+    if details:
+        raise RunFileError(
+            f"{answers_file} was made with other settings ({details}); start anew with --overwrite, or {ELSEWHERE}"
+        )
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """Every setting of `new` that `old` has otherwise; of two objects, such as pruning configs, key by key."""
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            both = dict.fromkeys([*before, *value])
+            yield from _changes(before, {key: value.get(key) for key in both}, f"{of}{name}: ")
+        elif before != value:
+            yield f"{of}{name}: {_short(before)}, now {_short(value)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 160 else text[:157] + "…"
+
+
+def fingerprint(path: Path) -> str:
+    """A SHA-256 over a file's size and bytes; of a file above 1 MiB, over evenly spaced samples of its bytes."""
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with open(path, "rb") as file:
+        if size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(file.read())
+        else:
+            for sample in range(SAMPLES):
+                file.seek(sample * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A hash of a checkpoint folder's weights, configurations and tokenizer, its vision tower's folder included."""
+    digest = hashlib.sha256()
+    files = [*folder.glob("*"), *folder.glob("*/*")]
+    for path in sorted(path for path in files if path.suffix in MODEL_FILES and path.is_file()):
+        if path.name not in NOT_THE_MODEL:
+            digest.update(f"{path.relative_to(folder).as_posix()} {fingerprint(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of the packages that answers depend on, and this package's git commit if it is a checkout."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("llava", "torch", "transformers", "tokenizers", "pillow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found | {"commit": _commit(Path(__file__).parent)}
+
+
+def _commit(folder: Path) -> str | None:
+    """The checkout's commit, "+changes" appended where tracked files differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # an installation below somebody else's repository is not its code
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

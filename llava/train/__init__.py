@@ -1,0 +1,1 @@
+"""Training: the small model's recipe (`llava.train.tiny`)."""
