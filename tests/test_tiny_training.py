@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_fixtures import SMALL, same_weights, settings, trained
 
-from llava.tiny import train
+import llava.train.tiny.__main__ as train
 from llava.train.tiny import budget, run
 from llava.train.tiny.batches import Batch, Batches, fitting_workers, load
 from llava.train.tiny.budget import seconds_per_step, steps_within
