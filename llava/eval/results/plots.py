@@ -64,16 +64,14 @@ def summary_plot(
     rows: by name: "tokens_per_layer" (list), "accuracy" (percent by benchmark), "flops_all_tokens" and
     "dense_flops_all_tokens"
     """
-    figure, [[left, right]] = newnew_figure((11, 4.2), 1, 2, width_ratios=(3, 2))
-    for number, (name, row) in enumerate(rows.items()):
+    figure, [[left, right]] = new_figure((11, 4.2), 1, 2, width_ratios=(3, 2))
+    for place, (name, row) in enumerate(rows.items()):
         tokens = row["tokens_per_layer"]
-        left.plot(range(len(tokens)), tokens, label=name, linewidth=2, markersize=5, **look(number))
+        left.plot(range(len(tokens)), tokens, label=name, linewidth=2, markersize=5, **look(place))
         accuracy = sum(row["accuracy"].values()) / len(row["accuracy"])
         share = 100 * row["flops_all_tokens"] / row["dense_flops_all_tokens"]
-        right.plot([share], [accuracy], linestyle="", label=name, markersize=9, **look(number))
-        right.annotate(
-            name, (share, accuracy), xytext=(8, (5, -12)[number % 2]), textcoords="offset points", fontsize=9
-        )
+        right.plot([share], [accuracy], linestyle="", label=name, markersize=9, **look(place))
+        right.annotate(name, (share, accuracy), xytext=(8, (5, -12)[place % 2]), textcoords="offset points", fontsize=9)
     left.set(title="tokens kept per layer, mean")
     _token_axes(left, len(next(iter(rows.values()))["tokens_per_layer"]))
     left.legend(frameon=False)
@@ -168,9 +166,9 @@ def _layer_bars(axes, by_name: Mapping[str, np.ndarray], layers: int, looks: Map
     """Bars side by side: the share of prompts at each layer, and at none."""
     width = 0.84 / len(by_name)
     places = np.array([*range(layers), layers + 0.5])
-    for number, (name, values) in enumerate(by_name.items()):
+    for place, (name, values) in enumerate(by_name.items()):
         counts = np.bincount(np.where(values < 0, layers, values), minlength=layers + 1)
-        offset = (number - (len(by_name) - 1) / 2) * width
+        offset = (place - (len(by_name) - 1) / 2) * width
         axes.bar(places + offset, 100 * counts / len(values), width, color=looks[name]["color"])
     step = max(1, layers // 12)
     axes.set_xticks([*range(0, layers, step), layers + 0.5], [*map(str, range(0, layers, step)), "none"])

@@ -1,9 +1,15 @@
 """One table for all commands: rows and columns, written to the terminal, as Markdown, or as CSV.
 
-table = Table([Column("run"), Column("flops", "FLOPs", count_text, share="flops_share"), Column("accuracy", form=".1f")])
-table.add(run="paper", flops=505e6, flops_share=0.587, accuracy=96.0)
-table.print("gqa_mini")              # run    FLOPs         accuracy
-# paper  505M (-41%)       96.0
+    flops = Column("flops", "FLOPs", count_text, share="flops_share")
+    table = Table(["run", flops, Column("accuracy", form=".1f")])
+    table.add(run="paper", flops=505e6, flops_share=0.587, accuracy=96.0)
+    table.print("gqa_mini")
+
+prints
+
+    gqa_mini
+    run          FLOPs  accuracy
+    paper  505M (-41%)      96.0
 """
 
 from __future__ import annotations
@@ -77,7 +83,7 @@ class Table:
         return [[column.text(row) for column in self.columns] for row in self.rows]
 
     def print(self, title: str | None = None, notes: Iterable[str] = (), to: Console | None = None) -> None:
-        """Print for people: what does not fit beside the first column follows below it, under the first column again."""
+        """Print for people; columns that do not fit follow below, with the first column beside them again."""
         to = console() if to is None else to
         if title is not None:
             to.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
