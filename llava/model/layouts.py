@@ -44,7 +44,7 @@ class Layout:
         return self.kind == "llava"
 
     def check_conv_mode(self, conv_mode: str | None) -> None:
-        """Raise `ValueError` for an unknown conversation template, and for one given to a model with a chat template."""
+        """Raise `ValueError` for an unknown template, and for one given to a model that has a chat template."""
         if conv_mode is not None and not self.has_conversations:
             raise ValueError(
                 f"the conversation template {conv_mode!r} (conv_mode) was given, but the prompts of model_type "

@@ -121,8 +121,8 @@ def set_pixels(processor: ProcessorMixin, min_pixels: int | None, max_pixels: in
     low, high = min_pixels or images.size["shortest_edge"], max_pixels or images.size["longest_edge"]
     if not side * side <= high or low > high:
         raise ValueError(
-            f"images from {low} to {high} pixels (min_pixels, max_pixels): expected bounds in this order, the upper one "
-            f"at least {side * side} (one visual token)"
+            f"images from {low} to {high} pixels (min_pixels, max_pixels): expected bounds in this order, the upper "
+            f"one at least {side * side} (one visual token)"
         )
     images.size = {**dict(images.size), "shortest_edge": low, "longest_edge": high}
 
