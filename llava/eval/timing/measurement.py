@@ -97,7 +97,6 @@ def named(texts: Sequence[str]) -> dict[str, PruningConfig]:
 
     Raises `UserError` for a name that is taken, `ValueError` as `PruningConfig.from_json` does.
     """
-
     configs: dict[str, PruningConfig] = {}
     for text in texts:
         given = re.match(r"([^={\[\"]+)=", text)
@@ -114,7 +113,6 @@ def named(texts: Sequence[str]) -> dict[str, PruningConfig]:
 
 def check(options: BenchOptions, configs: dict[str, PruningConfig], device: torch.device) -> None:
     """Raise for what can be seen to fail before a model is built: model, image, configs, a forced plan."""
-
     shape = None if options.shape is None else SHAPES[options.shape]
     if options.vision and shape.clip is None:
         raise UserError(f"--vision: the vision tower of {options.shape} is not a CLIP; leave it out")
@@ -144,7 +142,6 @@ def check(options: BenchOptions, configs: dict[str, PruningConfig], device: torc
 
 def force(options: BenchOptions, configs: dict[str, PruningConfig], workload: Workload) -> dict[str, PruningConfig]:
     """Return the configs that `--force-plan` applies to, with thresholds for it; random weights are made to bear it."""
-
     plan = options.force_plan
     if plan is None:
         return {}

@@ -43,7 +43,7 @@ def ask_all(workload: Workload, config: PruningConfig | None, cache: int | None,
     """Ask all questions, timed; dense without `cache` (bytes) is the untouched model, with it the engine."""
     if config is None and cache is not None:
         config = NoPruning()
-    with torch.inference_mode(), workload.pruned(config, False if cache is None else cache) as session:
+    with torch.inference_mode(), workload.pruned(config, cache) as session:
         _wait(workload.model.device)
         start = time.perf_counter()
         workload.ask(new_tokens)

@@ -60,12 +60,13 @@ class Workload:
         for ask in self.batches:
             ask(new_tokens)
 
-    def pruned(self, config: PruningConfig | None, prefix_cache: bool | int = False) -> Any:
+    def pruned(self, config: PruningConfig | None, prefix_cache: int | None = None) -> Any:
         """Return the context to call `ask` in: a pruning session; for None, nothing."""
         if config is None:
             return nullcontext()
         graphs = self.graphs or False
-        return prune(self.model, config, self.visual_mask, prefix_cache=prefix_cache, cuda_graphs=graphs)
+        reuse = {} if prefix_cache is None else {"reuse_prefix": True, "prefix_cache_bytes": prefix_cache}
+        return prune(self.model, config, self.visual_mask, cuda_graphs=graphs, **reuse)
 
     @property
     def decoder(self) -> Any:
