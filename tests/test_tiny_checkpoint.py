@@ -19,7 +19,7 @@ from llava.tiny.accuracy import CHECKPOINT, LONGEST_ANSWER, answer
 from llava.tiny.pieces import PieceTokenizer, train_pieces
 from llava.tiny.questions import GQA_KINDS, MME_KINDS, TEXT_KINDS, prompt_text, questions_about
 from llava.tiny.scenes import render
-from llava.tiny.seeds import TEST
+from llava.tiny.worlds import TEST
 
 FOLDER = Path(__file__).parents[1] / CHECKPOINT
 CHECKPOINTS = {"llava-tiny": FOLDER, "llava-tiny-plain": FOLDER.with_name("llava-tiny-plain")}
