@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
+from llava.cli import ModelOptions
 from llava.files import write_json
+from llava.model.loaded import LoadedModel
+from llava.tiny import accuracy
 from llava.tiny.export import export
 from llava.tiny.pieces import PieceTokenizer
 from llava.train.tiny import evaluation
@@ -105,12 +107,8 @@ FOLDERS = {"pruning-aware": "llava-tiny", "plain": "llava-tiny-plain"}
 
 def greedy_accuracy(folder: Path, device: str, scenes: int) -> dict:
     """Load a checkpoint as every command does and let it answer by greedy decoding."""
-    from llava import load_pretrained_model
-    from llava.tiny.accuracy import measure, summarize
-    from llava.tiny.worlds import EVALUATION
-
-    loaded = load_pretrained_model(folder, None, folder.name, device=device, dtype=torch.float32)
-    return summarize(measure(loaded, scenes, world=EVALUATION)) | {"scenes": scenes}
+    loaded = LoadedModel.from_path(ModelOptions(model_path=str(folder), device=device, dtype="float32"))
+    return accuracy.summarize(accuracy.measure(loaded, scenes)) | {"scenes": scenes}
 
 
 def publish(trainer: Trainer, out: Path) -> Path:
