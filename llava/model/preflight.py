@@ -17,7 +17,7 @@ from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.language_model.configuration_llava import read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.layouts import TRANSFORMERS, Layout, read_layout, read_transformers_config
-from llava.model.parts import Parts, find_parts
+from llava.model.parts import find_parts
 from llava.model.processors import check_pixels
 from llava.model.pruning import PruningConfig, prune
 from llava.model.silence import silence
@@ -28,11 +28,13 @@ from llava.utils import pick_device, pick_dtype
 class Checked:
     """A model and a config that fit each other.
 
-    `config`: with nothing left open; `filled_in`: the settings
-    that were open and what they are now; `settings`: what answers depend on of all this, as run files hold it.
+    `source`: where config.json is (of a plain PEFT folder, in its base model); `base`: the base model of a projector or
+    LoRA; `config`: with nothing left open; `filled_in`: the settings that were open and what they are now; `settings`:
+    what answers depend on of all this, as run files hold it.
     """
 
-    parts: Parts
+    source: checkpoint.Source
+    base: checkpoint.Source | None
     layout: Layout
     config: PruningConfig | None
     filled_in: dict[str, Any]
@@ -66,7 +68,7 @@ def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
     # named only where they differ from how models have always run, so that earlier run files stay valid
     settings |= {"bits": 8} if options.load_8bit else {"bits": 4} if options.load_4bit else {}
     settings |= {key: value for key in ("min_pixels", "max_pixels") if (value := getattr(options, key)) is not None}
-    return Checked(parts, layout, config, filled_in, device, dtype, settings)
+    return Checked(parts.config, parts.base, layout, config, filled_in, device, dtype, settings)
 
 
 def resolve(
