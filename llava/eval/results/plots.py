@@ -125,7 +125,7 @@ def tokens_plot(panels: Panels, path: Path, title: str, options: PlotOptions) ->
     return options.save(figure, path)
 
 
-def histogram_plot(panels: Panels, path: Path, title: str, options: PlotOptions) -> Path | None:
+def decisions_plot(panels: Panels, path: Path, title: str, options: PlotOptions) -> Path | None:
     """Draw histograms of filter layer, exit layer and tokens kept, a row per benchmark; None if no run pruned."""
     decided = {
         name: [run for run in runs if (run.filter_layers >= 0).any() or (run.exit_layers >= 0).any()]
