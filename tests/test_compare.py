@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from run_fixtures import RANDOM, GqaMade, metadata, write_run
 
-from llava.eval import eval_gqa
+from llava.eval.benchmarks.gqa import GQA
 from llava.eval.compare import compare, main
 from llava.eval.metrics.answer_files import read_jsonl
 from llava.eval.model_vqa_loader import eval_model
@@ -273,6 +273,6 @@ def test_a_real_pair_of_runs_of_the_small_model(mini, tmp_path, capsys):
         totals = records[name]["totals"]
         assert result["costs"]["flops"][letter] == pytest.approx(totals["flops"] / 24)
         assert result["costs"]["prefill_ms"][letter] == pytest.approx(totals["milliseconds"]["prefill"] / 24, rel=1e-3)
-        score = eval_gqa.score(result["annotations"], tmp_path / f"{name}.jsonl", partial=True)
+        score = GQA.score_files(Path("-"), Path(result["annotations"], tmp_path / f"{name}.jsonl"), partial=True)
         assert result["scores"]["accuracy"][letter] == pytest.approx(score["accuracy"])
     assert result["costs"]["flops"]["ratio"] < 0.9 > result["costs"]["kv_bytes"]["ratio"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from llava.eval.eval_mme import TASKS
+from llava.eval.benchmarks.mme import TASKS
 
 Key = tuple[str, str]
 LEVEL = 0.95
