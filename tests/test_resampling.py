@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from run_fixtures import write_run
 
-from llava.eval import eval_gqa, eval_mme, eval_textvqa
+from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.metrics.answer_files import read_jsonl
 from llava.eval.results.question_scores import SCORERS, find_annotations
 from llava.eval.results.resampling import Terms, clusters, paired_bootstrap, quoted, share_interval, sign_test
@@ -99,10 +99,8 @@ def test_quoted_scores_are_the_scorers(mini, tmp_path, kind, answered):
     found, annotations = find_annotations(run.question_file)
     assert found == kind
     scores = SCORERS[kind].scores(questions, annotations, run.answers.values())
-    figures = quoted(kind, scores, clusters(kind, list(scores), run.images()))
-    expected = {"gqa": eval_gqa.score, "textvqa": eval_textvqa.score}.get(kind, eval_mme.score)(
-        questions if kind == "mme" else annotations, tmp_path / "x.jsonl", partial=answered < 1
-    )
+    figures = quoted(kind, scores, clusters(kind, list(scores), run.images))
+    expected = BENCHMARKS[kind].score_files(questions, annotations, tmp_path / "x.jsonl", partial=answered < 1)
     assert set(figures) == ({"perception", "total", "accuracy"} if kind == "mme" else {"accuracy"})
     assert 0 < expected["accuracy"] < 100
     for name, terms in figures.items():
