@@ -8,7 +8,8 @@ from llava_fixtures import write_json
 from loader_fixtures import write_jsonl
 
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.metrics.answer_files import ScoreError, read_answers
+from llava.cli import UserError
+from llava.eval.metrics.answer_files import read_answers
 from llava.eval.results.question_scores import SCORERS, find_annotations
 
 LETTERS = "ABC"
@@ -115,9 +116,9 @@ def test_answers_to_unknown_questions_have_no_score(tmp_path):
 
 
 def test_unknown_benchmarks_are_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ScoreError, match="no known benchmark's folder; known: gqa, mme"):
+    with pytest.raises(UserError, match="no known benchmark's folder; known: gqa, mme"):
         find_annotations(tmp_path / "nothing" / "q.jsonl")
-    with pytest.raises(ScoreError, match="benchmark 'coco' is not known"):
+    with pytest.raises(UserError, match="benchmark 'coco' is not known"):
         find_annotations(tmp_path / "gqa" / "q.jsonl", kind="coco")
-    with pytest.raises(ScoreError, match="name them with --annotations"):
+    with pytest.raises(UserError, match="name them with --annotations"):
         find_annotations(tmp_path / "gqa" / "q.jsonl")

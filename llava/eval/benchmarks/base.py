@@ -195,7 +195,7 @@ class Benchmark:
 
     def score_files(self, questions: Path, references: Path, answers: Path, partial: bool = False) -> Scores:
         """As `score`, with the files named."""
-        known = self.read(Path(questions), Path(references))
+        known = self.read(questions, references)
         given = read_answers(answers)
         keys = [known.key_of(answer) for answer in given]
         wheres = [(key, answer.where) for key, answer in zip(keys, given, strict=True)]

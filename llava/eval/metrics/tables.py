@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from llava.cli import UserError
@@ -17,7 +15,6 @@ _EMPTY = frozenset(
     + ("-NaN", "-nan", "null")
 )
 _MAX_FIELD = 1 << 28
-_field_limit = threading.Lock()
 
 
 def is_empty(value: str | None) -> bool:
@@ -48,13 +45,13 @@ def read_table(path: str | Path, needed: tuple[str, ...]) -> Iterator[tuple[str,
 
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file, _long_cells():
+        with open(path, encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
             missing = [column for column in needed if column not in (rows.fieldnames or ())]
             if missing:
                 found = ", ".join(rows.fieldnames or ()) or "none"
                 raise UserError(f"{path}: column {missing[0]!r} is missing; found {found[:200]}")
-            for row in rows:
+            for row in _whole_rows(rows):
                 where = f"{path}:{rows.line_num}"
                 if None in row or None in row.values():
                     raise UserError(f"{where}: the row has another number of cells than the header")
@@ -65,12 +62,14 @@ def read_table(path: str | Path, needed: tuple[str, ...]) -> Iterator[tuple[str,
         raise UserError(f"table {path} cannot be read: {error}") from None
 
 
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    """Let the csv module read cells of megabytes while a table is open; its limit is the process's."""
-    with _field_limit:
+def _whole_rows(rows: csv.DictReader) -> Iterator[dict[str, str]]:
+    """The rows, also with cells of megabytes; the csv module's limit is the process's and raised only while it reads."""
+    while True:
         before = csv.field_size_limit(_MAX_FIELD)
         try:
-            yield
+            row = next(rows, None)
         finally:
             csv.field_size_limit(before)
+        if row is None:
+            return
+        yield row

@@ -31,7 +31,7 @@ class Options(OutputOptions):
 
     benchmark: str = option(positional=True, help="a benchmark's name, several with commas, or all")
     sources: list[Path] = option([], positional=True, many=True, help="what was downloaded; none: only look")
-    data_dir: Path = option(Path("playground/data/eval"), help="the data folder (default %(default)s)")
+    out: Path = option(Path("playground/data/eval"), help="the data folder (default %(default)s)")
     overwrite: bool = option(False, help="replace question and reference files that are there")
 
 
@@ -53,7 +53,7 @@ def render(states: Sequence[State]) -> str:
 def work(options: Options) -> int:
     """Prepare, print the states, and return 1 while something is missing."""
     benchmarks = find_benchmarks(",".join(_REAL) if options.benchmark == "all" else options.benchmark)
-    done = [prepare(benchmark, options.sources, options.data_dir, options.overwrite) for benchmark in benchmarks]
+    done = [prepare(benchmark, options.sources, options.out, options.overwrite) for benchmark in benchmarks]
     states = [state for state, _ in done]
     written, kept = (sum(getattr(layout, count) for _, layout in done) for count in ("written", "kept"))
     print(render(states))

@@ -68,17 +68,17 @@ class Layout:
 
     def image_name(self, stem: str, cell: Any) -> str:
         """`stem` with the ending that fits the image's first bytes; `UserError` if they are no image's."""
-        data = self.image_bytes(cell, stem)
+        data = self.image_bytes(cell, f"image {stem}")
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return stem + ".webp"
         for signature, suffix in _SIGNATURES:
             if data.startswith(signature):
                 return stem + suffix
-        raise UserError(f"{stem}: not an image (JPEG, PNG, GIF, BMP or WebP); begins with {data[:8]!r}")
+        raise UserError(f"image {stem}: not an image (JPEG, PNG, GIF, BMP or WebP); begins with {data[:8]!r}")
 
     def image(self, relative: str, cell: Any) -> None:
         """Write the image of a cell; one of the same size is kept."""
-        path, data = self.path(relative), self.image_bytes(cell, relative)
+        path, data = self.path(relative), self.image_bytes(cell, f"image {relative}")
         if not self._has(path, len(data)):
             with self._replacing(path, "wb") as file:
                 file.write(data)
