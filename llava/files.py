@@ -1,12 +1,16 @@
-"""A file that appears whole, or not at all."""
+"""Files: written whole or not at all, and recognised by a fingerprint."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 
 
 @contextmanager
@@ -39,3 +43,24 @@ def replacing(path: Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write one JSON value in UTF-8, whole or not at all, keys in the order given; the folder is made."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over a file's size and bytes; above 1 MiB (2^20), over 16 evenly spaced samples of its bytes."""
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with open(path, "rb") as file:
+        if size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(file.read())
+        else:
+            for sample in range(SAMPLES):
+                file.seek(sample * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

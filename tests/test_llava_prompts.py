@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.conversation import conv_templates
+from llava.conversation import conv_templates, find_template
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     expand2square,
@@ -51,10 +51,8 @@ def test_llava_v1_says_human_but_asks_a_user():
 def test_v0_prompts():
     system = SYSTEM_V1.replace("user", "human")
     assert ask("llava_v0", "Hi", "Yes", "Go", None) == f"{system}###Human: Hi###Assistant: Yes###Human: Go###Assistant:"
-    prompt = ask("v0", "Hi", None)
-    assert prompt.startswith(f"{system}###Human: What are the key differences between renewable and non-renewable")
-    assert prompt.endswith("can lead to economic and social instability.\n###Human: Hi###Assistant:")
-    assert conv_templates["v0"].offset == 2
+    with pytest.raises(ValueError, match="'v0' .* was removed: .*; known: v1, vicuna_v1, llama_2, plain"):
+        find_template("v0")
 
 
 def test_llama_2_prompts():
@@ -211,8 +209,8 @@ def test_process_images_pads_with_the_mean_colour_and_normalises():
     torch.testing.assert_close(padded[0, :, 7, 7], red)
     cropped = process_images([wide], processor, LlavaConfig(image_aspect_ratio="square"))
     torch.testing.assert_close(cropped[0], red[:, None, None].expand(3, 14, 14))
-    with pytest.raises(ValueError, match="anyres"):
-        process_images([wide], processor, LlavaConfig(image_aspect_ratio="anyres"))
+    with pytest.raises(ValueError, match="anyres_max_9"):
+        process_images([wide], processor, LlavaConfig(image_aspect_ratio="anyres_max_9"))
 
 
 def test_model_names():
