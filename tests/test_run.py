@@ -13,7 +13,7 @@ from loader_fixtures import read_jsonl
 
 from llava.eval import run
 from llava.eval.benchmarks import find_benchmark
-from llava.eval.metrics.answer_files import ScoreError
+from llava.cli import UserError
 from llava.eval.runner import parts, running
 from llava.eval.runner.batches import UNITS, group, share
 from llava.eval.runner.questions import Question
@@ -224,8 +224,8 @@ def test_a_full_temporary_folder_is_named(data, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("llava.eval.benchmarks.benchmark.TemporaryDirectory", full)
-    with pytest.raises(ScoreError, match="^GQA mini cannot be rehearsed in the temporary folder .*: No space left"):
+    monkeypatch.setattr("llava.eval.benchmarks.base.TemporaryDirectory", full)
+    with pytest.raises(UserError, match="^GQA mini cannot be rehearsed in the temporary folder .*: No space left"):
         find_benchmark("gqa_mini").rehearse(data / "gqa_mini")
 
 

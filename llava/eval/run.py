@@ -117,7 +117,7 @@ def table_of(results: Sequence[Result]) -> Table:
         if result.scores is not None:
             kind = f"{benchmark.unit} {result.scores['figure']}"
         else:
-            kind = "for its server" if benchmark.score is None else "nothing answered"
+            kind = "for its server" if benchmark.judge is None else "nothing answered"
         table.add_row(
             benchmark.title,
             "–" if result.scores is None else f"{result.scores.quoted:.2f}",

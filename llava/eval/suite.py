@@ -43,7 +43,7 @@ def job_of(args: argparse.Namespace, folder: Path, name: str, config: PruningCon
     settings = {key: getattr(args, key) for key in LOADER_SETTINGS}
     settings["pruning_config"] = None if config is None else json.dumps(config.to_dict())
     benchmark = find_benchmark(folder.name)
-    if benchmark.score is None:
+    if benchmark.judge is None:
         raise ValueError(f"{benchmark.title} is scored by a server, so that it has no place in a suite")
     return make_job(benchmark, folder.parent, args.out, name, settings)
 

@@ -98,7 +98,7 @@ def do(job: Job, command: str, loader: Loader, ranks: Ranks) -> Result | None:
         return None
     scores, upload, answers = None, None, job.plan.answers_file
     partial = record["totals"]["questions"] < len(job.plan.known)
-    if job.benchmark.score is not None and record["totals"]["questions"]:
+    if job.benchmark.judge is not None and record["totals"]["questions"]:
         scores = job.benchmark.score(job.folder, answers, partial)
         record["scores"] = scores
         write_run_file(run_file_of(answers), record)
