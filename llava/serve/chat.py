@@ -15,10 +15,8 @@ from transformers import GenerationConfig
 from llava.mm_utils import KeywordsStoppingCriteria
 from llava.model.inputs import ImageFeatures, ProcessedImage, Turn, inputs_for
 from llava.model.pruning import PruningConfig, PruningSession, PruningTrace, prune
-from llava.model.pruning.families import family_of
-from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.methods import NoPruning
-from llava.model.pruning.prefix_cache import CACHE_BYTES, PrefixStore
+from llava.model.pruning.prefix_cache import CACHE_BYTES, PrefixCache
 
 from .generation import AnswerStream, StopOnRequest, stop_on_interrupt
 
@@ -75,7 +73,7 @@ class Chat:
 
     `loaded` is what `load_pretrained_model` returns; `conv_mode` as in `inputs_for`; `pruning` is applied while
     `pruning_on`. What a prompt has in common with the one before is kept, in at most `prefix_cache_bytes`, and not run
-    again (`prune`'s `reuse_prefix`; without pruning, too: the engine then drops nothing). None: prompts run whole.
+    again (`prune`'s `prefix_cache`; without pruning, too: the engine then drops nothing). None: prompts run whole.
     """
 
     def __init__(
@@ -96,7 +94,7 @@ class Chat:
         self.last: Reply | None = None
         self.said: list[Turn] = []
         self._room = prefix_cache_bytes
-        self._prefixes: PrefixStore | None = None
+        self._prefixes: PrefixCache | None = None
 
     def clear(self) -> None:
         """Forget what was said; the image stays."""
@@ -193,9 +191,8 @@ class Chat:
         if self._room is None:
             return prune(self.model, self.pruning) if self.pruning_on else nullcontext()
         if self._prefixes is None:
-            shape = DecoderShape.of(family_of(self.model).decoder(self.model).config)
-            self._prefixes = PrefixStore(self._room, shape)
-        return prune(self.model, self.pruning if self.pruning_on else NoPruning(), reuse_prefix=self._prefixes)
+            self._prefixes = PrefixCache(self._room)
+        return prune(self.model, self.pruning if self.pruning_on else NoPruning(), prefix_cache=self._prefixes)
 
     def _cut(self, stream: AnswerStream, limit: int) -> bool:
         ends = self.model.generation_config.eos_token_id

@@ -58,7 +58,7 @@ class Answerer:
     """Context manager that asks a loaded model, pruned when `config` is given and left untouched otherwise.
 
     With `prefix_cache_bytes`, questions about the same image in a unit of batches read it once (`prune`'s
-    `reuse_prefix`); a dense model then runs in the pruning engine, too, with nothing pruned.
+    `prefix_cache`); a dense model then runs in the pruning engine, too, with nothing pruned.
 
     Sampling is seeded once a batch, with `seed` plus the index of the batch's first question: it can be repeated with
     the same batch size. At temperature 0 answers do not depend on the batch (up to rounding in half precision).
@@ -97,8 +97,7 @@ class Answerer:
             self._session = None
             if self.config is not None or self._room is not None:
                 config = NoPruning() if self.config is None else self.config
-                reuse = {} if self._room is None else {"reuse_prefix": True, "prefix_cache_bytes": self._room}
-                self._session = stack.enter_context(prune(self.model, config, **reuse))
+                self._session = stack.enter_context(prune(self.model, config, prefix_cache=self._room))
             self._timer = stack.enter_context(ForwardTimer(self.model))
             self._exit = stack.pop_all()
         self._warm = False
@@ -143,17 +142,18 @@ class Answerer:
         self._timer.take()
         self._forget()
         if self.reused is not None:
-            self._session.prefixes.reused = Reused()
+            self._session.prefix_cache.reused = Reused()
 
     def _forget(self) -> None:
         """Forget prefixes: what is reused depends on the unit alone, and not on what this process asked before."""
-        if self._session is not None and self._session.prefixes is not None:
-            self._session.prefixes.clear()
+        if self._session is not None and self._session.prefix_cache is not None:
+            self._session.prefix_cache.clear()
 
     @property
     def reused(self) -> Reused | None:
         """What reuse of prefixes did; None without it."""
-        return None if self._session is None or self._session.prefixes is None else self._session.prefixes.reused
+        cache = None if self._session is None else self._session.prefix_cache
+        return None if cache is None else cache.reused
 
     def _ask_once(self, batch: Batch) -> None:
         for question, row in zip(batch.questions, batch.rows, strict=True):

@@ -38,9 +38,7 @@ class Generator:
             stack.enter_context(torch.inference_mode())
             if self.config is not None or self.prefix_cache is not None:
                 config = NoPruning() if self.config is None else self.config
-                reuse = {"reuse_prefix": True, "prefix_cache_bytes": self.prefix_cache}
-                reuse = {} if self.prefix_cache is None else reuse
-                self._session = stack.enter_context(prune(self.model, config, **reuse))
+                self._session = stack.enter_context(prune(self.model, config, prefix_cache=self.prefix_cache))
             self._exit = stack.pop_all()
         return self
 
@@ -50,12 +48,13 @@ class Generator:
     @property
     def reused(self) -> Reused | None:
         """What the prefix cache did; None without one."""
-        return None if self._session is None or self._session.prefixes is None else self._session.prefixes.reused
+        cache = None if self._session is None else self._session.prefix_cache
+        return None if cache is None else cache.reused
 
     def forget(self) -> None:
         """Empty the prefix cache."""
-        if self._session is not None and self._session.prefixes is not None:
-            self._session.prefixes.clear()
+        if self._session is not None and self._session.prefix_cache is not None:
+            self._session.prefix_cache.clear()
 
     def encode_images(self, pictures: Mapping[Hashable, ProcessedImage]) -> None:
         """Run the vision part on those of `pictures` that `images` does not hold yet."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +72,7 @@ class PrunedForward:
         self.policies: list[PromptState] = []
         self._text_config = self.decoder.config
         self._shape = DecoderShape.of(self._text_config)
-        self._adapters = [part for part in self.decoder.modules() if hasattr(part, "active_adapters")]
+        self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
         self._lock = threading.Lock()
         self._prompt_width: int | None = None
         self._surviving: _Surviving | None = None

@@ -1,4 +1,4 @@
-"""`Family`: all that is particular to a model family, and nothing of any method. One file per family, which registers it.
+"""`Family`: all that is particular to a model family, and nothing of any method. Each file registers its family.
 
 What a file declares is read by the engine (which modules, which tokens), and by loading and inputs (`model_types`,
 `inputs`), so that adding a family is adding this one file.
@@ -73,7 +73,7 @@ class Family:
         return None
 
     def prompt_width(self, inputs: torch.Tensor) -> int | None:
-        """Return how many tokens the decoder reads of prompts given to `generate` as ids [B, T] or embeddings [B, T, D].
+        """Return the width of prompts given to `generate` as ids [B, T] or embeddings [B, T, D], in decoder tokens.
 
         None where `generate` cannot append tokens to a prompt before the decoder has read it.
         """

@@ -1,4 +1,4 @@
-"""The prefix cache: what a prompt shares with earlier ones (system text, image, earlier turns) is computed once, exactly.
+"""The prefix cache: what a prompt shares with earlier ones (system text, image, turns) is computed once, exactly.
 
 Rows of a causal decoder do not depend on later rows until a question decides which of them stay. So the rows of a
 prompt up to its last visual token are the same for every question about its image, in every layer up to the one where

@@ -211,7 +211,7 @@ class _Fingerprints:
 
 
 def _sums(parts: list[torch.Tensor], weights: dict) -> torch.Tensor:
-    """Return checksums, int64 [n, 2], of rows in parts [n, *]: bits as integers, times fixed numbers, summed mod 2^64."""
+    """Return checksums, int64 [n, 2], of rows in parts [n, *]: bits as integers, times fixed numbers, mod 2^64."""
     words = [part.contiguous().view(torch.int16 if part.itemsize == 2 else torch.int32) for part in parts]
     bits = torch.cat([word.to(torch.int64) for word in words], 1)
     width, device = bits.shape[1], bits.device
