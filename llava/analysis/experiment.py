@@ -22,7 +22,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoint import find_source
 from llava.model.layouts import read_layout
 from llava.model.pruning import PruningConfig
-from llava.model.pruning.config import scaled_boundary
+from llava.model.pruning.method import scaled_boundary
 
 from .experiments import EXPERIMENTS, Setup
 from .experiments.asking import Asker

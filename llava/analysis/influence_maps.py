@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from llava.model.pruning.config import PruningConfig
+from llava.model.pruning import PruningConfig
 from llava.model.pruning.influence import Influence
 from llava.model.pruning.trace import PruningTrace
 

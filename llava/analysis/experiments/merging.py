@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from llava.model.pruning.config import scaled_boundary
+from llava.model.pruning.method import scaled_boundary
 
 from .pictures import bar_picture
 from .plan import DENSE, Cell, Experiment, Row, Setup, layers_text, masked

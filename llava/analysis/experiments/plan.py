@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from llava.model.pruning.config import scaled_boundary
+from llava.model.pruning.method import scaled_boundary
 
 Row = dict[str, Any]
 """A line of an experiment's CSV."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from llava.model.pruning.methods.attention_topk import RANKS
+from llava.model.pruning.methods.ranking import RANKS
 
 from .pictures import bar_picture
 from .plan import DENSE, Cell, Experiment, Row, Setup

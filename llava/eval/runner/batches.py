@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from llava.cli import one_line
 from llava.eval.runner.questions import Question
+from llava.model.images import read_image
 from llava.model.inputs import Inputs, ProcessedImage, Turn
 
 SORTED_BATCHES = 8
@@ -178,21 +178,11 @@ class BatchDataset(Dataset):
         for path in self._new[index]:
             try:
                 batch.pictures[path] = self.inputs.prepare(read_image(path))
-            except Exception as error:  # decoders raise nearly anything on broken files; all of it becomes a message
-                batch.errors[path] = f"image {path} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
+            except ValueError as error:
+                batch.errors[path] = str(error)
+            except Exception as error:  # processors raise nearly anything on odd images; all of it becomes a message
+                batch.errors[path] = f"image {path} cannot be used: {one_line(error)}"
         return batch
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB.
-
-    Raises `PIL.Image.DecompressionBombError` or `DecompressionBombWarning`, before anything is decoded, for an image of
-    more pixels than PIL's limit (`Image.MAX_IMAGE_PIXELS`), and whatever a decoder raises for a broken one.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            return image.convert("RGB")
 
 
 def prepared(dataset: BatchDataset, workers: int) -> Iterator[Batch]:

@@ -33,6 +33,8 @@ from llava.eval.runner.ranks import Ranks
 from llava.eval.runner.run import Run
 from llava.eval.runner.runfile import check_settings, fingerprint, read_run_file, run_file_of, write_run_file
 from llava.eval.runner.session import Session, costs_of
+from llava.model.loaded import LoadedModel
+from llava.model.preflight import Checked, check_model
 from llava.model.pruning import PruningConfig
 
 DENSE = "dense"
@@ -81,7 +83,7 @@ class Evaluator:
         if self.ranks.device is not None:
             self.model_options = replace(self.model_options, device=self.ranks.device)
         self.options = part_of(GenerationOptions, options)
-        self._checked: dict[str, Any] = {}
+        self._checked: dict[str, Checked] = {}
         self._selected: dict[tuple, tuple[list[Question], list[Question], list[Skipped]]] = {}
         self._rehearsed: set[tuple[str, Path]] = set()
         self._discarded: set[Path] = set()
@@ -126,7 +128,7 @@ class Evaluator:
             raise UserError(f"the answers file and the question file are both {question_file}")
         known, selected, skipped = self._select(question_file, images, chunk, options)
         checked = self._check_model(config)
-        settings = checked["settings"] | {
+        settings = checked.settings | {
             "question_file": fingerprint(question_file)[:16],
             "chunk": list(chunk),
             "temperature": options.temperature,
@@ -140,8 +142,8 @@ class Evaluator:
             benchmark,
             folder,
             answers_file,
-            checked["config"],
-            checked["filled_in"],
+            checked.config,
+            checked.filled_in,
             options,
             known,
             selected,
@@ -249,13 +251,9 @@ class Evaluator:
         return rows, earlier
 
     @cached_property
-    def loaded(self) -> Any:
-        """The model (`LoadedModel`); loaded on first use."""
-        from types import SimpleNamespace
-
-        from llava.eval.runner.running import Loader
-
-        return Loader()(self.model_options, SimpleNamespace(dtype=self._check_model(None)["dtype"]))
+    def loaded(self) -> LoadedModel:
+        """The model; loaded on first use."""
+        return LoadedModel.from_path(self.model_options)
 
     def batches(self, questions: Iterable[Question], batch_size: int | None = None) -> list[Batch]:
         """Prepare questions in batches, each standing alone, so that an `Answerer` may be asked them in any order."""
@@ -264,41 +262,11 @@ class Evaluator:
         alone = BatchDataset([replace(one, unit=place) for place, one in enumerate(groups)], self.loaded.inputs)
         return [alone[place] for place in range(len(alone))]
 
-    def _check_model(self, config: PruningConfig | None) -> dict[str, Any]:
+    def _check_model(self, config: PruningConfig | None) -> Checked:
         """Check the model's folder, and the config against it, once for each config."""
-        import os
-
-        from llava.eval.runner.runfile import model_fingerprint
-        from llava.model.checkpoint import Source, find_source
-        from llava.model.inputs import DEFAULT_CONV_MODE
-        from llava.model.layouts import read_layout
-        from llava.model.preflight import resolve
-        from llava.utils import pick_device, pick_dtype
-
-        def identity(source: Source) -> str:
-            if source.hub_name:
-                return f"{source.hub_name}@{source.folder.name}"
-            return f"{source.folder.resolve().name}:{model_fingerprint(source.folder)}"
-
         key = json.dumps(config and config.to_dict())
         if key not in self._checked:
-            given = self.model_options
-            dtype = pick_dtype(given.dtype, pick_device(given.device))
-            source = find_source(os.path.expanduser(given.model_path), "--model-path", {})
-            layout = read_layout(source.folder)
-            layout.check_conv_mode(given.conv_mode)
-            base = None
-            if given.model_base is not None:
-                base = identity(find_source(os.path.expanduser(given.model_base), "--model-base", {}))
-            resolved, filled_in = resolve(config, source, layout)
-            settings = {
-                "model": identity(source),
-                "model_base": base,
-                "pruning_config": resolved and resolved.to_dict(),
-                "conv_mode": given.conv_mode or (DEFAULT_CONV_MODE if layout.has_conversations else None),
-                "dtype": str(dtype).removeprefix("torch."),
-            }
-            self._checked[key] = {"config": resolved, "filled_in": filled_in, "settings": settings, "dtype": dtype}
+            self._checked[key] = check_model(self.model_options, config)
         return self._checked[key]
 
 

@@ -10,11 +10,12 @@ from tqdm import tqdm
 
 from llava.eval.runner.answering import Answerer, Generation
 from llava.eval.runner.batches import Batch
+from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig
 
 
 def paired_times(
-    loaded: Any,
+    loaded: LoadedModel,
     batches: Sequence[Batch],
     configs: Mapping[str, PruningConfig | None],
     *,
@@ -42,7 +43,7 @@ def paired_times(
     return {name: _figures(prefill[name], decode[name], prefill[baseline]) for name in names}
 
 
-def _time_once(loaded: Any, config: PruningConfig | None, batches: Sequence[Batch]) -> dict[str, float]:
+def _time_once(loaded: LoadedModel, config: PruningConfig | None, batches: Sequence[Batch]) -> dict[str, float]:
     """Milliseconds per question of prefill and of one decoding step, over all batches."""
     spent, count = {"prefill": 0.0, "decode": 0.0}, 0
     with Answerer(loaded.model, loaded.inputs, loaded.name, config, Generation(max_new_tokens=2)) as answerer:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
-
 from llava.cli import UserError
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.metrics.answer_files import field, read_jsonl
+from llava.model.images import check_image
 
 T = TypeVar("T")
 CHECKED_IMAGES = 10_000
@@ -161,7 +160,7 @@ def _problem(path: Path, opened: bool) -> str | None:
         return f"image not found: {path}"
     if opened:
         try:
-            Image.open(path).close()
-        except Exception as error:  # decoders raise nearly anything on broken files; all of it becomes a message
-            return f"image {path} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
+            check_image(path)
+        except ValueError as error:
+            return str(error)
     return None

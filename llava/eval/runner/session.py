@@ -24,6 +24,7 @@ from llava.eval.runner.plan import Plan
 from llava.eval.runner.questions import Question, Skipped
 from llava.eval.runner.ranks import Ranks
 from llava.eval.runner.runfile import run_file_of, versions, write_run_file
+from llava.model.loaded import LoadedModel
 from llava.model.pruning.prefix_cache import CACHE_BYTES, Reused
 from llava.utils import device_name
 
@@ -66,7 +67,7 @@ class Session:
         self._written = -math.inf
         self._waited = 0.0
 
-    def ask(self, todo: Sequence[Question], answers: AnswersFile, loaded: Any) -> None:
+    def ask(self, todo: Sequence[Question], answers: AnswersFile, loaded: LoadedModel) -> None:
         """Answer this process's share of `todo`, in batches by prompt length; leave the run file behind if it fails."""
         plan, options, device = self.plan, self.plan.options, loaded.model.device
         self._asking = time.monotonic()
