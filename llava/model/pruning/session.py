@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from .devices import execution_device
 from .families import Family, family_of
@@ -176,7 +177,10 @@ class PruningSession:
 
         @wraps(generate)
         def pruned(inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-            settings = kwargs.get("generation_config") or (args[0] if args else None) or self.model.generation_config
+            settings = next(
+                (one for one in (kwargs.get("generation_config"), *args) if isinstance(one, GenerationConfig)),
+                self.model.generation_config,
+            )
             for name, reason in _REFUSED.items():
                 value = kwargs.get(name, getattr(settings, name, None))
                 if value not in (None, "dynamic"):
