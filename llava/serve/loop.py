@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -20,35 +20,24 @@ if TYPE_CHECKING:
     from .chat import Chat, Reply
 
 
-@dataclass(frozen=True)
-class Command:
-    """A line that starts with a slash: its usage, what it does, and the `ChatLoop` method that does it."""
-
-    usage: str
-    help: str
-    method: str
-
-    @property
-    def name(self) -> str:
-        """The word that calls it."""
-        return self.usage.split()[0]
-
-
-COMMANDS = (
-    Command("/image PATH|URL", "load an image and begin a new conversation; alone: which one is loaded", "image"),
-    Command("/clear", "begin a new conversation about the same image", "clear"),
-    Command("/prune on|off", "switch pruning; alone: whether it is on, and its settings", "prune"),
-    Command("/trace", "show what pruning did with the last prompt, layer by layer", "trace"),
-    Command("/help", "list the commands", "help"),
-    Command("/quit", "leave (so does Ctrl-D)", "quit"),
-)
-KEYS = "Ctrl-C stops an answer, or clears the line; Ctrl-D leaves."
+COMMANDS = {
+    "/image PATH|URL": "load an image and begin a new conversation; alone: which one is loaded",
+    "/clear": "begin a new conversation about the same image",
+    "/prune on|off": "switch pruning; alone: whether it is on, and its settings",
+    "/set KEY VALUE": "change a setting of pruning, such as tokens_threshold 0.3, or all of them: /set JSON|FILE",
+    "/trace": "show what pruning did with the last prompt, layer by layer",
+    "/help": "list the commands",
+    "/quit": "leave (so does Ctrl-D)",
+}
+"""Usage → help of the lines that start with a slash; each is a method of `ChatLoop`."""
+NAMES = [usage.split()[0] for usage in COMMANDS]
+KEYS = "A backslash at the end of a line, or Alt-Enter, begins a new line. Ctrl-C stops an answer, or clears the line."
 
 
 def command_help() -> str:
     """Return the list of commands and keys as plain text."""
-    width = max(len(command.usage) for command in COMMANDS)
-    return "\n".join([*(f"  {command.usage:{width}}  {command.help}" for command in COMMANDS), f"  {KEYS}"])
+    width = max(map(len, COMMANDS))
+    return "\n".join([*(f"  {usage:{width}}  {text}" for usage, text in COMMANDS.items()), f"  {KEYS}"])
 
 
 class ChatLoop:
@@ -114,13 +103,11 @@ class ChatLoop:
     def command(self, line: str) -> None:
         """Run a line that starts with a slash."""
         word, _, argument = line.partition(" ")
-        for command in COMMANDS:
-            if word.lower() == command.name:
-                with self._reporting():
-                    getattr(self, command.method)(argument.strip())
-                return
-        names = [command.name for command in COMMANDS]
-        close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.4)
+        if word.lower() in NAMES:
+            with self._reporting():
+                getattr(self, word.lower()[1:])(argument.strip())
+            return
+        close = difflib.get_close_matches(word.lower(), NAMES, n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]}?" if close else ""
         if os.path.isfile(os.path.expanduser(unquoted(line))):
             hint = f"; to load this file: /image {line}"
@@ -146,13 +133,28 @@ class ChatLoop:
         self.say(f"a new conversation; {self.describe_image()}", "dim")
 
     def prune(self, argument: str) -> None:
-        """Switch pruning on or off."""
+        """Switch pruning on or off, or show its settings."""
         if argument not in ("", "on", "off"):
             raise ValueError(f"/prune takes on or off, got {argument!r}")
         if argument:
             self.chat.pruning_on = argument == "on"
+        self.say_pruning(settings=not argument)
+
+    def set(self, argument: str) -> None:
+        """Change one setting of pruning (KEY VALUE), or replace them all (JSON or a file)."""
+        key, _, value = argument.partition(" ")
+        if argument.startswith("{") or argument.endswith(".json"):
+            self.chat.set_pruning(unquoted(argument))
+        elif value:
+            self.chat.set_pruning(self.chat.pruning.to_dict() | {key: json_value(value)})
+        elif key:
+            raise ValueError(f"/set {key} lacks a value: give one as in /set tokens_threshold 0.3")
+        self.say_pruning(settings=True)
+
+    def say_pruning(self, settings: bool) -> None:
+        """Say whether pruning is on, and how it is set."""
         self.say(f"pruning is {'on' if self.chat.pruning_on else 'off'}", "dim")
-        if not argument:
+        if settings:
             self.say(json.dumps(self.chat.pruning.to_dict()), "dim", wrap=False)
 
     def trace(self, argument: str) -> None:
@@ -187,6 +189,14 @@ class ChatLoop:
             self.say(f"out of memory ({one_line(error)}); try /prune on, /clear, or start with --load-4bit", "red")
         except (ImageError, ValueError) as error:
             self.say(one_line(error), "red")
+
+
+def json_value(text: str) -> Any:
+    """Return the JSON value of a text, or the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip()
 
 
 def unquoted(path: str) -> str:
