@@ -15,7 +15,8 @@ from llava.eval.report import _drawn, main, make_report
 from llava.eval.results.formats import beside_dense, bytes_text, config_text, count_text
 from llava.eval.results.plots import pareto_front
 from llava.eval.results.report_rows import label_runs, make_row
-from llava.eval.results.runs import find_runs, read_run
+from llava.eval.results.runs import read_run
+from llava.eval.runner.run import find_runs
 from llava.model.pruning import PruningConfig
 
 WRONG = {1, 2, 7, 30}
@@ -66,7 +67,7 @@ def test_a_report_has_a_row_a_run_and_its_pictures(folder, tmp_path, capsys):
 
 
 def test_figures_are_means_of_the_traces(folder, tmp_path):
-    rows = rows_by_name(make_report(find_runs([folder]), tmp_path / "report"))
+    rows = rows_by_name(make_report(find_runs([folder])[0], tmp_path / "report"))
     dense, pruned = rows["gqa_made", "dense"], rows["gqa_made", "pruned"]
     traces = [metadata(n % 7, 3 if n % 2 else None) for n in range(40)]
     assert pruned["scores"] == {"accuracy": pytest.approx(90)} and rows["odd", "dense"]["scores"] == {}
@@ -78,7 +79,7 @@ def test_figures_are_means_of_the_traces(folder, tmp_path):
 
 
 def test_the_csv_file_holds_the_same_figures(folder, tmp_path):
-    report = make_report(find_runs([folder]), tmp_path)
+    report = make_report(find_runs([folder])[0], tmp_path)
     table = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
     assert len(table) == len(report["rows"]) == 4
     for line, row in zip(table, report["rows"], strict=True):
@@ -89,7 +90,7 @@ def test_the_csv_file_holds_the_same_figures(folder, tmp_path):
 
 def test_markdown_tables_are_well_formed(folder, gqa, tmp_path):
     gqa.run(folder / "gqa" / "odd | name.jsonl", WRONG, RANDOM | {"method": "a|b"})
-    make_report(find_runs([folder]), tmp_path)
+    make_report(find_runs([folder])[0], tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
     tables = [line.replace(r"\|", "") for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in tables[:6]}) == 1
@@ -124,19 +125,19 @@ def test_runs_are_told_apart_by_their_folders_and_models_by_their_hash(gqa, tmp_
     second = gqa.run(tmp_path / "two" / "x" / "a.jsonl")
     third = gqa.run(tmp_path / "two" / "x" / "b.jsonl")
     other = gqa.run(tmp_path / "c.jsonl", settings={"model": "small:4567"})
-    labels = label_runs(find_runs([first, second, third, other]))
+    labels = label_runs(find_runs([first, second, third, other])[0])
     assert [(one.model, one.name) for one in labels] == [
         ("small:0123", "b"),
         ("small:0123", "one/x/a"),
         ("small:0123", "two/x/a"),
         ("small:4567", "c"),
     ]
-    assert [one.model for one in label_runs(find_runs([first, second]))] == ["small", "small"]
+    assert [one.model for one in label_runs(find_runs([first, second])[0])] == ["small", "small"]
 
 
 def test_other_question_files_of_one_name_are_other_benchmarks(gqa, tmp_path):
     other = GqaMade(tmp_path / "more", images=2)
-    labels = label_runs(find_runs([gqa.run(tmp_path / "a.jsonl"), other.run(tmp_path / "b.jsonl")]))
+    labels = label_runs(find_runs([gqa.run(tmp_path / "a.jsonl"), other.run(tmp_path / "b.jsonl")])[0])
     assert [one.benchmark for one in labels] == ["gqa_made", "gqa_made (2)"]
 
 
@@ -146,7 +147,7 @@ def test_unfinished_partial_and_unequal_runs_are_marked(gqa, tmp_path):
     write_run(tmp_path / "runs" / "limited.jsonl", gqa.questions, short, RANDOM, limit=8)
     write_run(tmp_path / "runs" / "stopped.jsonl", gqa.questions, short, RANDOM, state="interrupted")
     write_run(tmp_path / "runs" / "empty.jsonl", gqa.questions, {}, RANDOM, state="running")
-    report = make_report(find_runs([tmp_path / "runs"]), tmp_path / "report")
+    report = make_report(find_runs([tmp_path / "runs"])[0], tmp_path / "report")
     notes = {row["run"]: " | ".join(row["notes"]) for row in report["rows"]}
     assert set(notes) == {"whole", "limited", "stopped"} and not notes["whole"]
     assert "only the first 8 of the file" in notes["limited"] and "other questions than whole" in notes["limited"]
@@ -157,14 +158,14 @@ def test_unfinished_partial_and_unequal_runs_are_marked(gqa, tmp_path):
 
 def test_a_folder_and_a_file_in_it_are_one_run(gqa, tmp_path):
     path = gqa.run(tmp_path / "runs" / "a.jsonl")
-    assert len(find_runs([tmp_path / "runs", path, path.with_name("a.run.json")])) == 1
+    assert len(find_runs([tmp_path / "runs", path, path.with_name("a.run.json")])[0]) == 1
 
 
 def test_annotations_are_looked_for_in_the_data_folder(folder, gqa, tmp_path):
     moved = tmp_path / "data" / "gqa_made"
     moved.parent.mkdir()
     gqa.folder.rename(moved)
-    runs = find_runs([folder / "gqa"])
+    runs = find_runs([folder / "gqa"])[0]
     assert all(row["scores"] == {} for row in make_report(runs, tmp_path / "a")["rows"])
     found = make_report(runs, tmp_path / "b", data_dir=moved.parent)
     assert all(row["scores"] for row in found["rows"])
@@ -207,5 +208,5 @@ def test_a_config_in_one_line_leaves_out_what_is_default():
 
 def test_units():
     assert [count_text(value) for value in (3.817e12, 8.6e8, 12_345, 12)] == ["3.82T", "860M", "12.3K", "12"]
-    assert [bytes_text(value) for value in (3591 * 1024, 512 * 1024, 100)] == ["3.51 MB", "512 KB", "100 B"]
+    assert [bytes_text(value) for value in (3.51e6, 512e3, 100)] == ["3.51 MB", "512 kB", "100 B"]
     assert (beside_dense("505M", 0.587), beside_dense("860M", 1.0)) == ("505M (-41%)", "860M")

@@ -99,7 +99,7 @@ def test_quoted_scores_are_the_scorers(mini, tmp_path, kind, answered):
     found, annotations = find_annotations(run.question_file)
     assert found == kind
     scores = SCORERS[kind].scores(questions, annotations, run.answers.values())
-    figures = quoted(kind, scores, clusters(kind, list(scores), run.images()))
+    figures = quoted(kind, scores, clusters(kind, list(scores), run.images))
     expected = {"gqa": eval_gqa.score, "textvqa": eval_textvqa.score}.get(kind, eval_mme.score)(
         questions if kind == "mme" else annotations, tmp_path / "x.jsonl", partial=answered < 1
     )

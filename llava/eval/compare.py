@@ -82,7 +82,7 @@ def compare(
             "percent": 100 * equal / len(keys),
             "interval": share_interval(equal, len(keys)),
         },
-        "costs": _costs(a.totals(keys), b.totals(keys)),
+        "costs": _costs(a.costs_of(keys), b.costs_of(keys)),
     }
     try:
         kind, path = find_annotations(a.question_file, benchmark, annotations)
@@ -100,7 +100,7 @@ def compare(
         notes.append(f"{len(keys) - len(scored)} questions are not in {path}, or do not count, and have no score")
     before, after = ({key: one[key] for key in scored} for one in scores)
     result |= {"benchmark": kind, "annotations": str(path), "scored": len(scored)}
-    result |= _statistics(kind, before, after, a.images(), resamples, seed)
+    result |= _statistics(kind, before, after, a.images, resamples, seed)
     result["examples"] = [
         {"change": change} | _example(key, a, b, before, after)
         for change, sign in (("broken", -1), ("fixed", 1))

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llava.eval.results.plots import Drawn, Panels, accuracy_picture, histogram_picture, tokens_picture
+from llava.eval.results.plots import Drawn, Panels, PlotOptions, accuracy_plot, histogram_plot, tokens_plot
 from llava.eval.results.report_rows import Row, label_runs, make_row, note_unequal
 from llava.eval.results.report_tables import csv_text, markdown_text, print_rows
-from llava.eval.results.runs import EvalRun, RunError, find_runs
+from llava.eval.results.runs import EvalRun, RunError
+from llava.eval.runner.run import find_runs
 
 EPILOG = """
 RUNS are X.jsonl of llava.eval.model_vqa_loader (X.run.json must lie beside it), X.run.json, or folders: of a folder
@@ -82,9 +83,9 @@ def _drawn(run: EvalRun, row: Row) -> Drawn:
 def _draw(panels: Panels, out: Path, model: str) -> list[str]:
     """Draw the model's pictures; return the names of those that there was something to draw for."""
     slug = re.sub(r"[^\w.-]+", "-", model).strip("-")
-    pictures = {"accuracy": accuracy_picture, "tokens": tokens_picture, "decisions": histogram_picture}
+    pictures = {"accuracy": accuracy_plot, "tokens": tokens_plot, "decisions": histogram_plot}
     files = {f"{slug}-{what}.png": draw for what, draw in pictures.items()}
-    return [name for name, draw in files.items() if draw(panels, out / name, model)]
+    return [name for name, draw in files.items() if draw(panels, out / name, model, PlotOptions())]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = build_parser().parse_args(argv)
     try:
-        report = make_report(find_runs(args.runs), Path(args.out), args.data_dir, progress=True)
+        report = make_report(find_runs(args.runs)[0], Path(args.out), args.data_dir, progress=True)
     except (RunError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

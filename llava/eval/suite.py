@@ -24,7 +24,7 @@ from rich.table import Table
 from llava.eval.benchmarks import BENCHMARKS, find_benchmark
 from llava.eval.model_vqa_loader import command_of, number
 from llava.eval.results.formats import beside_dense
-from llava.eval.results.plots import summary_picture
+from llava.eval.results.plots import summary_plot
 from llava.eval.runner.jobs import Job, do, make_job
 from llava.eval.runner.paired import paired_times
 from llava.eval.runner.ranks import Ranks
@@ -185,7 +185,7 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     out = Path(args.out)
     with replacing(out / "summary.json") as file:
         file.write(json.dumps(summary, indent=1) + "\n")
-    summary_picture(rows, out / "summary.png", title=f"{Path(args.model_path).name} on {', '.join(args.benchmarks)}")
+    summary_plot(rows, out / "summary.png", title=f"{Path(args.model_path).name} on {', '.join(args.benchmarks)}")
     return summary
 
 

@@ -92,8 +92,10 @@ def read_json(path: str | Path, what: str) -> Any:
         ) from None
 
 
-def read_jsonl(path: str | Path, what: str) -> list[tuple[str, dict[str, Any]]]:
+def read_jsonl(path: str | Path, what: str, torn: bool = False) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with its "file:line"; blank lines are skipped.
+
+    torn: leave out a last line that is broken, as in a file that is being written
 
     Raises:
         ScoreError: the file is missing or unreadable, or a line is not one JSON object.
@@ -109,6 +111,8 @@ def read_jsonl(path: str | Path, what: str) -> list[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
+            if torn and number == len(lines):
+                break
             hint = " (the file ends inside this line; run what wrote it again)" if number == len(lines) else ""
             raise ScoreError(f"{what} {path} is not valid JSON at line {number}: {error.msg}{hint}") from None
         if not isinstance(row, dict):

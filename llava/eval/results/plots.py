@@ -1,19 +1,36 @@
-"""Pictures of runs: accuracy against FLOPs, tokens by layer, histograms of what pruning decided."""
+"""Plots of runs in one look: accuracy against FLOPs, tokens per layer, histograms of what pruning decided."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+from llava.cli import number, option
 
 MARKERS = "osD^vPXh"
 FRONT = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
 DENSE_LEVEL = {"color": "0.6", "linestyle": ":", "linewidth": 1.4}
 BAND = (10, 90)
 """Percentiles over prompts between which the band of tokens per layer lies."""
+
+
+@dataclass(kw_only=True)
+class PlotOptions:
+    """How plots are written; the same for every command that draws."""
+
+    format: Literal["png", "pdf", "svg"] = option("png", help="file format of plots (default png)")
+    dpi: int = option(110, help="resolution of plots in dots per inch (default 110)", type=number(int, 10, 2400))
+
+    def save(self, figure: Any, path: Path) -> Path:
+        """Write a figure to `path`, given without suffix or with another format's; return where it is."""
+        stem = path.with_suffix("") if path.suffix in (".png", ".pdf", ".svg") else path
+        written = stem.with_name(f"{stem.name}.{self.format}")
+        figure.savefig(written, dpi=self.dpi)
+        return written
 
 
 @dataclass(frozen=True)
@@ -39,37 +56,41 @@ Panels = Mapping[str, Sequence[Drawn]]
 """Title of a panel → its runs."""
 
 
-def summary_picture(rows: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draw the suite's summary: mean tokens that enter each layer, and mean accuracy against prefill FLOPs."""
-    figure, [[left, right]] = _figure((11, 4.2), 1, 2, width_ratios=(3, 2))
-    for number, (name, row) in enumerate(rows.items()):
+def summary_plot(
+    rows: Mapping[str, Mapping[str, Any]], path: Path, title: str, options: PlotOptions | None = None
+) -> Path:
+    """Draw the mean number of tokens that enter each layer, and mean accuracy against prefill FLOPs; return the file.
+
+    rows: by name: "tokens_per_layer" (list), "accuracy" (percent by benchmark), "flops_all_tokens" and
+    "dense_flops_all_tokens"
+    """
+    figure, [[left, right]] = new_figure((11, 4.2), 1, 2, width_ratios=(3, 2))
+    for place, (name, row) in enumerate(rows.items()):
         tokens = row["tokens_per_layer"]
-        left.plot(range(len(tokens)), tokens, label=name, linewidth=2, markersize=5, **_look(number))
+        left.plot(range(len(tokens)), tokens, label=name, linewidth=2, markersize=5, **look(place))
         accuracy = sum(row["accuracy"].values()) / len(row["accuracy"])
         share = 100 * row["flops_all_tokens"] / row["dense_flops_all_tokens"]
-        right.plot([share], [accuracy], linestyle="", label=name, markersize=9, **_look(number))
-        right.annotate(
-            name, (share, accuracy), xytext=(8, (5, -12)[number % 2]), textcoords="offset points", fontsize=9
-        )
+        right.plot([share], [accuracy], linestyle="", label=name, markersize=9, **look(place))
+        right.annotate(name, (share, accuracy), xytext=(8, (5, -12)[place % 2]), textcoords="offset points", fontsize=9)
     left.set(title="tokens kept per layer, mean")
     _token_axes(left, len(next(iter(rows.values()))["tokens_per_layer"]))
     left.legend(frameon=False)
     right.set(ylabel="accuracy, mean of benchmarks (%)", title="accuracy against cost")
     _accuracy_axes(right)
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    return (options or PlotOptions()).save(figure, path)
 
 
-def accuracy_picture(panels: Panels, path: Path, title: str) -> bool:
-    """Draw accuracy against FLOPs, a panel a benchmark: every run, the Pareto front, the dense run's level.
+def accuracy_plot(panels: Panels, path: Path, title: str, options: PlotOptions) -> Path | None:
+    """Draw accuracy against FLOPs, a panel per benchmark: every run, the Pareto front, the dense run's level.
 
-    Returns False, and draws nothing, if no run has an accuracy.
+    Returns the file; None, with nothing drawn, if no run has an accuracy.
     """
     looks = _looks(panels)
     judged = {name: [run for run in runs if run.accuracy is not None] for name, runs in panels.items()}
     judged = {name: runs for name, runs in judged.items() if runs}
     if not judged:
-        return False
+        return None
     figure, axes_of = _grid(len(judged), 3, (4.2, 3.6))
     for axes, (name, runs) in zip(axes_of, judged.items(), strict=True):
         points = [(run.flops_share, run.accuracy) for run in runs]
@@ -82,14 +103,13 @@ def accuracy_picture(panels: Panels, path: Path, title: str) -> bool:
         _accuracy_axes(axes)
     shown = {run.name for runs in judged.values() for run in runs}
     handles = {name: _big(look) | {"linestyle": ""} for name, look in looks.items() if name in shown}
-    _legend(figure, handles | {"Pareto front": FRONT, "level of dense": DENSE_LEVEL})
+    legend(figure, handles | {"Pareto front": FRONT, "level of dense": DENSE_LEVEL})
     figure.suptitle(f"{title}: accuracy against FLOPs")
-    figure.savefig(path, dpi=110)
-    return True
+    return options.save(figure, path)
 
 
-def tokens_picture(panels: Panels, path: Path, title: str) -> bool:
-    """Draw the tokens that enter each layer, a panel a benchmark: the mean, and a band over the prompts; True."""
+def tokens_plot(panels: Panels, path: Path, title: str, options: PlotOptions) -> Path | None:
+    """Draw the tokens that enter each layer, a panel per benchmark: the mean, and a band over the prompts."""
     looks = _looks(panels)
     figure, axes_of = _grid(len(panels), 3, (5.0, 3.6))
     for axes, (name, runs) in zip(axes_of, panels.items(), strict=True):
@@ -100,23 +120,22 @@ def tokens_picture(panels: Panels, path: Path, title: str) -> bool:
             axes.plot(layers, run.tokens.mean(0), linewidth=1.8, markersize=4, **looks[run.name])
         axes.set(title=name)
         _token_axes(axes, runs[0].tokens.shape[1])
-    _legend(figure, looks)
+    legend(figure, looks)
     figure.suptitle(f"{title}: tokens per layer, mean and {BAND[0]}th to {BAND[1]}th percentile over prompts")
-    figure.savefig(path, dpi=110)
-    return True
+    return options.save(figure, path)
 
 
-def histogram_picture(panels: Panels, path: Path, title: str) -> bool:
-    """Draw histograms of filter layer, exit layer and tokens kept, a row a benchmark; False if no run pruned at all."""
+def histogram_plot(panels: Panels, path: Path, title: str, options: PlotOptions) -> Path | None:
+    """Draw histograms of filter layer, exit layer and tokens kept, a row per benchmark; None if no run pruned."""
     decided = {
         name: [run for run in runs if (run.filter_layers >= 0).any() or (run.exit_layers >= 0).any()]
         for name, runs in panels.items()
     }
     decided = {name: runs for name, runs in decided.items() if runs}
     if not decided:
-        return False
+        return None
     looks = _looks(panels)
-    figure, grid = _figure((13, 2.9 * len(decided) + 1), len(decided), 3)
+    figure, grid = new_figure((13, 2.9 * len(decided) + 1), len(decided), 3)
     for line, (name, runs) in zip(grid, decided.items(), strict=True):
         layers = runs[0].tokens.shape[1]
         _layer_bars(line[0], {run.name: run.filter_layers for run in runs}, layers, looks)
@@ -125,13 +144,12 @@ def histogram_picture(panels: Panels, path: Path, title: str) -> bool:
         named = ("filter layer", "vision exit layer", "visual tokens kept (dashed: as many in every prompt)")
         for axes, what in zip(line, named, strict=True):
             axes.set(title=name, xlabel=what, ylabel="prompts (%)")
-            _tidy(axes)
+            tidy(axes)
     shown = {run.name for runs in decided.values() for run in runs}
     handles = {name: {"color": look["color"], "linewidth": 5} for name, look in looks.items() if name in shown}
-    _legend(figure, handles)
+    legend(figure, handles)
     figure.suptitle(f"{title}: what pruning decided")
-    figure.savefig(path, dpi=110)
-    return True
+    return options.save(figure, path)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -148,9 +166,9 @@ def _layer_bars(axes, by_name: Mapping[str, np.ndarray], layers: int, looks: Map
     """Bars side by side: the share of prompts at each layer, and at none."""
     width = 0.84 / len(by_name)
     places = np.array([*range(layers), layers + 0.5])
-    for number, (name, values) in enumerate(by_name.items()):
+    for place, (name, values) in enumerate(by_name.items()):
         counts = np.bincount(np.where(values < 0, layers, values), minlength=layers + 1)
-        offset = (number - (len(by_name) - 1) / 2) * width
+        offset = (place - (len(by_name) - 1) / 2) * width
         axes.bar(places + offset, 100 * counts / len(values), width, color=looks[name]["color"])
     step = max(1, layers // 12)
     axes.set_xticks([*range(0, layers, step), layers + 0.5], [*map(str, range(0, layers, step)), "none"])
@@ -162,13 +180,29 @@ def _kept_steps(axes, by_name: Mapping[str, np.ndarray], looks: Mapping[str, dic
     for name in by_name.keys() - varied.keys():
         axes.axvline(by_name[name][0], color=looks[name]["color"], linestyle="--", linewidth=1.5)
     if varied:
-        edges = np.histogram_bin_edges(np.concatenate(list(varied.values())), bins=24)
+        edges = whole_bins(np.concatenate(list(varied.values())))
     for name, kept in varied.items():
         axes.stairs(100 * np.histogram(kept, edges)[0] / len(kept), edges, color=looks[name]["color"], linewidth=1.8)
     axes.set_xlim(left=min(0, axes.get_xlim()[0]))
 
 
-def _figure(size: tuple[float, float], lines: int, columns: int, **options: Any):
+def whole_bins(values: np.ndarray, most: int = 24) -> np.ndarray:
+    """Edges of at most `most` bins for whole numbers, each as many of them wide: n - 0.5, n - 0.5 + width, …"""
+    low, high = int(values.min()), int(values.max())
+    width = -(-(high - low + 1) // most)
+    return low - 0.5 + width * np.arange(-(-(high - low + 1) // width) + 1)
+
+
+def draw_intervals(
+    axes: Any, x: Sequence[float], y: Sequence[float], low: Sequence[float], high: Sequence[float], color: str
+) -> None:
+    """Draw intervals as bars around points; one that is NaN is left out."""
+    ends = np.abs(np.array([np.subtract(y, low), np.subtract(high, y)], dtype=float))
+    axes.errorbar(x, y, yerr=ends, fmt="none", ecolor=color, elinewidth=1.2, capsize=3, alpha=0.7, zorder=1)
+
+
+def new_figure(size: tuple[float, float], lines: int, columns: int, **options: Any):
+    """A figure of `size` inches and its axes, [lines, columns]."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
     figure = Figure(figsize=size, layout="constrained")
@@ -179,13 +213,14 @@ def _grid(panels: int, widest: int, size: tuple[float, float]):
     """A figure with `panels` axes of `size`, at most `widest` a line, and room for a title and a legend."""
     columns = min(widest, panels)
     lines = -(-panels // columns)
-    figure, grid = _figure((max(6.0, size[0] * columns), size[1] * lines + 1), lines, columns)
+    figure, grid = new_figure((max(6.0, size[0] * columns), size[1] * lines + 1), lines, columns)
     for axes in grid.ravel()[panels:]:
         axes.set_visible(False)
     return figure, grid.ravel()[:panels]
 
 
-def _look(number: int) -> dict[str, Any]:
+def look(number: int) -> dict[str, Any]:
+    """Colour and marker of the n-th of several things."""
     return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)]}
 
 
@@ -194,14 +229,15 @@ def _looks(panels: Panels) -> dict[str, dict[str, Any]]:
     runs = {run.name: run.dense for runs in panels.values() for run in runs}
     others = [name for name, dense in runs.items() if not dense]
     star = {"color": "black", "marker": "*"}
-    return {name: star if dense else _look(others.index(name)) for name, dense in runs.items()}
+    return {name: star if dense else look(others.index(name)) for name, dense in runs.items()}
 
 
 def _big(look: dict[str, Any]) -> dict[str, Any]:
     return look | {"markersize": 14 if look["marker"] == "*" else 8}
 
 
-def _legend(figure, looks: Mapping[str, dict[str, Any]]) -> None:
+def legend(figure: Any, looks: Mapping[str, dict[str, Any]]) -> None:
+    """One legend below the whole figure: name → look."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
@@ -212,7 +248,7 @@ def _token_axes(axes, layers: int) -> None:
     axes.set(xlabel="decoder layer", ylabel="tokens entering the layer")
     axes.set_ylim(bottom=0)
     axes.set_xticks(range(0, layers, max(1, layers // 16)))
-    _tidy(axes)
+    tidy(axes)
 
 
 def _accuracy_axes(axes) -> None:
@@ -221,9 +257,10 @@ def _accuracy_axes(axes) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, high - 12), high)  # a tenth of a point is no difference: do not draw it as one
     axes.set_xlim(0, 115)
-    _tidy(axes)
+    tidy(axes)
 
 
-def _tidy(axes) -> None:
+def tidy(axes: Any) -> None:
+    """No frame at the top and the right, and a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

@@ -79,7 +79,7 @@ def make_row(one: Labelled, data_dir: str | Path | None) -> Row:
     Raises `RunError` for an answer without trace.
     """
     run = one.run
-    totals = run.totals()
+    totals = run.costs
     sums, count = totals.to_dict(), totals.questions
     notes = [f"unfinished: {run.problem}"] if run.problem else []
     notes += [run.left_out] if run.left_out else []

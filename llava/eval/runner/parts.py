@@ -23,7 +23,7 @@ MEASURED = ("milliseconds", "batch")
 
 def part_of(answers_file: Path, index: int) -> Path:
     """The part of process `index`."""
-    return _parts(answers_file) / f"{index}.jsonl"
+    return parts_of(answers_file) / f"{index}.jsonl"
 
 
 def times_file_of(answers_file: Path) -> Path:
@@ -31,7 +31,8 @@ def times_file_of(answers_file: Path) -> Path:
     return answers_file.with_name(answers_file.name.removesuffix(".jsonl") + ".times.jsonl")
 
 
-def _parts(answers_file: Path) -> Path:
+def parts_of(answers_file: Path) -> Path:
+    """`x.jsonl` → `x.parts`, the folder of the parts."""
     return answers_file.with_name(answers_file.name.removesuffix(".jsonl") + ".parts")
 
 
@@ -63,7 +64,7 @@ def gather(answers_file: Path, anew: bool = False) -> tuple[list[dict[str, Any]]
     rows: dict[Key, dict[str, Any]] = {}
     repaired = 0
     files = [answers_file] if answers_file.exists() else []
-    for path in [*files, *sorted(_parts(answers_file).glob("*.jsonl"))]:
+    for path in [*files, *sorted(parts_of(answers_file).glob("*.jsonl"))]:
         with AnswersFile(path, anew) as part:
             repaired += part.repaired
             for number, row in enumerate(part.rows, start=1):
@@ -89,11 +90,11 @@ def finish(answers_file: Path, rows: Iterable[Mapping[str, Any]], order: Mapping
     ]
     replace_lines(times_file_of(answers_file), times)
     replace_lines(answers_file, answers)
-    shutil.rmtree(_parts(answers_file), ignore_errors=True)
+    shutil.rmtree(parts_of(answers_file), ignore_errors=True)
 
 
 def clear(answers_file: Path) -> None:
     """Remove every answer, for a run that begins anew."""
-    shutil.rmtree(_parts(answers_file), ignore_errors=True)
+    shutil.rmtree(parts_of(answers_file), ignore_errors=True)
     for path in (answers_file, times_file_of(answers_file)):
         path.unlink(missing_ok=True)

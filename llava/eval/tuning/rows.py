@@ -21,7 +21,7 @@ def make_row(name: str, method: str, saved: float | None, runs: Mapping[str, Eva
     """
     found = {benchmark: compare(dense[benchmark], run) for benchmark, run in runs.items()}
     accuracy = {benchmark: one["scores"]["accuracy"] for benchmark, one in found.items()}
-    totals = [run.totals().to_dict() for run in runs.values()]
+    totals = [run.costs.to_dict() for run in runs.values()]
 
     def share(key: str) -> float:
         return sum(part[key] for part in totals) / sum(part[f"dense_{key}"] for part in totals)
