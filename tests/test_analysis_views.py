@@ -28,7 +28,7 @@ from llava.analysis import (
     view_of,
 )
 from llava.analysis.arrays import NamedArray
-from llava.analysis.projection import Words, captured
+from llava.analysis.lens import Words, captured
 from llava.analysis.recording import read
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of

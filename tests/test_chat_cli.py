@@ -17,7 +17,7 @@ from llava_fixtures import make_model, write_checkpoint
 from PIL import Image
 
 from llava.serve import cli_pruning
-from llava.serve.cli_pruning import choose_conv_mode, choose_pruning, main
+from llava.serve.cli_pruning import choose_conv_mode, main
 from llava.serve.display import card_sentence
 from llava.serve.loop import COMMANDS
 
@@ -56,7 +56,7 @@ def test_help_names_every_command_and_needs_no_model(capsys, no_loading):
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     text = capsys.readouterr().out
-    assert left.value.code == 0 and all(command.usage in text and command.help in text for command in COMMANDS)
+    assert left.value.code == 0 and all(usage in text and what in text for usage, what in COMMANDS.items())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llava.eval.results.plots import draw_intervals, look, new_figure, tidy
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -32,9 +34,9 @@ def lines(kind: str, labels: Mapping[str, str], x: str = "k", xlabel: str = f"k 
         for axes, key in panels.items():
             for number, (value, label) in enumerate(labels.items()):
                 line = [row for row in rows if row[kind] == value]
-                look = {"marker": "osD^vPXh"[number % 8], "color": f"C{number}", "markersize": 4, "linewidth": 1.6}
                 places = [row[x] for row in line]
-                axes.errorbar(places, [row[key] for row in line], _errors(line, key), label=label, capsize=2, **look)
+                axes.plot(places, [row[key] for row in line], label=label, markersize=4, linewidth=1.6, **look(number))
+                _draw_intervals(axes, places, line, key, f"C{number}")
             axes.set(xlabel=xlabel)
             axes.set_ylim(bottom=0)
         figure.axes[0].legend(fontsize=8, frameon=False)
@@ -59,8 +61,8 @@ def bars(group: str, bar: str | Callable[[Row], str] | None = None) -> Draw:
             for number, label in enumerate(names):
                 own = [row for row in cells if name(row) == label]
                 places = np.array([groups.index(row[group]) for row in own]) + (number - (len(names) - 1) / 2) * width
-                heights, errors = [row[key] for row in own], _errors(own, key)
-                axes.bar(places, heights, width * 0.94, color=f"C{number}", label=label, yerr=errors, capsize=2)
+                axes.bar(places, [row[key] for row in own], width * 0.94, color=f"C{number}", label=label)
+                _draw_intervals(axes, places, own, key, "0.2")
             axes.set_xticks(range(len(groups)), map(str, groups))
             axes.set(xlabel=group)
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
@@ -77,8 +79,9 @@ def threshold_maps(rows: Sequence[Row]) -> Figure:
     across, cells = others[0], rows[1:]
     xs, ys = (sorted({row[name] for row in cells}) for name in (across, down))
     measures = _measures(rows) | {"flops_share": "FLOPs, all tokens (% of dense)"}
-    figure = _figure((len(measures) * (0.75 * len(xs) + 2.2), 0.5 * len(ys) + 1.8))
-    for axes, (key, title) in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures.items(), strict=True):
+    size = (len(measures) * (0.75 * len(xs) + 2.2), 0.5 * len(ys) + 1.8)
+    figure, [panels] = new_figure(size, 1, len(measures))
+    for axes, (key, title) in zip(panels, measures.items(), strict=True):
         values = [[np.mean([r[key] for r in cells if (r[across], r[down]) == (x, y)]) for x in xs] for y in ys]
         _heat_map(axes, np.array(values), "{:.1f}", cmap="viridis", origin="lower")
         axes.set_xticks(range(len(xs)), [f"{value:g}" for value in xs])
@@ -89,15 +92,14 @@ def threshold_maps(rows: Sequence[Row]) -> Figure:
 
 def exit_histogram(rows: Sequence[Row]) -> Figure:
     """Draw where prompts filtered and where they ended vision, in percent of the prompts."""
-    figure = _figure((7, 3.4))
-    axes = figure.subplots()
+    figure, [[axes]] = new_figure((7, 3.4), 1, 1)
     for shift, key, label in ((-0.2, "filtered", "filter layer"), (0.2, "exited", "vision exit layer")):
         shares = [100 * row[key] / max(row["questions"], 1) for row in rows]
         axes.bar(np.arange(len(rows)) + shift, shares, 0.4, label=label)
     axes.set_xticks(range(len(rows)), [row["layer"] for row in rows])
     axes.set(xlabel=LAYER, ylabel="prompts (%)")
     axes.legend(fontsize=8, frameon=False)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -105,8 +107,7 @@ def cross_modal_map(rows: Sequence[Row], title: str) -> Figure:
     """Draw the cross-modal map: one stripe per column, layers from left to right."""
     names = [name for name in rows[0] if name not in ("layer", "depth")]
     values = np.array([[np.nan if row[name] is None else row[name] for row in rows] for name in names], float)
-    figure = _figure((max(7.0, 0.5 * len(rows) + 3), 0.55 * len(names) + 1.6))
-    axes = figure.subplots()
+    figure, [[axes]] = new_figure((max(7.0, 0.5 * len(rows) + 3), 0.55 * len(names) + 1.6), 1, 1)
     image = _heat_map(axes, values, "{:.0f}" if len(rows) <= 40 else "", cmap="magma", vmin=0, vmax=100)
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(0, len(rows), max(1, len(rows) // 16)))
@@ -123,21 +124,21 @@ def _measures(rows: Sequence[Row]) -> dict[str, str]:
 def _panels(rows: Sequence[Row], size: tuple[float, float]) -> tuple[Figure, dict[Axes, str]]:
     """Return a figure, and the column that each of its axes shows, with dense as a level."""
     measures = _measures(rows)
-    figure = _figure((len(measures) * size[0], size[1]))
-    panels = dict(zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True))
+    figure, [grid] = new_figure((len(measures) * size[0], size[1]), 1, len(measures))
+    panels = dict(zip(grid, measures, strict=True))
     for axes, key in panels.items():
         axes.axhline(rows[0][key], **DENSE_LEVEL)
         axes.set(ylabel=measures[key])
-        _tidy(axes)
+        tidy(axes)
     return figure, panels
 
 
-def _errors(rows: Sequence[Row], key: str) -> np.ndarray | None:
-    """Return the distances [2, rows] to the ends of the intervals that the rows have of this column."""
-    if not rows or f"{key}_low" not in rows[0]:
-        return None
-    ends = [(row[key] - row[f"{key}_low"], row[f"{key}_high"] - row[key]) for row in rows]
-    return np.maximum(np.array(ends).T, 0)  # rounded ends may cross
+def _draw_intervals(axes: Axes, places: Sequence[float], rows: Sequence[Row], key: str, color: str) -> None:
+    """Draw the intervals that the rows have of this column."""
+    if rows and f"{key}_low" in rows[0]:
+        draw_intervals(
+            axes, places, *([row[name] for row in rows] for name in (key, f"{key}_low", f"{key}_high")), color
+        )
 
 
 def _heat_map(axes: Axes, values: np.ndarray, number: str, **style: Any) -> Any:
@@ -148,14 +149,3 @@ def _heat_map(axes: Axes, values: np.ndarray, number: str, **style: Any) -> Any:
             color = "k" if value > (low + high) / 2 else "w"
             axes.text(x, y, number.format(value), ha="center", va="center", fontsize=7, color=color)
     return image
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-
-
-def _figure(size: tuple[float, float]) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained")

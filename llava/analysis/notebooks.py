@@ -42,7 +42,9 @@ class Options:
 
     names: list[str] = option([], help="notebooks, without .ipynb (default: all)", positional=True, many=True)
     check: bool = option(False, help="run, and write nothing")
-    out: Path | None = option(None, help="write notebooks and figures to this folder instead", metavar="FOLDER")
+    out: Path | None = option(
+        None, help="write notebooks and figures to this folder instead", metavar="FOLDER", aliases=("--output",)
+    )
     model_path: str | None = option(None, help="MODEL_PATH of the notebooks (with --out)")
     image: str | None = option(None, help="IMAGE of the notebooks (with --out)")
     question: str | None = option(None, help="QUESTION of the notebooks (with --out)")
@@ -51,7 +53,6 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    argv = ["--out" if word == "--output" else word for word in (sys.argv[1:] if argv is None else argv)]
     return run_command(Options, work, argv, prog="python -m llava.analysis.notebooks", description=__doc__)
 
 
@@ -110,14 +111,9 @@ def run_notebook(
 ) -> NotebookNode:
     """Run a notebook in its own folder, in a fresh kernel; return it with its outputs.
 
-    parameters:
-        values for its parameters cell
-    seconds:
-        what each cell may take
-    in_place:
-        leave its own parameters as they are; else those that are paths become absolute
-
-    Raises `nbclient`'s errors for a cell that fails or takes longer.
+    `parameters` are values for its parameters cell, and each cell may take `seconds`. Unless the notebook is to stay
+    `in_place`, its parameters that are paths become absolute. Raises `nbclient`'s errors for a cell that fails or
+    takes longer.
     """
     import nbformat
     from nbclient import NotebookClient

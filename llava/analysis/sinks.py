@@ -1,7 +1,7 @@
 """L1 norms of value vectors beside the attention that their tokens receive (VisiPruner, appendices E and F).
 
 An attention sink takes attention and gives nothing: its weight is high and its value vector short. `find_sinks` reads
-the two together, `remove_sinks` takes the sinks out of the prompt and tells where the attention goes instead.
+the two together, `remove_sinks` takes the sinks out of the prompt and says where the attention goes instead.
 """
 
 from __future__ import annotations
@@ -15,18 +15,33 @@ import torch
 from matplotlib.figure import Figure
 
 from llava.model.pruning.methods import Replay
+from llava.model.pruning.probes import LayerStates, Probe
 
 from .arrays import NamedArray
+from .attention import Attention, AttentionRows
 from .drawing import tidy
 from .recording import Several, watch
-from .rows import Attention, AttentionRows, ValueNorms, check_rows
 
 WHERE = ("first token", "other text", "removed", "other visual")
 
 
+@dataclass(frozen=True)
+class ValueNorms(Probe):
+    """L1 norm of the value vector of every token that the layer ran with: fp32 [Hkv, T_l], by key–value head."""
+
+    def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> list[torch.Tensor]:
+        """Return [Hkv, T_l] of each prompt."""
+        spans = (slice(*states.tokens.spans[prompt]) for prompt in prompts)
+        return [states.value[0, :, span].float().abs().sum(-1) for span in spans]
+
+    def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return one array per prompt."""
+        return list(arrays)
+
+
 @dataclass(frozen=True, eq=False)
 class ValueMap:
-    """Of every token of a prompt at every layer, nothing pruned.
+    """Value norms and attention of every token at every layer, nothing pruned.
 
     `norms`: L1 norm of the value vector, axes (layer, kv_head, token); `attention`: what the token receives from a
     chosen one, averaged over heads, axes (layer, token); `visual`: int [V], which of the tokens are visual.
@@ -40,25 +55,20 @@ class ValueMap:
 def value_norms(
     model: torch.nn.Module, inputs: Mapping[str, Any], position: int = -1, *, visual_mask: torch.Tensor | None = None
 ) -> list[ValueMap]:
-    """Measure value norms, and the attention that the token at `position` pays; one map a prompt.
+    """Measure value norms, and the attention that the token at `position` pays; one map per prompt.
 
     Raises:
         ValueError: a position that a prompt does not have, and a prompt without an image.
 
     """
-    asked = Several(ValueNorms(), AttentionRows(check_rows([position])))
+    asked = Several(ValueNorms(), AttentionRows.of([position]))
     maps = []
     for prompt in watch(model, inputs, asked, visual_mask=visual_mask):
         layers = [prompt.measured[layer] for layer in sorted(prompt.measured)]
         norms = np.stack([norms for norms, _ in layers])
         attention = np.stack([rows.weights[0].mean(0) for _, rows in layers])
-        maps.append(
-            ValueMap(
-                NamedArray(norms, ("layer", "kv_head", "token")),
-                NamedArray(attention, ("layer", "token")),
-                prompt.visual,
-            )
-        )
+        axes = ("layer", "kv_head", "token")
+        maps.append(ValueMap(NamedArray(norms, axes), NamedArray(attention, axes[::2]), prompt.visual))
     return maps
 
 
@@ -84,7 +94,7 @@ def remove_sinks(
     *,
     visual_mask: torch.Tensor | None = None,
 ) -> NamedArray:
-    """Take visual tokens out of one prompt and tell where the attention of the token at `position` goes instead.
+    """Take visual tokens out of one prompt and say where the attention of the token at `position` goes instead.
 
     sinks:
         positions of visual tokens; the others keep their positions
@@ -96,7 +106,7 @@ def remove_sinks(
         ValueError: more than one prompt, and positions that hold no visual token.
 
     """
-    probe = AttentionRows(check_rows([position]))
+    probe = AttentionRows.of([position])
     dense = watch(model, inputs, probe, visual_mask=visual_mask)
     if len(dense) != 1:
         raise ValueError(f"sinks are positions of one prompt, but the batch has {len(dense)}: give them one by one")

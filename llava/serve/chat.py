@@ -201,7 +201,7 @@ class Chat:
         return stop.is_set(), session.traces[-1] if self.pruning_on and session and session.traces else None
 
     def _session(self) -> AbstractContextManager[PruningSession | None]:
-        """Return what a prompt is read in: pruned or not, with what is kept of the prompts before."""
+        """Return the session that reads a prompt: pruned or not, with the prefixes of the prompts before."""
         if self._room is None:
             return prune(self.model, self.pruning) if self.pruning_on else nullcontext()
         if self._prefixes is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.cli import INTERRUPTED, ModelOptions, UserError, number, option, run_command
+from llava.cli import INTERRUPTED, PREFIX_CACHE_BYTES, ModelOptions, UserError, number, option, run_command
 
 from .loop import NAMES, ChatLoop, command_help
 
@@ -97,26 +97,31 @@ def start(options: Options, progress: Console | None = None) -> Chat:
 
         image = None if options.image_file is None else load_image(options.image_file)
 
+        import torch
         from transformers.utils import logging
 
+        from llava.mm_utils import get_model_name_from_path
         from llava.model.loaded import LoadedModel
-        from llava.model.preflight import check_model, default_config
+        from llava.model.preflight import check_model, default_config, resolve
+        from llava.model.pruning import PruningConfig
 
         from .chat import Chat, Sampling
 
-        room = prefix_cache_bytes(options.prefix_cache)
-        given = options.pruning_config
-        config = default_config(options) if given in (None, "none") else PruningConfig.from_json(given)
-        checked = check_model(options, config)
+        checked = check_model(options, None)
+        given = None if options.pruning_config == "none" else options.pruning_config
+        config = PruningConfig.from_json(given) if given else default_config(checked.source.folder)
+        config, _ = resolve(config, checked.source, checked.layout)
+        if options.conv_mode is None and checked.layout.has_conversations:
+            options = replace(options, conv_mode=choose_conv_mode(get_model_name_from_path(options.model_path)))
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # what matters of its warnings is an error of the chat, in one line
         if options.seed is not None:
-            import torch
-
             torch.manual_seed(options.seed)
-        loaded = LoadedModel.from_path(replace(options, conv_mode=conv_mode))
         sampling = Sampling(options.temperature, options.top_p, options.max_new_tokens)
-        chat = Chat(loaded, checked.config, sampling, not options.no_pruning and given != "none", room)
+        off = options.no_pruning or options.pruning_config == "none"
+        room = {"auto": PREFIX_CACHE_BYTES, "off": None}.get(options.prefix_cache, options.prefix_cache)
+        room = None if room is None else int(room)
+        chat = Chat(LoadedModel.from_path(options), config, sampling, pruning_on=not off, prefix_cache_bytes=room)
         if image is not None:
             chat.see(image, options.image_file)
     return chat

@@ -7,14 +7,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from .display import one_line, printable, summary_line, trace_tables
-from .images import ImageError, Limits, load_image
+from llava.cli import one_line
+
+from .display import print_trace, printable, summary_line
 
 if TYPE_CHECKING:
     from .chat import Chat, Reply
@@ -47,19 +47,8 @@ class ChatLoop:
     returns a line, raises EOFError at the end of input and KeyboardInterrupt on Ctrl-C.
     """
 
-    def __init__(
-        self,
-        chat: Chat,
-        read_line: Callable[[], str],
-        answers: TextIO,
-        notes: Console,
-        limits: Limits | None = None,
-    ):
-        self.chat = chat
-        self.read_line = read_line
-        self.answers = answers
-        self.notes = notes
-        self.limits = limits or Limits()
+    def __init__(self, chat: Chat, read_line: Callable[[], str], answers: TextIO, notes: Console):
+        self.chat, self.read_line, self.answers, self.notes = chat, read_line, answers, notes
         self._leaving = False
 
     def run(self) -> None:
@@ -116,8 +105,10 @@ class ChatLoop:
     def image(self, source: str) -> None:
         """Load an image, or say which one is loaded."""
         if source:
+            from .images import load_image  # here: --help lists the commands without NumPy and Pillow
+
             source = unquoted(source)
-            self.chat.see(load_image(source, self.limits), source)
+            self.chat.see(load_image(source), source)
         self.say(self.describe_image(), "dim")
 
     def describe_image(self) -> str:
@@ -142,9 +133,10 @@ class ChatLoop:
 
     def set(self, argument: str) -> None:
         """Change one setting of pruning (KEY VALUE), or replace them all (JSON or a file)."""
+        argument = unquoted(argument)
         key, _, value = argument.partition(" ")
         if argument.startswith("{") or argument.endswith(".json"):
-            self.chat.set_pruning(unquoted(argument))
+            self.chat.set_pruning(argument)
         elif value:
             self.chat.set_pruning(self.chat.pruning.to_dict() | {key: json_value(value)})
         elif key:
@@ -164,7 +156,7 @@ class ChatLoop:
             raise ValueError("no trace yet: ask something first")
         if last.trace is None:
             raise ValueError("the last answer has no trace: pruning was off (/prune on)")
-        self.notes.print(trace_tables(last))
+        print_trace(last, self.notes)
 
     def help(self, argument: str) -> None:
         """List the commands."""
@@ -180,14 +172,14 @@ class ChatLoop:
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Turn a mistake of the user's, or a machine that is too small, into one line; the loop goes on."""
+        """Say a user's mistake, or that memory is too small, in one line; the loop continues."""
         import torch
 
         try:
             yield
         except torch.OutOfMemoryError as error:
             self.say(f"out of memory ({one_line(error)}); try /prune on, /clear, or start with --load-4bit", "red")
-        except (ImageError, ValueError) as error:
+        except ValueError as error:
             self.say(one_line(error), "red")
 
 

@@ -1,7 +1,7 @@
 """Which visual tokens reach the last prompt token: cosine and L2 influence at every layer (VisiPruner, section 4).
 
     found = influence_map(model, inputs)[0]             # nothing pruned
-    found = influence_map(model, inputs, config)[0]     # as a pruned run sees it; found.trace tells what it decided
+    found = influence_map(model, inputs, config)[0]     # as a pruned run sees it; found.trace says what it decided
 
 The figures are the engine's own (`llava.model.pruning.influence`), measured at every layer instead of the probed ones.
 """
@@ -49,10 +49,10 @@ def influence_map(
     *,
     visual_mask: torch.Tensor | None = None,
 ) -> list[InfluenceMap]:
-    """Measure influence at every layer; one map a prompt, tokens labelled with their positions.
+    """Measure influence at every layer; one map per prompt, tokens labelled with their positions.
 
-    With a `config` the prompt is pruned on the way: a layer's figures are of the tokens it ran with. They are of dense
-    attention from the hidden states as they are, also in layers that merge or skip the image.
+    With a `config` the prompt is pruned on the way: each layer is measured on the tokens it ran with, as dense attention
+    from its hidden states, also where a layer merges or skips the image.
 
     Raises:
         ValueError: what `prune` refuses, and a prompt without an image.
