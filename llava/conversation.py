@@ -107,32 +107,6 @@ _POLITE = "The assistant gives helpful, detailed, and polite answers to the {}'s
 _CURIOUS_HUMAN = "A chat between a curious human and an artificial intelligence assistant. " + _POLITE.format("human")
 _CURIOUS_USER = "A chat between a curious user and an artificial intelligence assistant. " + _POLITE.format("user")
 
-_V0_EXAMPLE = (
-    ("Human", "What are the key differences between renewable and non-renewable energy sources?"),
-    (
-        "Assistant",
-        "Renewable energy sources are those that can be replenished naturally in a relatively "
-        "short amount of time, such as solar, wind, hydro, geothermal, and biomass. "
-        "Non-renewable energy sources, on the other hand, are finite and will eventually be "
-        "depleted, such as coal, oil, and natural gas. Here are some key differences between "
-        "renewable and non-renewable energy sources:\n"
-        "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable "
-        "energy sources are finite and will eventually run out.\n"
-        "2. Environmental impact: Renewable energy sources have a much lower environmental impact "
-        "than non-renewable sources, which can lead to air and water pollution, greenhouse gas emissions, "
-        "and other negative effects.\n"
-        "3. Cost: Renewable energy sources can be more expensive to initially set up, but they typically "
-        "have lower operational costs than non-renewable sources.\n"
-        "4. Reliability: Renewable energy sources are often more reliable and can be used in more remote "
-        "locations than non-renewable sources.\n"
-        "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to different "
-        "situations and needs, while non-renewable sources are more rigid and inflexible.\n"
-        "6. Sustainability: Renewable energy sources are more sustainable over the long term, while "
-        "non-renewable sources are not, and their depletion can lead to economic and social instability.\n",
-    ),
-)
-
-conv_vicuna_v0 = Conversation(_CURIOUS_HUMAN, ("Human", "Assistant"), messages=_V0_EXAMPLE, offset=2)
 conv_llava_v0 = Conversation(_CURIOUS_HUMAN, ("Human", "Assistant"))
 
 _TWO = {"sep_style": SeparatorStyle.TWO, "sep": " ", "sep2": "</s>", "version": "v1"}
@@ -167,7 +141,6 @@ conv_mpt = Conversation(
 conv_llava_plain = Conversation("", ("", ""), sep_style=SeparatorStyle.PLAIN, sep="\n")
 
 conv_templates = {
-    "v0": conv_vicuna_v0,
     "v1": conv_vicuna_v1,
     "vicuna_v1": conv_vicuna_v1,
     "llama_2": conv_llama_2,
@@ -178,3 +151,11 @@ conv_templates = {
     "mpt": conv_mpt,
 }
 default_conversation = conv_vicuna_v1
+
+
+def find_template(name: str) -> Conversation:
+    """Return the template of a `--conv-mode`; `ValueError` with the known ones for another name."""
+    if name not in conv_templates:
+        why = "was removed: it serves no model that loads here" if name == "v0" else "is unknown"
+        raise ValueError(f"the conversation template {name!r} (conv_mode) {why}; known: {', '.join(conv_templates)}")
+    return conv_templates[name]

@@ -69,7 +69,7 @@ def test_help_names_every_command_and_needs_no_model(capsys, no_loading):
         (["--pruning-config", "nowhere.json"], "cannot be read"),
         (["--pruning-config", '{"mod": []}'], "did you mean 'mode'"),
         (["--pruning-config", '{"mode": ["deep"], "mid_deep_layer": 99}'], "99"),
-        (["--conv-mode", "v7"], "known: v0"),
+        (["--conv-mode", "v7"], "known: v1"),
         (["-p", "  "], "empty"),
     ],
 )

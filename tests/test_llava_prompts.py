@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.conversation import conv_templates
+from llava.conversation import conv_templates, find_template
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     expand2square,
@@ -51,10 +51,8 @@ def test_llava_v1_says_human_but_asks_a_user():
 def test_v0_prompts():
     system = SYSTEM_V1.replace("user", "human")
     assert ask("llava_v0", "Hi", "Yes", "Go", None) == f"{system}###Human: Hi###Assistant: Yes###Human: Go###Assistant:"
-    prompt = ask("v0", "Hi", None)
-    assert prompt.startswith(f"{system}###Human: What are the key differences between renewable and non-renewable")
-    assert prompt.endswith("can lead to economic and social instability.\n###Human: Hi###Assistant:")
-    assert conv_templates["v0"].offset == 2
+    with pytest.raises(ValueError, match="'v0' .* was removed: .*; known: v1, vicuna_v1, llama_2, plain"):
+        find_template("v0")
 
 
 def test_llama_2_prompts():

@@ -97,12 +97,12 @@ def test_chat_and_simple_requests_are_answered_alike_and_choices_get_losses(mode
     targets = [Instance(SIGN, lambda row: row["a"], visuals, number, "t", "test") for number in range(2)]
     assert [value for value, _ in simple.loglikelihood(targets)] == pytest.approx([-right, -wrong])
     assert chat.loglikelihood(choices) == simple.loglikelihood(choices)
-    assert (simple.asker.saved.prompts > 0) == (arguments["pruning"] != "none")
-    assert simple.asker.reused.found >= 3
-    alone = made(models.VisiPrunerSimple, arguments | {"reuse_prefix": False})
-    assert alone.generate_until(requests) == answers and alone.asker.reused.prompts == 0
+    assert (simple.answerer.costs.questions > 0) == (arguments["pruning"] != "none")
+    assert simple.answerer.reused.found >= 3
+    alone = made(models.VisiPrunerSimple, arguments | {"prefix_cache": "off"})
+    assert alone.generate_until(requests) == answers and alone.answerer.reused.prompts == 0
     simple.clean()
-    assert simple.asker is None and simple.cleaned
+    assert simple.answerer is None and simple.cleaned
 
 
 def test_a_likelihood_is_a_pair_for_callers_and_a_result_whose_text_it_is_for_the_harness(models):
@@ -124,6 +124,7 @@ def test_a_likelihood_is_a_pair_for_callers_and_a_result_whose_text_it_is_for_th
         ({"batch_size": "auto"}, "batch_size must be a number"),
         ({"reuse_prefix": "yes"}, "reuse_prefix must be true or false, got 'yes'"),
         ({"prefix_cache_bytes": "2GB"}, "prefix_cache_bytes must be a number from 0, got '2GB'"),
+        ({"prefix_cache": "on"}, "prefix_cache must be auto, off or a number of bytes, got 'on'"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(models, arguments, monkeypatch, changes, message):

@@ -7,9 +7,15 @@ from PIL import Image
 
 from llava import PruningConfig
 from llava.eval.lmms_eval import requests as reading
-from llava.eval.lmms_eval.arguments import DEFAULT_NEW_TOKENS, batch_size_of, decoding_of, pruning_of
-from llava.eval.lmms_eval.asking import Likelihood, RequestError
-from llava.eval.lmms_eval.messages import of_messages, of_text
+from llava.eval.lmms_eval.arguments import batch_size_of, prefix_cache_of, pruning_of
+from llava.eval.lmms_eval.requests import (
+    DEFAULT_NEW_TOKENS,
+    Likelihood,
+    RequestError,
+    decoding_of,
+    of_messages,
+    of_text,
+)
 from llava.model.inputs import Turn
 
 SETTINGS = {"mode": ["shallow", "middle"], "shallow_mid_layer": 2, "layer_threshold": 0.995, "tokens_threshold": 0.2}
@@ -55,6 +61,13 @@ def test_a_batch_size_is_a_number_from_1(given):
     assert batch_size_of("8") == batch_size_of(8) == 8
     with pytest.raises(ValueError, match="batch_size must be a number from 1"):
         batch_size_of(given)
+
+
+def test_the_prefix_cache_in_new_and_older_words():
+    default = prefix_cache_of("auto")
+    assert default == prefix_cache_of("auto", "true") == 2 << 30
+    assert prefix_cache_of("off") is prefix_cache_of("auto", False) is prefix_cache_of("auto", "false", 5) is None
+    assert prefix_cache_of("100") == prefix_cache_of("auto", None, "100") == prefix_cache_of(100) == 100
 
 
 class TestDecoding:

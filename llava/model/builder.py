@@ -30,6 +30,7 @@ from llava.model.loading import (
     raise_if_reported,
     set_generation_config,
 )
+from llava.model.processors import check_pixels
 from llava.model.silence import silence
 from llava.utils import pick_device, pick_dtype
 
@@ -57,14 +58,15 @@ def load_pretrained_model(
     `model_name` only serves to recognise LoRA checkpoints.
     `device="auto"`, and LLaVA's default (`device_map="auto", device="cuda"`), take CUDA, then MPS, then CPU; several
     CUDA devices share the model. `kwargs`: `dtype` or `torch_dtype` (default float16, on CPU float32),
-    `attn_implementation` (default sdpa), `use_flash_attn`, `cache_dir`, `revision`, `token`, `local_files_only`; the
-    rest goes to `from_pretrained`. 8 and 4 bits (bitsandbytes) leave tower, projector and head as they are.
+    `attn_implementation` (default sdpa), `use_flash_attn`, `min_pixels`, `max_pixels` (Qwen families: bounds of an image as
+    the model sees it), `cache_dir`, `revision`, `token`, `local_files_only`; the rest goes to `from_pretrained`. 8 and 4 bits (bitsandbytes) leave tower, projector and head as they are.
 
     Every weight comes from the files: raises `ValueError` naming weights that are missing, unexpected or mis-shaped,
     and for a path, layout, device or option that cannot work, before any weight is read.
     """
     hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
-    quantization = _quantization(load_8bit, load_4bit)
+    pixels = {key: kwargs.pop(key) for key in ("min_pixels", "max_pixels") if kwargs.get(key) is not None}
+    quantization = quantization_config(load_8bit, load_4bit)
     automatic = str(device) == "auto" or (str(device) == "cuda" and device_map == "auto")
     target = pick_device("auto" if automatic else device)
     asked_dtype = (kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
@@ -79,6 +81,7 @@ def load_pretrained_model(
     source = checkpoint.find_source(str(model_path), "model_path", hub)
     _refuse_lora(source.folder, model_name or "")
     layout = read_layout(source.folder)
+    check_pixels(layout.model_type, pixels.get("min_pixels"), pixels.get("max_pixels"))
     if layout.kind == "llava":
         return _load_llava(source, model_base, hub, options)
     if model_base is not None:
@@ -86,7 +89,7 @@ def load_pretrained_model(
     if layout.kind == "internvl":
         model, processor = _load_internvl(source, options)
     else:
-        model, processor = load_transformers(source, options)
+        model, processor = load_transformers(source, options, pixels)
     return processor.tokenizer, model.eval(), processor, model.config.get_text_config().max_position_embeddings
 
 
@@ -165,7 +168,8 @@ def _load_image_processor(folder: Path) -> BaseImageProcessor:
     return getattr(transformers, name).from_pretrained(folder)
 
 
-def _quantization(load_8bit: bool, load_4bit: bool) -> BitsAndBytesConfig | None:
+def quantization_config(load_8bit: bool, load_4bit: bool) -> BitsAndBytesConfig | None:
+    """Return what `from_pretrained` takes; `ValueError` for both at once and where bitsandbytes is missing."""
     if not (load_8bit or load_4bit):
         return None
     if load_8bit and load_4bit:

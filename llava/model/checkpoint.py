@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from llava.files import fingerprint
 from llava.model.language_model.configuration_llava import read_json
 
 WEIGHT_FILES = (
@@ -22,6 +24,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 _SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "mm_projector.bin")
+_MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Buffers that older transformers saved and that are computed from the configuration today.
 _STALE_BUFFER = re.compile(r".+\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|.*\bembeddings\.position_ids")
@@ -36,6 +39,20 @@ class Source:
     folder: Path
     hub_name: str | None = None
     hub_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> str:
+        """Return the hub name with its revision, or the folder's name with a hash of the model files in it.
+
+        The vision tower's folder is part of it, and so are configurations and tokenizers.
+        """
+        if self.hub_name:
+            return f"{self.hub_name}@{self.folder.name}"
+        digest = hashlib.sha256()
+        files = sorted(path for path in [*self.folder.glob("*"), *self.folder.glob("*/*")] if path.is_file())
+        for path in files:
+            if path.suffix in _MODEL_FILES and path.name != "pruning.json":
+                digest.update(f"{path.relative_to(self.folder).as_posix()} {fingerprint(path)}\n".encode())
+        return f"{self.folder.resolve().name}:{digest.hexdigest()[:16]}"
 
 
 def find_source(name: str, role: str, hub_options: Mapping[str, Any], beside: Path | None = None) -> Source:

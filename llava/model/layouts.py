@@ -9,6 +9,7 @@ from typing import Literal
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
+from llava.conversation import find_template
 from llava.model.language_model.configuration_llava import MODEL_TYPES, read_config, read_json
 from llava.model.silence import silence
 
@@ -43,12 +44,14 @@ class Layout:
         return self.kind == "llava"
 
     def check_conv_mode(self, conv_mode: str | None) -> None:
-        """Raise `ValueError` if a conversation template was given for a model that brings its own chat template."""
+        """Raise `ValueError` for an unknown template, and for one given to a model that has a chat template."""
         if conv_mode is not None and not self.has_conversations:
             raise ValueError(
                 f"the conversation template {conv_mode!r} (conv_mode) was given, but the prompts of model_type "
                 f"{self.model_type!r} come from its own chat template: leave conv_mode out"
             )
+        if conv_mode is not None:
+            find_template(conv_mode)
 
 
 def read_layout(folder: Path) -> Layout:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llava.model import checkpoint
 from llava.model.layouts import TRANSFORMERS, read_transformers_config
-from llava.model.processors import load_processor
+from llava.model.processors import load_processor, set_pixels
 from llava.model.silence import silence
 
 _PROBLEMS = {
@@ -22,14 +22,19 @@ _PROBLEMS = {
 }
 
 
-def load_transformers(source: checkpoint.Source, options: Mapping[str, Any]) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_transformers(
+    source: checkpoint.Source, options: Mapping[str, Any], pixels: Mapping[str, int]
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a model in transformers' own layout and its processor; `options` go to `from_pretrained`.
+
+    `pixels`: `min_pixels` and `max_pixels` of the processor (`set_pixels`).
 
     Raises `ValueError` naming weights that are missing, unexpected or mis-shaped, in transformers' names of today, and
     files that are missing or not readable.
     """
     config = read_transformers_config(source.folder)
     processor = load_processor(source.folder, config)
+    set_pixels(processor, pixels.get("min_pixels"), pixels.get("max_pixels"))
     weights = checkpoint.without_stale_buffers(checkpoint.read_weights(source))
     checkpoint.check_floating(weights, source.folder)
     kind = getattr(transformers, TRANSFORMERS[config.model_type])

@@ -1,19 +1,73 @@
-"""Whether a model can run a pruning config, told from its configuration files before any weight is read."""
+"""Everything about a model and a pruning config that can be checked before any weight is read."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
+from llava.cli import ModelOptions
 from llava.model import checkpoint
+from llava.model.builder import quantization_config
+from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.language_model.configuration_llava import read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.layouts import TRANSFORMERS, Layout, read_layout, read_transformers_config
+from llava.model.processors import check_pixels
 from llava.model.pruning import PruningConfig, prune
 from llava.model.silence import silence
+from llava.utils import pick_device, pick_dtype
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A model and a config that fit each other.
+
+    `base`: the base model that the options name, or None; `config`: with nothing left open; `filled_in`: the settings
+    that were open and what they are now; `settings`: what answers depend on of all this, as run files hold it.
+    """
+
+    source: checkpoint.Source
+    base: checkpoint.Source | None
+    layout: Layout
+    config: PruningConfig | None
+    filled_in: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    settings: dict[str, Any]
+
+
+def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
+    """Check a model and a config (None: dense) without reading weights.
+
+    Raises `ValueError`, one line, for a model that is not there or of an unknown layout, a device or dtype that cannot
+    be used, options that the model's family does not have, a missing bitsandbytes, and as `resolve` does.
+    """
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    quantization_config(options.load_8bit, options.load_4bit)
+    source = checkpoint.find_source(os.path.expanduser(options.model_path), "--model-path", {})
+    base = options.model_base
+    base = None if base is None else checkpoint.find_source(os.path.expanduser(base), "--model-base", {})
+    layout = read_layout(source.folder)
+    layout.check_conv_mode(options.conv_mode)
+    check_pixels(layout.model_type, options.min_pixels, options.max_pixels)
+    config, filled_in = resolve(config, source, layout)
+    settings: dict[str, Any] = {
+        "model": source.identity(),
+        "model_base": base and base.identity(),
+        "pruning_config": config and config.to_dict(),
+        "conv_mode": options.conv_mode or (DEFAULT_CONV_MODE if layout.has_conversations else None),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    # named only where they differ from how models have always run, so that earlier run files stay valid
+    settings |= {"bits": 8} if options.load_8bit else {"bits": 4} if options.load_4bit else {}
+    settings |= {key: value for key in ("min_pixels", "max_pixels") if (value := getattr(options, key)) is not None}
+    return Checked(source, base, layout, config, filled_in, device, dtype, settings)
 
 
 def resolve(

@@ -70,6 +70,9 @@ IMAGES_ALONE = {
     "llava_onevision": LlavaOnevisionImagesAlone,
 }
 
+PIXEL_BOUNDED = ("qwen2_vl", "qwen2_5_vl")
+"""Model types whose images keep their own resolution, within bounds that can be set."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -92,6 +95,36 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
         raise ValueError(f"{folder} has no preprocessor_config.json: images cannot be prepared")
     check_processor(processor, config, folder)
     return processor
+
+
+def check_pixels(model_type: str, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Raise `ValueError` for bounds that a family does not have, or that exclude each other."""
+    given = [f"{key}={value}" for key, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value]
+    if given and model_type not in PIXEL_BOUNDED:
+        raise ValueError(
+            f"{' and '.join(given)} given, but images of model_type {model_type!r} have a fixed size: leave them out "
+            f"(they serve {', '.join(PIXEL_BOUNDED)})"
+        )
+    if min_pixels and max_pixels and min_pixels > max_pixels:
+        raise ValueError(f"min_pixels={min_pixels} is larger than max_pixels={max_pixels}")
+
+
+def set_pixels(processor: ProcessorMixin, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Set the smallest and largest image that the model sees, in pixels; None keeps the checkpoint's bound.
+
+    Raises `ValueError` if an image could not have one visual token, or if the bounds exclude each other.
+    """
+    if min_pixels is None and max_pixels is None:
+        return
+    images = processor.image_processor
+    side = images.patch_size * images.merge_size
+    low, high = min_pixels or images.size["shortest_edge"], max_pixels or images.size["longest_edge"]
+    if not side * side <= high or low > high:
+        raise ValueError(
+            f"images from {low} to {high} pixels (min_pixels, max_pixels): expected bounds in this order, the upper "
+            f"one at least {side * side} (one visual token)"
+        )
+    images.size = {**dict(images.size), "shortest_edge": low, "longest_edge": high}
 
 
 def check_processor(processor: ProcessorMixin, config: PreTrainedConfig, folder: Path) -> None:

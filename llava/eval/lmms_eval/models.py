@@ -12,15 +12,14 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 
 from llava.eval.lmms_eval import requests as reading
-from llava.eval.lmms_eval.arguments import batch_size_of, prefix_cache_bytes_of, pruning_of
-from llava.eval.lmms_eval.asking import Asker
+from llava.eval.lmms_eval.answering import RequestAnswerer
+from llava.eval.lmms_eval.arguments import batch_size_of, prefix_cache_of, pruning_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import find_source
 from llava.model.inputs import inputs_for
 from llava.model.layouts import read_layout
 from llava.model.preflight import resolve
-from llava.model.pruning.prefix_cache import CACHE_BYTES
 
 
 class Scored(tuple, GenerationResult):
@@ -45,7 +44,7 @@ class Scored(tuple, GenerationResult):
     token_counts = None
 
     def strip(self) -> str:
-        """Tell the response cache that there is nothing to keep."""
+        """Return nothing, so that the response cache keeps nothing."""
         return ""
 
 
@@ -56,8 +55,9 @@ class VisiPruner(lmms):
         as in `llava.eval.model_vqa_loader` and `load_pretrained_model`
     pruning:
         a JSON object (its text), or `none`; see `pruning_of`
-    reuse_prefix, prefix_cache_bytes:
-        read what requests about one image have in common once (default), in that much memory
+    prefix_cache:
+        `auto` (default): what requests about one image have in common is read once, with 2 GiB; `off`; or a number of
+        bytes. `reuse_prefix` and `prefix_cache_bytes` are older words for it
     batch_size, device:
         lmms-eval's; with several processes each takes its own device
     """
@@ -70,14 +70,15 @@ class VisiPruner(lmms):
         conv_mode: str | None = None,
         dtype: str | None = None,
         attn_implementation: str = "sdpa",
-        reuse_prefix: bool | str = True,
-        prefix_cache_bytes: int | str = CACHE_BYTES,
+        prefix_cache: int | str = "auto",
+        reuse_prefix: bool | str | None = None,
+        prefix_cache_bytes: int | str | None = None,
         batch_size: int | str = 1,
         device: str | None = None,
     ):
         super().__init__()
         config, size = pruning_of(pruning), batch_size_of(batch_size)
-        room = prefix_cache_bytes_of(reuse_prefix, prefix_cache_bytes)
+        room = prefix_cache_of(prefix_cache, reuse_prefix, prefix_cache_bytes)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         device = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
@@ -96,34 +97,39 @@ class VisiPruner(lmms):
         )
         self.device = model.device
         inputs = inputs_for(tokenizer, processor, model.config, conv_mode)
-        self.asker = Asker(model, inputs, config, size, room)
+        self.answerer = RequestAnswerer(model, inputs, config, size, room)
         logger.info("visipruner: {}", "dense" if config is None else config.to_dict())
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Return (value, greedy) a request; for choices the value is a loss, see `likelihood_result`."""
+        """Return (value, greedy) per request; for choices the value is a loss, see `likelihood_result`."""
         asked = [reading.likelihood(request.args, self.task_dict) for request in requests]
-        found = self._told(self.asker.likelihoods, asked)
+        found = self._logged(self.answerer.likelihoods, asked)
         return [Scored(*reading.likelihood_result(r.args, value)) for r, value in zip(requests, found, strict=True)]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Return an answer a request."""
+        """Return an answer per request."""
         read = reading.simple_generation if self.is_simple else reading.chat_generation
-        return self._told(self.asker.generate, [read(request.args, self.task_dict) for request in requests])
+        return self._logged(self.answerer.generate, [read(request.args, self.task_dict) for request in requests])
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Refuse: a later round's question depends on the answers before it, so that it cannot be batched here."""
         raise NotImplementedError("visipruner answers no multi-round tasks: choose tasks of output_type generate_until")
 
     def clean(self) -> None:
-        """Let go of the model; lmms-eval calls it when all is answered."""
-        self.asker = None
+        """Release the model; lmms-eval calls it when all is answered."""
+        self.answerer = None
         super().clean()
 
-    def _told(self, ask: Callable, asked: list[reading.Request]) -> list[Any]:
+    def _logged(self, ask: Callable, asked: list[reading.Request]) -> list[Any]:
         found = ask(asked, progress=self.rank == 0)
-        if self.asker.pruning is not None:
-            logger.info("visipruner: {}", self.asker.saved)
-        if (reused := self.asker.reused).found:
+        if self.answerer.pruning is not None:
+            costs = self.answerer.costs
+            logger.info(
+                "visipruner: {} prompts read pruned, {:.1f}% of the visual tokens' FLOPs saved",
+                costs.questions,
+                100 * (1 - costs.visual_flops_share),
+            )
+        if (reused := self.answerer.reused).found:
             logger.info(
                 "visipruner: {} of {} prompts with images found theirs known, {:.1f}% of all tokens did not run again",
                 reused.found,

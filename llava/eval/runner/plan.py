@@ -12,8 +12,8 @@ import torch
 
 from llava.eval.runner.answering import Generation
 from llava.eval.runner.questions import Question, Skipped, get_chunk, read_questions, require_images
-from llava.eval.runner.runfile import fingerprint, model_fingerprint
-from llava.model.checkpoint import Source, find_source
+from llava.eval.runner.runfile import fingerprint
+from llava.model.checkpoint import find_source
 from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.layouts import read_layout
 from llava.model.preflight import resolve
@@ -63,8 +63,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     base = None if args.model_base is None else find_source(os.path.expanduser(args.model_base), "--model-base", {})
     how = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
     settings = {
-        "model": _identity(source),
-        "model_base": base and _identity(base),
+        "model": source.identity(),
+        "model_base": base and base.identity(),
         "pruning_config": config and config.to_dict(),
         "question_file": fingerprint(question_file)[:16],
         "chunk": [args.chunk_idx, args.num_chunks],
@@ -78,10 +78,3 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if how.temperature > 0:
         settings |= {"seed": how.seed, "batch_size": args.batch_size}
     return Plan(config, known, selected, skipped, how, device, dtype, answers_file, settings, filled_in)
-
-
-def _identity(source: Source) -> str:
-    """A hub name with its revision, or the name of a folder with a hash of what is in it."""
-    if source.hub_name:
-        return f"{source.hub_name}@{source.folder.name}"
-    return f"{source.folder.resolve().name}:{model_fingerprint(source.folder)}"

@@ -7,7 +7,6 @@ ones.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -17,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.runner.answers import ELSEWHERE, GO_ON
+from llava.files import fingerprint as fingerprint
 from llava.files import replacing
-
-SAMPLES, SAMPLE_BYTES = 16, 1 << 16
-MODEL_FILES = (".json", ".model", ".safetensors", ".bin")
-NOT_THE_MODEL = ("pruning.json",)
 
 
 class RunFileError(ValueError):
@@ -88,31 +84,6 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], of: str = "") -> It
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 160 else text[:157] + "…"
-
-
-def fingerprint(path: Path) -> str:
-    """A SHA-256 over a file's size and bytes; of a file above 1 MiB, over evenly spaced samples of its bytes."""
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    digest.update(str(size).encode())
-    with open(path, "rb") as file:
-        if size <= SAMPLES * SAMPLE_BYTES:
-            digest.update(file.read())
-        else:
-            for sample in range(SAMPLES):
-                file.seek(sample * (size - SAMPLE_BYTES) // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def model_fingerprint(folder: Path) -> str:
-    """A hash of a checkpoint folder's weights, configurations and tokenizer, its vision tower's folder included."""
-    digest = hashlib.sha256()
-    files = [*folder.glob("*"), *folder.glob("*/*")]
-    for path in sorted(path for path in files if path.suffix in MODEL_FILES and path.is_file()):
-        if path.name not in NOT_THE_MODEL:
-            digest.update(f"{path.relative_to(folder).as_posix()} {fingerprint(path)}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def versions() -> dict[str, str | None]:

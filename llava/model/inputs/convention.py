@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import SeparatorStyle, conv_templates
+from llava.conversation import SeparatorStyle, conv_templates, find_template
 from llava.mm_utils import process_images, tokenizer_image_token
 
 from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
@@ -26,12 +26,9 @@ class ConventionInputs(Inputs):
 
     def __init__(self, tokenizer: Any, image_processor: Any, model_config: Any, conv_mode: str = DEFAULT_CONV_MODE):
         super().__init__(tokenizer)
-        if conv_mode not in conv_templates:
-            known = ", ".join(conv_templates)
-            raise ValueError(f"unknown conversation template {conv_mode!r} (conv_mode); known: {known}")
         self.image_processor, self.model_config, self.name = image_processor, model_config, conv_mode
         self.limit = model_config.tokenizer_model_max_length
-        template = conv_templates[conv_mode]
+        template = find_template(conv_mode)
         styles = (SeparatorStyle.SINGLE, SeparatorStyle.MPT, SeparatorStyle.PLAIN)
         self.stop_string = template.sep if template.sep_style in styles else None
 

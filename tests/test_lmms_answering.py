@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from family_checkpoints import FAMILIES, write_family
@@ -10,12 +11,11 @@ from loader_fixtures import CONFIG, Bench, questions, write_images, write_model
 from PIL import Image
 
 from llava import PruningConfig, load_pretrained_model, prune
-from llava.eval.lmms_eval import windows
-from llava.eval.lmms_eval.arguments import decoding_of
-from llava.eval.lmms_eval.asking import Asker, Request, RequestError
-from llava.eval.lmms_eval.messages import Conversation, of_text
+from llava.eval.lmms_eval import answering
+from llava.eval.lmms_eval.answering import RequestAnswerer
+from llava.eval.lmms_eval.requests import Conversation, Request, RequestError, decoding_of, of_text
 from llava.eval.lmms_eval.steering import UntilCriteria, cut
-from llava.model.inputs import Turn, inputs_for
+from llava.model.inputs import ProcessedImage, Turn, inputs_for
 
 PRUNED = PruningConfig.from_dict(CONFIG | {"layer_threshold": 0.99, "tokens_threshold": 0.3})
 GREEDY = decoding_of({"max_new_tokens": 6})
@@ -77,10 +77,10 @@ def widths(inputs, monkeypatch):
 def test_answers_in_batches_are_those_of_single_requests(loaded, images, config):
     model, inputs = loaded
     requests = asked(images)
-    together = Asker(model, inputs, config, batch_size=4)
+    together = RequestAnswerer(model, inputs, config, batch_size=4)
     answers = together.generate(requests)
-    assert answers == [Asker(model, inputs, config).generate([request])[0] for request in requests]
-    assert len(set(answers)) > 3 and together.saved.prompts == (len(requests) if config else 0)
+    assert answers == [RequestAnswerer(model, inputs, config).generate([request])[0] for request in requests]
+    assert len(set(answers)) > 3 and together.costs.questions == (len(requests) if config else 0)
 
 
 @pytest.mark.parametrize("config", [None, PRUNED], ids=["dense", "pruned"])
@@ -93,13 +93,13 @@ def test_answers_are_those_of_the_loader(original, images, tmp_path, config):
         Request(str(i), (i,), lambda row=row: of_text(row["text"], [Image.open(images / row["image"])]), GREEDY)
         for i, row in enumerate(questions())
     ]
-    assert Asker(model, inputs, config, 4).generate(requests) == [row["text"] for row in bench.rows()]
+    assert RequestAnswerer(model, inputs, config, 4).generate(requests) == [row["text"] for row in bench.rows()]
 
 
 def test_dense_likelihoods_are_those_of_one_forward_over_the_whole_text(loaded, images):
     model, inputs = loaded
     requests = asked_likelihoods(images)
-    found = Asker(model, inputs, None, batch_size=8).likelihoods(requests)
+    found = RequestAnswerer(model, inputs, None, batch_size=8).likelihoods(requests)
     for request, value in zip(requests, found, strict=True):
         row, seen = prompt_of(model, inputs, request)
         text = inputs.prompt(request.read().turns)
@@ -119,7 +119,7 @@ def test_pruning_nothing_leaves_likelihoods_as_they_are(loaded, images):
     model, inputs = loaded
     requests = asked_likelihoods(images)
     nothing = PruningConfig.from_dict({"mode": []})
-    dense, same = (Asker(model, inputs, config, 4).likelihoods(requests) for config in (None, nothing))
+    dense, same = (RequestAnswerer(model, inputs, config, 4).likelihoods(requests) for config in (None, nothing))
     assert [a.greedy for a in dense] == [b.greedy for b in same]
     assert [a.logprob for a in dense] == pytest.approx([b.logprob for b in same], abs=1e-4)
 
@@ -139,20 +139,20 @@ def test_pruned_likelihoods_are_what_pruned_generation_saw(loaded, images, monke
         rows.append(new.tolist())
         expected.append(float(logits.log_softmax(-1).gather(1, new[: len(logits), None]).sum()))
     answers = {str(i): row for i, row in enumerate(rows)}
-    monkeypatch.setattr(Asker, "_continuation", lambda self, prompt, text: answers[text])
+    monkeypatch.setattr(RequestAnswerer, "_continuation", lambda self, prompt, text: answers[text])
     requests = [dataclasses.replace(request, wanted=str(i)) for i, request in enumerate(requests)]
-    found = Asker(model, inputs, PRUNED, batch_size=4).likelihoods(requests)
+    found = RequestAnswerer(model, inputs, PRUNED, batch_size=4).likelihoods(requests)
     assert [value.logprob for value in found] == pytest.approx(expected, abs=1e-3)
     assert all(value.greedy for value in found)
-    dense = Asker(model, inputs, None, batch_size=4).likelihoods(requests)
+    dense = RequestAnswerer(model, inputs, None, batch_size=4).likelihoods(requests)
     assert max(abs(a.logprob - b.logprob) for a, b in zip(found, dense, strict=True)) > 0.01  # pruning was at work
 
 
 def test_pruned_likelihoods_do_not_depend_on_the_batch(loaded, images):
     model, inputs = loaded
     requests = asked_likelihoods(images)
-    together = Asker(model, inputs, PRUNED, batch_size=7).likelihoods(requests)
-    alone = [Asker(model, inputs, PRUNED).likelihoods([request])[0] for request in requests]
+    together = RequestAnswerer(model, inputs, PRUNED, batch_size=7).likelihoods(requests)
+    alone = [RequestAnswerer(model, inputs, PRUNED).likelihoods([request])[0] for request in requests]
     assert [a.logprob for a in together] == pytest.approx([b.logprob for b in alone], abs=1e-4)
     assert [(a.tokens, a.greedy) for a in together] == [(b.tokens, b.greedy) for b in alone]
 
@@ -161,11 +161,11 @@ def test_requests_of_different_settings_are_answered_as_if_alone(original, image
     _, model, inputs = original
     kinds = [GREEDY, decoding_of({"max_new_tokens": 2}), decoding_of({"max_new_tokens": 6, "num_beams": 3})]
     requests = [dataclasses.replace(request, wanted=kinds[i % 3]) for i, request in enumerate(asked(images))]
-    asker = Asker(model, inputs, PRUNED, batch_size=3)
+    asker = RequestAnswerer(model, inputs, PRUNED, batch_size=3)
     answers = asker.generate(requests)
     assert len(set(answers)) > 3
-    assert answers == [Asker(model, inputs, PRUNED).generate([request])[0] for request in requests]
-    assert asker.saved.prompts == len(requests)
+    assert answers == [RequestAnswerer(model, inputs, PRUNED).generate([request])[0] for request in requests]
+    assert asker.costs.questions == len(requests)
     written = widths(inputs, monkeypatch)
     asker.generate(requests)
     assert sorted(written) == [2] * 3 + [6] * 7
@@ -174,11 +174,11 @@ def test_requests_of_different_settings_are_answered_as_if_alone(original, image
 def test_an_answer_ends_before_its_stop_string_and_is_not_written_further(original, images, monkeypatch):
     _, model, inputs = original
     long = decoding_of({"max_new_tokens": 24})
-    [whole] = Asker(model, inputs).generate([dataclasses.replace(asked(images)[0], wanted=long)])
+    [whole] = RequestAnswerer(model, inputs).generate([dataclasses.replace(asked(images)[0], wanted=long)])
     word = whole[len(whole) // 3 : len(whole) // 3 + 2]
     until = dataclasses.replace(long, until=(word, "never"))
     written = widths(inputs, monkeypatch)
-    [short] = Asker(model, inputs).generate([dataclasses.replace(asked(images)[0], wanted=until)])
+    [short] = RequestAnswerer(model, inputs).generate([dataclasses.replace(asked(images)[0], wanted=until)])
     assert short == cut(whole, [word]).strip() != whole
     assert written[0] < 24
 
@@ -205,7 +205,7 @@ def test_a_prompt_that_requests_share_is_read_once(original, images):
         return of_text("What is it?", [Image.open(images / "a.png")])
 
     requests = [Request("t/test/0", ("t", 0), read, text) for text in CONTINUATIONS]
-    assert len(Asker(model, inputs, PRUNED, 4).likelihoods(requests)) == 4
+    assert len(RequestAnswerer(model, inputs, PRUNED, 4).likelihoods(requests)) == 4
     assert len(reads) == 1
 
 
@@ -214,26 +214,28 @@ def test_a_prompt_that_requests_share_is_read_once(original, images):
 def test_what_requests_about_an_image_share_is_read_once_and_changes_nothing(loaded, images, monkeypatch, config, ask):
     model, inputs = loaded
     requests = asked(images) if ask == "generate" else asked_likelihoods(images)
-    looked, see = [], inputs.see
-    monkeypatch.setattr(inputs, "encode_images", lambda model, pictures: looked.extend(pictures) or see(model, pictures))
-    sharing = Asker(model, inputs, config, batch_size=2)
+    looked, see = [], inputs.encode_images
+    monkeypatch.setattr(
+        inputs, "encode_images", lambda model, pictures: looked.extend(pictures) or see(model, pictures)
+    )
+    sharing = RequestAnswerer(model, inputs, config, batch_size=2)
     found = getattr(sharing, ask)(requests)
     shown = {row["image"] for i, row in enumerate(questions()) if i % 3 != 1 and i < (10 if ask == "generate" else 3)}
     assert len(looked) == len(shown)
-    alone = Asker(model, inputs, config, batch_size=2, prefix_cache_bytes=None)
+    alone = RequestAnswerer(model, inputs, config, batch_size=2, prefix_cache=None)
     expected = getattr(alone, ask)(requests)
     if ask == "generate":
         assert found == expected
     else:
         assert [a.logprob for a in found] == pytest.approx([b.logprob for b in expected], abs=1e-4)
-    assert alone.reused.prompts == 0 and sharing.saved == alone.saved
+    assert alone.reused.prompts == 0 and sharing.costs == alone.costs
     assert sharing.reused.found >= 4 and sharing.reused.share > 0.2
 
 
 def test_no_more_than_a_windows_images_are_held(original, images, monkeypatch):
     """Requests are read as they are answered, not all before the first."""
     _, model, inputs = original
-    monkeypatch.setattr(windows, "WINDOW", 2)
+    monkeypatch.setattr(answering, "WINDOW", 2)
     events = []
     requests = [
         dataclasses.replace(request, read=lambda read=request.read: events.append("read") or read())
@@ -241,7 +243,7 @@ def test_no_more_than_a_windows_images_are_held(original, images, monkeypatch):
     ]
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda **kwargs: events.append("answer") or generate(**kwargs))
-    Asker(model, inputs, None, batch_size=2).generate(requests)
+    RequestAnswerer(model, inputs, None, batch_size=2).generate(requests)
     assert events.index("answer") == 4 and events.count("read") == 10
 
 
@@ -253,7 +255,7 @@ class TestErrors:
         requests = asked(images)
         requests[3] = dataclasses.replace(requests[3], read=lambda: of_text("?", ["missing.png"]))
         with pytest.raises(RequestError, match=r"^task/test/3: FileNotFoundError: .*missing\.png") as caught:
-            Asker(model, inputs, None, 4).generate(requests)
+            RequestAnswerer(model, inputs, None, 4).generate(requests)
         assert isinstance(caught.value.__cause__, FileNotFoundError)
 
     def test_a_prompt_that_is_too_long(self, original, images, monkeypatch):
@@ -261,7 +263,7 @@ class TestErrors:
         monkeypatch.setattr(inputs, "limit", 300)
         requests = [*asked(images)[:2], Request("task/test/long", 1, lambda: of_text("blue " * 200, []), GREEDY)]
         with pytest.raises(RequestError, match=r"^task/test/long: the prompt has \d+ tokens, the model takes 300$"):
-            Asker(model, inputs, None, 4).generate(requests)
+            RequestAnswerer(model, inputs, None, 4).generate(requests)
 
     def test_a_model_that_fails_names_its_batch(self, original, images, monkeypatch):
         _, model, inputs = original
@@ -272,28 +274,59 @@ class TestErrors:
         monkeypatch.setattr(model, "generate", fail)
         with pytest.raises(RequestError, match="^task/test/0, task/test/2: OutOfMemoryError: out of memory"):
             requests = asked(images)
-            Asker(model, inputs, PRUNED, 2).generate([requests[2], requests[0]])
+            RequestAnswerer(model, inputs, PRUNED, 2).generate([requests[2], requests[0]])
         with prune(model, PRUNED):  # and the model is whole again
             pass
 
     def test_an_empty_continuation(self, original, images):
         _, model, inputs = original
         with pytest.raises(RequestError, match=r"^task/test/0: ValueError: the continuation '' is empty"):
-            Asker(model, inputs).likelihoods([dataclasses.replace(asked(images)[0], wanted="")])
+            RequestAnswerer(model, inputs).likelihoods([dataclasses.replace(asked(images)[0], wanted="")])
 
     def test_pruning_that_did_not_happen(self, original, images, monkeypatch):
         _, model, inputs = original
         answered = model.generate(torch.tensor([[1, 5]]), max_new_tokens=1)
         monkeypatch.setattr(model, "generate", lambda **kwargs: answered)
         with pytest.raises(RequestError, match="1 prompts with 1 beams left 0 traces"):
-            Asker(model, inputs, PRUNED).generate(asked(images)[:1])
+            RequestAnswerer(model, inputs, PRUNED).generate(asked(images)[:1])
 
     def test_a_question_that_holds_an_image_marker(self, original):
         _, model, inputs = original
         request = Request("t/test/0", 0, lambda: Conversation([Turn("What is <image>?")], []), GREEDY)
         with pytest.raises(RequestError, match="^t/test/0: ValueError: the text holds <image>"):
-            Asker(model, inputs).generate([request])
+            RequestAnswerer(model, inputs).generate([request])
 
     def test_a_batch_of_none(self, original):
         with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-            Asker(original[1], original[2], None, 0)
+            RequestAnswerer(original[1], original[2], None, 0)
+
+
+def prompt(length, *images):
+    return answering.Prompt("", [0] * length, images, (len(images), length))
+
+
+class TestBatches:
+    def test_without_common_images_batches_are_of_similar_lengths(self):
+        batches, shares = answering.arrange([prompt(9, 1), prompt(2, 2), prompt(8, 3), prompt(3), prompt(1, 4)], 2)
+        assert batches == [[3, 4], [1, 2], [0]] and not shares
+
+    def test_requests_about_an_image_follow_each_other(self):
+        prompts = [prompt(9, 1), prompt(2, 2), prompt(8, 3), prompt(3, 1), prompt(1, 2), prompt(7, 1)]
+        assert answering.arrange(prompts, 2) == ([[3, 5], [0, 4], [1, 2]], True)
+
+    def test_an_image_shown_twice_in_one_question_is_not_shared(self):
+        assert answering.arrange([prompt(1, 1, 1), prompt(1, 2)], 1) == ([[1], [0]], False)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            ProcessedImage({"pixels": np.ones((4, 1), np.float32)}, []),
+            ProcessedImage({"pixels": np.ones((2, 2), np.int32).view(np.float32)}, []),
+            ProcessedImage({"pixels": np.ones((2, 2), np.float32)}, [7]),
+            ProcessedImage({"pixel": np.ones((2, 2), np.float32)}, []),
+            ProcessedImage({"pixels": np.ones((2, 2), np.float32), "sizes": np.ones(1)}, []),
+        ],
+    )
+    def test_images_that_differ_in_anything_are_two(self, other):
+        one, same = (ProcessedImage({"pixels": np.ones((2, 2), np.float32)}, []) for _ in range(2))
+        assert answering.content_key(one) == answering.content_key(same) != answering.content_key(other)
