@@ -73,7 +73,7 @@ def read(model, embeds: Tensor, visual: list[bool], *methods: Callable) -> Readi
                 told = method(layer, prompt, probabilities)
                 if len(prompt.places) < before or told:
                     reading.cuts = [cut for cut in reading.cuts if cut[0] != layer]
-                    reading.cuts.append((layer, [prompt.places[j] for j in prompt.columns()]))
+                    reading.cuts.append((layer, sorted(prompt.places[j] for j in prompt.columns())))
 
     act(-1, None)
     for layer in range(layers):
@@ -217,8 +217,12 @@ def sparsevlm(layers, keep, per_cluster, share=0.3, compact=False, scale=None, b
         centres = [columns[members[i]] for i in centres]
         kept = [columns[i] for i in kept]
         rows = {j: prompt.x[j] for j in kept} | dict(zip(centres, merged, strict=True))
-        if compact:
-            rows = dict(zip(sorted(rows), [*(prompt.x[j] for j in kept), *merged], strict=True))
+        if compact:  # merged tokens come last, and so do their places
+            slots, places = sorted(rows), list(prompt.places)
+            rows = dict(zip(slots, [*(prompt.x[j] for j in kept), *merged], strict=True))
+            for slot, origin in zip(slots, [*kept, *centres], strict=True):
+                places[slot] = prompt.places[origin]
+            prompt.places = places
         prompt.x = prompt.x.clone()
         for j, row in rows.items():
             prompt.x[j] = row

@@ -11,7 +11,7 @@ from llava.eval.runner.runfile import fingerprint, write_run_file
 from llava.eval.runner.totals import Totals
 from llava.model.pruning import PruningTrace
 from llava.model.pruning.flops import DecoderShape
-from llava.model.pruning.policy import AttentionRule
+from llava.model.pruning.method import AttentionRule
 
 LAYERS, TEXT, VISUAL = 4, 10, 20
 RANDOM = {"method": "random", "layer": 1, "keep": 5, "seed": 0}

@@ -193,10 +193,10 @@ def test_replay_keeps_the_same_tokens_prompt_by_prompt(subject, config):
 
 
 def test_what_measures_nothing_is_not_paired():
-    assert measures(PruningConfig.of(VISIPRUNER), 6)
-    assert measures(PruningConfig.of({"method": "vtw", "k": 3, "before": {"method": "divprune", "keep": 9}}), 6)
+    assert measures(PruningConfig.of(VISIPRUNER))
+    assert measures(PruningConfig.of({"method": "vtw", "k": 3, "before": {"method": "divprune", "keep": 9}}))
     for settings in (PLAN, {"method": "none"}, {"method": "vtw", "k": 3}, {"method": "random", "keep": 3}):
-        assert not measures(PruningConfig.of(settings), 6)
+        assert not measures(PruningConfig.of(settings))
 
 
 def test_peak_counts_what_is_held_at_once(capfd):

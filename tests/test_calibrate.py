@@ -18,7 +18,7 @@ from llava.eval.runner.questions import read_questions
 from llava.eval.tuning import candidates as space
 from llava.eval.tuning.candidates import Candidate, Shallow, Space
 from llava.eval.tuning.held_out_agreement import bearable, exact_interval
-from llava.eval.tuning.recording import Watched, _Watch
+from llava.eval.tuning.recording import Watched, figures, recorder
 from llava.eval.tuning.samples import split
 from llava.eval.tuning.scale import describe, transfer
 from llava.eval.tuning.search import PARTS, cheapest, with_shallow
@@ -32,15 +32,10 @@ KINDS = tuple(kind for kind in MIXED if "v" in kind)
 
 
 def watched_of(llama, prompts):
-    config = _Watch()
-    with prune(llama, config, prompts.visual):
+    with prune(llama, recorder(), prompts.visual) as session:
         llama(**prompts.inputs)
-    found = {"cosine": [], "l2": [], "output": []}
-    for prompt in config.prompts:
-        found["cosine"].append(np.stack([layer.cosine for layer, _ in prompt]))
-        found["l2"].append(np.stack([layer.l2 for layer, _ in prompt]))
-        found["output"].append(np.array([norm for _, norm in prompt]))
-    return Watched(**found, tokens=np.array([len(kind) for kind in prompts.kinds]))
+    columns = zip(*map(figures, session.policies), strict=True)
+    return Watched(*map(list, columns), tokens=np.array([len(kind) for kind in prompts.kinds]))
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_to_dict_round_trips(settings, tmp_path):
         ({**README, "mode": ["shalow"]}, "did you mean 'shallow'"),
         ({**README, "mode": ["deep", "deep", "middle"]}, "twice"),
         ({**README, "mode": [["deep"]]}, "'mode' must be one of"),
-        ({}, 'needs "mode"'),
+        ({}, "needs 'mode' .a list of shallow, middle, deep"),
         ({"mode": ["middle"]}, "needs 'layer_threshold' and 'tokens_threshold'"),
         ({"mode": ["deep"]}, "needs 'mid_deep_layer'"),
         ({**README, "shallow_mid_layer": "6"}, "integer.*got str"),

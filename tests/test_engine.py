@@ -8,8 +8,7 @@ import torch
 from conftest import FULL, MIXED, Prompts, random_llama
 from transformers import LlamaForCausalLM, StoppingCriteria, TextStreamer
 
-from llava.model.pruning import RaggedCache, prune
-from llava.model.pruning.config import PruningConfig
+from llava.model.pruning import PruningConfig, RaggedCache, prune
 
 DENSE = {"mode": []}
 CONFIGS = {

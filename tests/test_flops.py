@@ -7,7 +7,7 @@ from family_models import CASES, batch_of
 
 from llava.model.pruning import prune, shapes
 from llava.model.pruning.flops import DecoderShape
-from llava.model.pruning.policy import AttentionRule
+from llava.model.pruning.method import AttentionRule
 from llava.model.pruning.trace import PruningTrace
 
 LLAVA_7B = DecoderShape(layers=32, hidden=4096, mlp=11008, heads=32, kv_heads=32, head_dim=128)

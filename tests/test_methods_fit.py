@@ -10,6 +10,7 @@ from loader_fixtures import questions, write_images, write_jsonl, write_model
 from llava.eval.fit_fitprune import choose, main
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.fitting import _Search, fit, spare
+from llava.model.pruning.method import PromptState
 from llava.model.pruning.probes import Attention
 
 KINDS = ("tttt" + "v" * 40 + "ttttt", "tt" + "v" * 40 + "tttt", "ttttttt")
@@ -52,8 +53,9 @@ def test_a_token_that_text_or_image_still_reads_stays():
     """Of four tokens each distribution can miss two at α = 0.3; only the one that both can miss goes."""
     scores = Attention(text=np.array([0.1, 0.2, 0.4, 0.5]), visual=np.array([0.1, 0.5, 0.2, 0.4]))
     search = _Search(alpha=0.3, dense=[np.full((1, 2), 1.2)])
-    assert search.start(1).keep(0, np.arange(4), scores).tolist() == [False, True, True, True]
-    assert np.allclose(search.masses[0], 1.2)
+    prompt = PromptState(0, 1, 4, np.arange(4))
+    assert search.select(0, prompt, scores).tolist() == [False, True, True, True]
+    assert np.allclose(prompt.memory["mass"][0], 1.2)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])

@@ -94,7 +94,7 @@ def test_plans_round_trip_through_json(settings):
         ({"filter_layer": 2, "keep": 3, "exit_layer": 3}, "'exit_layer' must be an integer ≥ 4"),
         ({"filter_layer": 2, "keep": [3, -1]}, "'keep' must be an integer ≥ 0"),
         ({"cuts": [[3, 2], [3, 1]]}, "'cuts' must be an integer ≥ 4"),
-        ({"cuts": [3]}, r"list of \[layer, keep\], got 3"),
+        ({"cuts": [3]}, r"list of \[layer, keep\].*got int 3|\[layer, keep\], got int 3"),
         ({"cuts": {"3": 2}}, r"list of \[layer, keep\], got dict"),
         ({"trace": {"kept": []}}, "without 'tokens_per_layer'"),
         ({"trace": "trace.json"}, "got str"),

@@ -9,7 +9,9 @@ from family_models import CASES
 from method_examples import EXAMPLES
 
 from llava.model.pruning import PruningConfig, prune
-from llava.model.pruning.methods import BEFORE, METHODS
+from llava.model.pruning.methods import METHODS
+
+BEFORE = [name for name, cls in METHODS.items() if cls.before_decoder is True or name == "random"]
 
 
 @pytest.mark.parametrize("before", [None, *BEFORE])
@@ -71,7 +73,7 @@ def test_open_settings_follow_the_depth(settings, layers, filled):
         ({"method": "visionzip", "dominant": 0}, "'dominant' must be an integer ≥ 1"),
         ({"method": "visionzip", "class_token": 1}, "must be true or false"),
         ({"method": "none", "keep": 3}, "unknown key 'keep'"),
-        ({"method": "none", "before": {"method": "fastv"}}, "before the decoder .visionzip, divprune, random.*fastv"),
+        ({"method": "none", "before": {"method": "fastv"}}, "before the decoder .random, divprune, replay.*fastv"),
         ({"method": "none", "before": {"method": "random", "layer": 2, "keep": 3}}, "names no layer"),
         ({"method": "none", "before": {"method": "divprune", "keep": -3}}, "'keep' must be an integer ≥ 1"),
         ({"method": "none", "before": {"method": "divprun"}}, "did you mean 'divprune'"),

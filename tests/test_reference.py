@@ -8,7 +8,7 @@ import reference
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llava.model.pruning.config import PruningConfig
+from llava.model.pruning import PruningConfig
 
 LAYERS = 6
 FULL = {"mode": ["shallow", "middle", "deep"], "shallow_mid_layer": 2, "layer_threshold": 1.0, "tokens_threshold": 0.0}

@@ -52,14 +52,18 @@ def test_a_batch_reads_what_its_prompts_share_once(model):
 
 @dataclasses.dataclass(frozen=True)
 class Planned(PruningConfig):
-    """Each prompt filters after the layer that is first in the list, which loses it."""
+    """Each prompt of a session filters after its own layer."""
 
-    layers: list[int] = dataclasses.field(repr=False)
+    layers: tuple[int, ...] = dataclasses.field(repr=False)
 
-    method = "planned"
+    def of(self, prompt):
+        return RandomPruning(layer=self.layers[prompt.number], keep=3)
 
-    def start(self, num_layers):
-        return RandomPruning(layer=self.layers.pop(0), keep=3).start(num_layers)
+    def probe(self, layer, prompt):
+        return self.of(prompt).probe(layer, prompt)
+
+    def select(self, layer, prompt, measured):
+        return self.of(prompt).select(layer, prompt, measured)
 
 
 @torch.no_grad()
@@ -84,10 +88,8 @@ def test_a_question_that_prunes_later_runs_the_rest_of_the_prefix(model):
 class Ranked(Planned):
     """The same, ranking by the attention of visual rows, which a question that pruned before did not ask for."""
 
-    method = "ranked"
-
-    def start(self, num_layers):
-        return AttentionTopK(layer=self.layers.pop(0), keep=3, rank="visual").start(num_layers)
+    def of(self, prompt):
+        return AttentionTopK(layer=self.layers[prompt.number], keep=3, rank="visual")
 
 
 @torch.no_grad()
@@ -234,11 +236,10 @@ def test_what_cannot_reuse_says_so_and_runs(model):
 
     @dataclasses.dataclass(frozen=True)
     class Reluctant(AttentionTopK):
-        method = "reluctant"
         no_reuse = "reads the question before it reads the image"
 
     config = Reluctant(layer=3, keep=4)
-    with pytest.warns(UserWarning, match="no prefix is reused: method 'reluctant' reads the question before"):
+    with pytest.warns(UserWarning, match="no prefix is reused: method '.*Reluctant' reads the question before"):
         session = prune(model, config, visual, reuse_prefix=True)
     assert session.prefixes is None
     with session, torch.no_grad():

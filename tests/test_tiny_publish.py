@@ -7,8 +7,8 @@ import pytest
 import torch
 from training_fixtures import SMALL, settings, trained
 
-from llava import load_pretrained_model
 import llava.train.tiny.__main__ as train
+from llava import load_pretrained_model
 from llava.tiny.worlds import EVALUATION
 from llava.train.tiny import evaluation
 from llava.train.tiny.packing import EOS, encode

@@ -20,7 +20,7 @@ from llava.model.pruning.packed import PackedTokens, upload
 from llava.model.pruning.probes import LayerStates, Probe
 
 from .arrays import NamedArray
-from .recording import watch
+from .recording import record
 
 MAX_ROWS = 64
 """Rows of attention that one call may ask for: all of them at once would be L×H×T×T."""
@@ -51,7 +51,7 @@ def attention_map(
     if columns not in ("visual", "all"):
         raise ValueError(f"columns must be 'visual' or 'all', got {columns!r}")
     arrays = []
-    for prompt in watch(model, inputs, AttentionRows.of(positions), visual_mask=visual_mask):
+    for prompt, _ in record(model, inputs, AttentionRows.of(positions), visual_mask=visual_mask):
         layers = [prompt.measured[layer] for layer in sorted(prompt.measured)]
         chosen = prompt.visual if columns == "visual" else layers[0].columns
         weights = np.stack([layer.weights[..., chosen] for layer in layers])

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from llava.model.pruning.config import PruningConfig
+from llava.model.pruning import PruningConfig
 from llava.model.pruning.influence import Influence
+from llava.model.pruning.record import Recorded
 from llava.model.pruning.trace import PruningTrace
 
 from .arrays import NamedArray
 from .drawing import draw_over, outline, tidy
-from .recording import Watched, watch
+from .recording import record
 from .views import View
 
 
@@ -58,17 +59,17 @@ def influence_map(
         ValueError: what `prune` refuses, and a prompt without an image.
 
     """
-    return [_map(prompt) for prompt in watch(model, inputs, Influence(), config, visual_mask)]
+    return [_map(*prompt) for prompt in record(model, inputs, Influence(), config, visual_mask)]
 
 
-def _map(prompt: Watched) -> InfluenceMap:
-    shape = (len(prompt.trace.tokens_per_layer), len(prompt.visual))
+def _map(prompt: Recorded, trace: PruningTrace) -> InfluenceMap:
+    shape = (len(trace.tokens_per_layer), len(prompt.visual))
     figures = np.full((3, *shape), np.nan, np.float32)
     for layer, measured in prompt.measured.items():
         places = np.searchsorted(prompt.visual, prompt.present[layer])
         figures[:, layer, places] = (measured.cosine, measured.l2, measured.attention)
     labels = {"token": prompt.visual.tolist()}
-    return InfluenceMap(*(NamedArray(figure, ("layer", "token"), labels) for figure in figures), prompt.trace)
+    return InfluenceMap(*(NamedArray(figure, ("layer", "token"), labels) for figure in figures), trace)
 
 
 def plot_influence(found: InfluenceMap, config: PruningConfig | None = None, title: str = "") -> Figure:

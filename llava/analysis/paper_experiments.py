@@ -92,7 +92,7 @@ class Experiment:
 
 def scaled(layer: int, layers: int) -> int:
     """Return layer boundary `layer` of the paper's 32 layers in a decoder of `layers` layers, at least 1."""
-    from llava.model.pruning.config import scaled_boundary  # torch: not while the command line is read
+    from llava.model.pruning.method import scaled_boundary  # torch: not while the command line is read
 
     return scaled_boundary(layer, layers)
 

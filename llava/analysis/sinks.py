@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 
 from llava.model.pruning.methods import Replay
 from llava.model.pruning.probes import LayerStates, Probe
+from llava.model.pruning.record import Several
 
 from .arrays import NamedArray
 from .attention import Attention, AttentionRows
 from .drawing import tidy
-from .recording import Several, watch
+from .recording import record
 
 WHERE = ("first token", "other text", "removed", "other visual")
 
@@ -63,7 +64,7 @@ def value_norms(
     """
     asked = Several(ValueNorms(), AttentionRows.of([position]))
     maps = []
-    for prompt in watch(model, inputs, asked, visual_mask=visual_mask):
+    for prompt, _ in record(model, inputs, asked, visual_mask=visual_mask):
         layers = [prompt.measured[layer] for layer in sorted(prompt.measured)]
         norms = np.stack([norms for norms, _ in layers])
         attention = np.stack([rows.weights[0].mean(0) for _, rows in layers])
@@ -107,10 +108,10 @@ def remove_sinks(
 
     """
     probe = AttentionRows.of([position])
-    dense = watch(model, inputs, probe, visual_mask=visual_mask)
+    dense = record(model, inputs, probe, visual_mask=visual_mask)
     if len(dense) != 1:
         raise ValueError(f"sinks are positions of one prompt, but the batch has {len(dense)}: give them one by one")
-    visual = dense[0].visual
+    visual = dense[0][0].visual
     lost = sorted(set(sinks) - set(visual.tolist()))
     if lost:
         raise ValueError(f"position {lost[0]} holds no visual token, so that it cannot be removed as a sink")
@@ -119,9 +120,9 @@ def remove_sinks(
     if len(set(sinks)) == len(visual):
         raise ValueError(f"all {len(visual)} visual tokens were given as sinks: nothing of the image would be left")
     plan = Replay(cuts=((-1, tuple(place for place in visual.tolist() if place not in set(sinks))),))
-    without = watch(model, inputs, probe, plan, visual_mask)
-    shares = np.zeros((2, len(dense[0].measured), len(WHERE)), np.float32)
-    for run, (prompt,) in enumerate((dense, without)):
+    without = record(model, inputs, probe, plan, visual_mask)
+    shares = np.zeros((2, len(dense[0][0].measured), len(WHERE)), np.float32)
+    for run, [(prompt, _)] in enumerate((dense, without)):
         for layer, rows in prompt.measured.items():
             shares[run, layer] = _shares(rows, visual, sinks)
     return NamedArray(shares, ("run", "layer", "where"), {"run": ("dense", "without them"), "where": WHERE})

@@ -77,7 +77,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     makers = _same({DENSE: None})
     for name, config in configs.items():
         makers |= _same({name: config})
-        if measures(config, layers):
+        if measures(config):
             makers[name + REPLAY] = lambda found=traces[name]: replayed(found)
     peaks = dict.fromkeys([DENSE, *configs])
     if device.type == "cpu":

@@ -23,8 +23,8 @@ from llava.model.inputs import ImageFeatures, Inputs, ProcessedImage
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
+from llava.model.pruning.method import AttentionRule, PromptState
 from llava.model.pruning.methods import NoPruning
-from llava.model.pruning.policy import AttentionRule
 from llava.model.pruning.prefix_cache import Reused
 
 WARM_UP_TOKENS = 2
@@ -64,7 +64,8 @@ class Answerer:
     the same batch size. At temperature 0 answers do not depend on the batch (up to rounding in half precision).
 
     A batch that the device's memory does not hold is halved, as often as it takes, and so are those after it: `halved`
-    tells where. `spent`: milliseconds by stage since the block was entered, warm-up left out.
+    tells where. `spent`: milliseconds by stage since the block was entered, warm-up left out. `policies`: what the
+    method remembers of each prompt of the last batch.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Answerer:
         self._room = prefix_cache_bytes
         self.halved: list[dict[str, Any]] = []
         self.spent: Counter[str] = Counter()
+        self.policies: list[PromptState] = []
         self._most: int | None = None
         self._most_images: int | None = None
         self._unit: int | None = None
@@ -117,6 +119,7 @@ class Answerer:
         if not self._warm:
             self._warm_up(batch)
         self._unreadable |= batch.errors
+        self.policies = []
         self._see(batch)
         asked, rows, skipped = [], [], []
         for question, row in zip(batch.questions, batch.rows, strict=True):
@@ -248,6 +251,8 @@ class Answerer:
             output = self._generate(rows, seen).tolist()
         except torch.OutOfMemoryError:
             return None
+        if self._session is not None:
+            self.policies += self._session.policies[:: self.how.num_beams]
         spent = self._take()
         share = 1 / len(questions)
         milliseconds = {stage: round(share * getattr(spent, stage), 4) for stage in STAGES}

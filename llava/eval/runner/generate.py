@@ -12,8 +12,8 @@ from llava.model.inputs import ImageFeatures, Inputs, ProcessedImage
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
+from llava.model.pruning.method import AttentionRule
 from llava.model.pruning.methods import NoPruning
-from llava.model.pruning.policy import AttentionRule
 from llava.model.pruning.prefix_cache import Reused
 
 

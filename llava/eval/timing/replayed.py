@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from llava.model.pruning import PruningConfig, PruningTrace
+import numpy as np
+
+from llava.model.pruning import AttentionRule, KVRule, Method, PromptState, PruningTrace, Selection
 from llava.model.pruning.methods import Replay
-from llava.model.pruning.policy import AttentionRule, KVRule, Policy
 
 
 @dataclass(frozen=True)
-class Replayed(PruningConfig):
-    """Each prompt of one batch by a plan of its own; good for one prefill of as many prompts, in order.
+class Replayed(Method):
+    """Each prompt of a batch by a plan of its own; good for prefills of that batch, whose prompts come in order.
 
     Attention and cache rules belong to a config, not to a prompt: all plans have the same.
     """
 
-    plans: tuple[Replay, ...] = ()
-    turn: Iterator[Replay] = field(init=False, repr=False, compare=False)
-
-    method = Replay.method
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "turn", iter(self.plans))
+    plans: tuple[Any, ...] = ()
 
     def check_layers(self, num_layers: int) -> None:
         """Raise `ValueError` when a plan does not fit a decoder of `num_layers` layers."""
@@ -39,16 +34,16 @@ class Replayed(PruningConfig):
         """As recorded."""
         return self.plans[0].cached(layer)
 
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of the next prompt."""
-        return next(self.turn).start(num_layers)
+    def select(self, layer: int, prompt: PromptState, measured: None) -> np.ndarray | Selection | None:
+        """As the prompt's own plan says."""
+        return self.plans[prompt.number % len(self.plans)].select(layer, prompt, measured)
 
 
 def replayed(traces: Sequence[PruningTrace]) -> Replayed:
-    """Return the config that repeats the traces of a batch, once."""
+    """Return the config that repeats the traces of a batch."""
     return Replayed(plans=tuple(Replay(trace=trace.to_dict()) for trace in traces))
 
 
-def measures(config: PruningConfig, num_layers: int) -> bool:
+def measures(config: Method) -> bool:
     """Whether a method measures anything, in its own stage or in the one before the decoder."""
-    return any(type(stage.start(num_layers)).probe is not Policy.probe for stage in config.stages)
+    return any(type(stage).probe is not Method.probe for stage in config.stages)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llava.model.pruning import PruningConfig
-from llava.model.pruning.config import scaled_boundary
+from llava.model.pruning.method import scaled_boundary
 from llava.model.pruning.methods import (
     VTW,
     AttentionTopK,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
@@ -14,11 +13,10 @@ from llava.eval.runner.answering import Answerer, Generation
 from llava.eval.runner.batches import Batch
 from llava.eval.runner.running import Loaded
 from llava.files import replacing
-from llava.model.pruning import PruningConfig
-from llava.model.pruning.influence import Influence, Measurement
-from llava.model.pruning.methods.relative_influence import RelativeInfluence
-from llava.model.pruning.policy import Policy
+from llava.model.pruning import PromptState
+from llava.model.pruning.influence import Influence, Measurement, RelativeInfluence
 from llava.model.pruning.probes import LayerStates
+from llava.model.pruning.record import Recorder
 
 
 @dataclass(frozen=True)
@@ -76,30 +74,19 @@ class _WithOutput(RelativeInfluence):
 _Found = tuple[Measurement, np.float32]
 
 
-@dataclass(frozen=True)
-class _Watch(PruningConfig):
-    prompts: list[list[_Found]] = field(default_factory=list)
-
-    method: ClassVar[str] = "watch"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"method": self.method}
-
-    def start(self, num_layers: int) -> Policy:
-        self.prompts.append([])
-        return _Prompt(self.prompts[-1])
+def recorder() -> Recorder:
+    """Return the config that prunes nothing and measures the influence, and ‖O‖, of every layer."""
+    return Recorder(_WithOutput())
 
 
-class _Prompt(Policy):
-    def __init__(self, found: list[_Found]):
-        self.found = found
-
-    def probe(self, layer: int) -> Influence | None:
-        return _WithOutput() if layer >= 0 else None
-
-    def keep(self, layer: int, positions: np.ndarray, measured: _Found | None) -> None:
-        if measured is not None:
-            self.found.append(measured)
+def figures(prompt: PromptState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return cosine and L2 [layers, V], and ‖O‖ [layers], of a prompt that `recorder()` measured."""
+    layers = [*prompt.memory["recorded"].measured.values()]
+    return (
+        np.stack([layer.cosine for layer, _ in layers]),
+        np.stack([layer.l2 for layer, _ in layers]),
+        np.array([norm for _, norm in layers]),
+    )
 
 
 def watch(loaded: Loaded, batches: Sequence[Batch]) -> Watched:
@@ -108,20 +95,16 @@ def watch(loaded: Loaded, batches: Sequence[Batch]) -> Watched:
     Raises `ValueError` for a question that cannot be asked.
     """
     cosine, l2, output, tokens = [], [], [], []
-    config = _Watch()
     how = Generation(max_new_tokens=1)
-    with Answerer(loaded.model, loaded.inputs, loaded.name, config, how) as answerer:
+    with Answerer(loaded.model, loaded.inputs, loaded.name, recorder(), how) as answerer:
         for batch in tqdm(batches, desc="influence of all layers", unit="batch"):
             lines, bad = answerer.answer(batch)
             if bad:
                 raise ValueError(f"{bad[0].question.where}: {bad[0].reason}")
-            found = config.prompts[-len(lines) :]
-            for prompt, line in zip(found, lines, strict=True):
-                if not prompt:
+            for prompt, line in zip(answerer.policies, lines, strict=True):
+                if not prompt.visual_tokens:
                     raise ValueError("a prompt has no visual tokens that the decoder could read")
-                cosine.append(np.stack([layer.cosine for layer, _ in prompt]))
-                l2.append(np.stack([layer.l2 for layer, _ in prompt]))
-                output.append(np.array([norm for _, norm in prompt]))
+                for column, part in zip((cosine, l2, output), figures(prompt), strict=True):
+                    column.append(part)
                 tokens.append(line["metadata"]["prompt_tokens"])
-            config.prompts.clear()
     return Watched(cosine, l2, output, np.array(tokens))

@@ -16,8 +16,8 @@ from transformers import AttentionInterface
 
 from .kernels import Kernel, by_segment, choose
 from .layouts import first_half, merge_passes, visual_runs
+from .method import AttentionRule
 from .packed import PackedTokens, Segments, upload
-from .policy import AttentionRule
 
 NAME = "visipruner"
 
@@ -26,13 +26,13 @@ NAME = "visipruner"
 class PrefillCall:
     """One layer reading the prompts: what it needs to attend, and the states it leaves behind for probe and cache.
 
-    `hidden`: visual tokens that text rows do not read, bool [T], None for none.
+    `unread`: visual tokens that text rows do not read, bool [T], None for none.
     """
 
     tokens: PackedTokens
     rule: AttentionRule
     backend: str
-    hidden: np.ndarray | None = None
+    unread: np.ndarray | None = None
     query: torch.Tensor | None = None
     key: torch.Tensor | None = None
     value: torch.Tensor | None = None
@@ -97,8 +97,8 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
         raise Peeked
     kernel = choose(pruning.backend, query.device, query.dtype, query.shape[-1])
     out = attend(query, key, value, pruning.tokens, pruning.rule, kernel, scaling)
-    if pruning.hidden is not None:
-        out = _without_hidden(out, query, key, value, pruning.tokens, pruning.hidden, kernel, scaling)
+    if pruning.unread is not None:
+        out = _without_unread(out, query, key, value, pruning.tokens, pruning.unread, kernel, scaling)
     return out, None
 
 
@@ -155,13 +155,13 @@ def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel:
     return torch.where(visual, out[rule.visual], out[rule.text])
 
 
-def _without_hidden(out, query, key, value, tokens: PackedTokens, hidden: np.ndarray, kernel: Kernel, scaling: float):
-    """Replace the text rows of `out` [1, R, H, d] by attention over the stream without its hidden tokens."""
-    stream = upload(np.flatnonzero(~hidden), query.device)
-    rows = np.flatnonzero(~hidden[tokens.live])
+def _without_unread(out, query, key, value, tokens: PackedTokens, unread: np.ndarray, kernel: Kernel, scaling: float):
+    """Replace the text rows of `out` [1, R, H, d] by attention over the stream without its unread tokens."""
+    stream = upload(np.flatnonzero(~unread), query.device)
+    rows = np.flatnonzero(~unread[tokens.live])
     read = (part.index_select(2, stream) for part in (key, value))
     asking = query.index_select(2, upload(rows, query.device))
-    seen = kernel(asking, *read, tokens.left(~hidden), True, scaling)
+    seen = kernel(asking, *read, tokens.left(~unread), True, scaling)
     text = np.flatnonzero(~tokens.live_visual[rows])
     return out.index_copy(1, upload(rows[text], query.device), seen.index_select(1, upload(text, query.device)))
 

@@ -10,9 +10,9 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .layouts import sinks
+from .method import KVRule
 from .packed import PackedTokens, upload
 from .packing import left_padded_places
-from .policy import KVRule
 
 
 class RaggedCache(Cache):
@@ -43,18 +43,18 @@ class RaggedCache(Cache):
         tokens: PackedTokens,
         rule: KVRule,
         shift: tuple[int, ...] | None = None,
-        hidden: np.ndarray | None = None,
+        unread: np.ndarray | None = None,
     ) -> tuple[int, ...]:
         """Append the next layer: key and value [1, Hkv, T, d] of `tokens`. Returns the tokens kept of each prompt.
 
         shift: by how much the positions of this layer run behind the prompt's own, where they were renumbered
-        hidden: bool [T], visual tokens that are not kept, where `rule` keeps all others
+        unread: bool [T], visual tokens that are not kept, where `rule` keeps all others
         """
         lengths = tokens.lengths
-        if hidden is not None and rule.visual == "all":
-            index = upload(np.flatnonzero(~hidden), key.device)
+        if unread is not None and rule.visual == "all":
+            index = upload(np.flatnonzero(~unread), key.device)
             key, value = key.index_select(2, index), value.index_select(2, index)
-            lengths = tuple(int((~hidden[start:end]).sum()) for start, end in tokens.spans)
+            lengths = tuple(int((~unread[start:end]).sum()) for start, end in tokens.spans)
         elif rule.visual != "all" and tokens.visual.any():
             name, places = ("kv", rule), lambda: np.flatnonzero(_kept(tokens, rule))
             index = tokens.tensor(name, places, key.device)

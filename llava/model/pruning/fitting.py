@@ -3,60 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .config import PruningConfig, check_number
+from .fields import Share, checked
+from .method import Method, PromptState
 from .methods.fitprune import SCORES, FitPrune
-from .policy import Policy
+from .probes import Attention, Probe
 from .session import prune
 from .trace import PruningTrace
 
 
-@dataclass(frozen=True)
-class _Search(PruningConfig):
+@dataclass(frozen=True, eq=False)
+class _Search(Method):
     """Drop, in every layer, the tokens that both attention distributions can miss; alpha None: only measure.
+
+    The [text, visual] mass of every layer is left in `PromptState.memory["mass"]`, by layer.
 
     alpha:
         share of the dense mass that a layer may lose
     dense:
-        [text, visual] mass of every layer, fp64 [layers, 2] of each prompt, in the order the prompts are read
-    masses:
-        what was measured, to be filled
+        the dense masses of every prompt, in the order the prompts are read
     """
 
-    alpha: float | None = None
-    dense: list[np.ndarray] = field(default_factory=list)
-    masses: list[np.ndarray] = field(default_factory=list)
+    alpha: Share | None = None
+    dense: Any = ()
 
-    method: ClassVar[str] = "fitprune search"
-
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of one prompt; prompts are told apart by the order in which they start."""
-        self.masses.append(np.zeros((num_layers, 2)))
-        number = len(self.masses) - 1
-        return _Prompt(self.masses[number], self.alpha, self.dense[number] if self.alpha is not None else None)
-
-
-class _Prompt(Policy):
-    def __init__(self, masses: np.ndarray, alpha: float | None, dense: np.ndarray | None):
-        self.masses, self.alpha, self.dense = masses, alpha, dense
-
-    def probe(self, layer: int) -> Any:
+    def probe(self, layer: int, prompt: PromptState) -> Probe | None:
         return SCORES if layer >= 0 else None
 
-    def keep(self, layer: int, positions: np.ndarray, measured: Any) -> np.ndarray | None:
+    def select(self, layer: int, prompt: PromptState, measured: Attention | None) -> np.ndarray | None:
         if measured is None:
             return None
         scores = (measured.text, measured.visual)
-        self.masses[layer] = [part.sum() for part in scores]
+        prompt.memory.setdefault("mass", {})[layer] = [part.sum() for part in scores]
         if self.alpha is None:
             return None
-        spared = [spare(part, (1 - self.alpha) * mass) for part, mass in zip(scores, self.dense[layer], strict=True)]
+        dense = self.dense[prompt.number][layer]
+        spared = [spare(part, (1 - self.alpha) * mass) for part, mass in zip(scores, dense, strict=True)]
         return ~(spared[0] & spared[1])
 
 
@@ -95,18 +83,15 @@ def fit(
         ValueError: a reduction outside (0, 1), or prompts without visual tokens.
 
     """
-    check_number("reduction", reduction, float, 0, 1)
+    checked("reduction", reduction, Share)
     if not 0 < reduction < 1:
         raise ValueError(f"'reduction' must lie between 0 and 1, got {reduction}")
 
-    def run(**settings) -> tuple[list[PruningTrace], list[np.ndarray]]:
-        search = _Search(**settings)
-        with prune(model, search, visual_mask) as session:
+    def run(**settings) -> tuple[list[PruningTrace], list[dict]]:
+        with prune(model, _Search(**settings), visual_mask) as session:
             read()
-        shown = [
-            (trace, mass) for trace, mass in zip(session.traces, search.masses, strict=True) if trace.visual_tokens
-        ]
-        return [trace for trace, _ in shown], search.masses
+        shown = [trace for trace in session.traces if trace.visual_tokens]
+        return shown, [prompt.memory.get("mass") for prompt in session.policies]
 
     traces, dense = run()
     if not traces:

@@ -14,10 +14,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .attention import NAME, DecodeCall, run_layer
 from .cache import RaggedCache
-from .config import PruningConfig
 from .families import Family
 from .flops import DecoderShape
 from .graphs import LayerGraphs
+from .method import Method as PruningConfig
+from .method import PromptState
 from .packing import pack, unpack
 from .prefill import Prefill
 from .prefix_cache import PrefixStore
@@ -67,6 +68,7 @@ class PrunedForward:
         self.graphs = graphs
         self.watch = watch
         self.traces: list[PruningTrace] = []
+        self.policies: list[PromptState] = []
         self._text_config = self.decoder.config
         self._lock = threading.Lock()
 
@@ -143,10 +145,13 @@ class PrunedForward:
         vision = None if self.watch is None else self.watch.find(tokens)
         attach = None if self.prefixes is None else self._attach(want_hidden)
         graphs = None if self.graphs is None or want_hidden else self._ready_graphs()
-        prefill = Prefill(layers, self.config, self.backend, cache, self._rope, vision, attach, graphs)
+        prefill = Prefill(
+            layers, self.config, self.backend, cache, self._rope, vision, attach, graphs, len(self.traces)
+        )
         states = [] if want_hidden else None
         tokens = prefill.run(tokens, states, **kwargs)
         last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
+        self.policies[len(self.traces) :] = prefill.policies  # whoever empties the traces empties these
         self.traces += prefill.traces(DecoderShape.of(self._text_config), embeds.dtype)
         hidden = None
         if want_hidden:

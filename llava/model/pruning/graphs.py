@@ -93,7 +93,7 @@ class LayerGraphs:
             type(tokens) is PackedTokens
             and len(tokens.lengths) == 1
             and tokens.lengths[0] <= self.most
-            and call.hidden is None
+            and call.unread is None
             and (call.rule.dense or not tokens.visual.any())
             and not any(isinstance(value, torch.Tensor) for value in kwargs.values())
         )

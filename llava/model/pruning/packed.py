@@ -128,7 +128,7 @@ class PackedTokens:
         """Return the same tokens with other hidden states."""
         return PackedTokens(hidden, self.rope, self.lengths, self.visual, self.position, self._memo)
 
-    def enter(self, hidden: np.ndarray | None = None, whole: bool = False, peek: bool = False) -> PackedTokens:
+    def enter(self, unread: np.ndarray | None = None, whole: bool = False, peek: bool = False) -> PackedTokens:
         """Return the tokens as the next layer runs them; see `LiveTokens.enter`."""
         return self
 

@@ -1,4 +1,4 @@
-"""Reading the prompts: packed tokens through the decoder's own layers, pruned on the way, one trace a prompt."""
+"""Reading the prompts: packed tokens through the decoder's own layers, pruned on the way; one trace per prompt."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ import torch
 
 from .attention import PeekCall, Peeked, PrefillCall, run_layer
 from .cache import RaggedCache
-from .config import PruningConfig
 from .flops import DecoderShape
 from .graphs import LayerGraphs
 from .influence import Measurement
+from .method import EXIT, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
-from .policy import Selection
 from .probes import LayerStates, Probe, run
-from .trace import Probe as Probed
-from .trace import PruningTrace
+from .trace import ProbeRecord, PruningTrace
 
 
 class Prefill:
-    """One prefill of a batch: policies and records of its prompts, from the first layer to the last.
+    """One prefill of a batch: states and records of its prompts, from the first layer to the last.
 
     layers:
         the decoder's layers, called as they are
@@ -39,18 +37,23 @@ class Prefill:
         gives the tokens that enter layer 0 what earlier prompts left (`PrefixStore.attach`), or None
     graphs:
         runs layers as CUDA graphs where it can, or None
+    first:
+        number of the first prompt in its session
+    policies:
+        after `run`, what the config's method knows of each prompt
     """
 
     def __init__(
         self,
         layers,
-        config: PruningConfig,
+        config: Method,
         backend: str,
         cache: RaggedCache | None,
         rotary: Rotary | None = None,
         vision: dict[int, Any] | None = None,
         attach: Callable[[PackedTokens], PackedTokens] | None = None,
         graphs: LayerGraphs | None = None,
+        first: int = 0,
     ):
         self.layers = layers
         self.config = config
@@ -60,6 +63,8 @@ class Prefill:
         self.vision = vision
         self.attach = attach
         self.graphs = graphs
+        self.first = first
+        self.policies: list[PromptState] = []
 
     def run(self, tokens: PackedTokens, hidden_states: list | None = None, **kwargs) -> PackedTokens:
         """Run all layers and return the surviving tokens, before the final norm; with reuse, those of them that ran.
@@ -71,7 +76,11 @@ class Prefill:
         self.given, self.shift = tokens.lengths, None
         self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b]) for b in prompts]
         for stage in self.config.stages:
-            self.stage, self.policies = stage, [stage.start(len(self.layers)) for _ in prompts]
+            self.stage = stage
+            self.policies = [
+                PromptState(self.first + b, len(self.layers), len(places), places)
+                for b, places in enumerate(tokens.visual_positions)
+            ]
             tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
         if self.attach is not None:
             tokens = self.attach(tokens)
@@ -79,13 +88,13 @@ class Prefill:
             if hidden_states is not None:
                 hidden_states.append((tokens.hidden, tokens.lengths))
             rule = self.config.attention(index)
-            hidden = self._hidden(index, tokens) if rule.text == "dense" else None
+            unread = self._unread(index, tokens) if rule.text == "dense" else None
             asked = self._asked(index, tokens)
-            tokens = tokens.enter(hidden, _whole(asked))
-            call = PrefillCall(tokens, rule, self.backend, hidden)
+            tokens = tokens.enter(unread, _whole(asked))
+            call = PrefillCall(tokens, rule, self.backend, unread)
             output = self._read(layer, tokens, call)
             if self.cache is not None:
-                kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index), self.shift, hidden)
+                kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index), self.shift, unread)
             else:
                 kept = tokens.lengths
             for b in prompts:
@@ -100,13 +109,15 @@ class Prefill:
             return self.graphs.run(layer, tokens, call, self.kwargs)
         return run_layer(layer, tokens.hidden, tokens.live_rope, call, self.kwargs)
 
-    def _hidden(self, index: int, tokens: PackedTokens) -> np.ndarray | None:
-        """Ask every prompt's policy which visual tokens text rows of layer `index` do not read: bool [T]."""
-        hidden = np.zeros(len(tokens.visual), bool)
-        for b, positions in enumerate(tokens.visual_positions):
-            if len(positions) and (chosen := self.policies[b].hidden(index, positions)) is not None:
-                hidden[tokens.visual_places[b]] = chosen
-        return hidden if hidden.any() else None
+    def _unread(self, index: int, tokens: PackedTokens) -> np.ndarray | None:
+        """Ask the method which visual tokens text rows of layer `index` do not read: bool [T], None for none."""
+        if type(self.stage).unread is Method.unread:
+            return None
+        unread = np.zeros(len(tokens.visual), bool)
+        for b, count in enumerate(tokens.visual_counts):
+            if count and (chosen := self.stage.unread(index, self.policies[b])) is not None:
+                unread[tokens.visual_places[b]] = chosen
+        return unread if unread.any() else None
 
     def _peek(self, index: int, tokens: PackedTokens, whole: bool) -> LayerStates:
         """Return query, key and value that layer `index` makes of the tokens; the layer goes no further."""
@@ -117,29 +128,26 @@ class Prefill:
         return _states(tokens, call, whole)
 
     def _asked(self, index: int, tokens: PackedTokens) -> dict[int, Probe]:
-        """Ask every prompt's policy what to measure after layer `index`."""
-        return {
-            b: probe
-            for b, n in enumerate(tokens.visual_counts)
-            if n and (probe := self.policies[b].probe(index)) is not None
-        }
+        """Ask the method what to measure of every prompt after layer `index`."""
+        asked = {b: self.stage.probe(index, self.policies[b]) for b, n in enumerate(tokens.visual_counts) if n}
+        return {b: probe for b, probe in asked.items() if probe is not None}
 
     def _prune(
         self, index: int, tokens: PackedTokens, call: PrefillCall | None, asked: dict[int, Probe]
     ) -> PackedTokens:
-        """Measure what is `asked`, ask every policy what stays after layer `index`; return the next one's tokens."""
-        found = {}
+        """Measure what is `asked`, ask the method what stays after layer `index`; return the next one's tokens."""
+        measured = {}
         if asked:
             peek = partial(self._peek, index + 1, tokens, _whole(asked))
             if call is None:
                 states = LayerStates(tokens, peek=peek, vision=self.vision)
             else:
                 states = replace(_states(tokens, call, _whole(asked)), peek=peek)
-            found = run(states, asked)
+            measured = run(states, asked)
         selections = {
             b: selection
-            for b, positions in enumerate(tokens.visual_positions)
-            if len(positions) and (selection := self._ask(b, index, positions, found.get(b))) is not None
+            for b, count in enumerate(tokens.visual_counts)
+            if count and (selection := self._select(b, index, measured.get(b))) is not None
         }
         return self._apply(selections, tokens) if selections and index + 1 < len(self.layers) else tokens
 
@@ -148,7 +156,7 @@ class Prefill:
         compact = self.stage.positions == "compact"
         changed = [b for b, one in selections.items() if one.rewrite is not None or not one.keep.all()]
         tokens = tokens.loosen(range(len(tokens.lengths)) if compact and changed else changed, entirely=compact)
-        mask = np.ones(len(tokens.visual), bool)
+        mask, position = np.ones(len(tokens.visual), bool), tokens.position
         rewritten, states = [], []
         for b, selection in selections.items():
             places = tokens.visual_places[b]
@@ -156,31 +164,38 @@ class Prefill:
             if selection.rewrite is not None:
                 rewritten.append(places[selection.keep])
                 states.append(selection.rewrite(tokens.visual_hidden(b)))
+            if selection.origin is not None:
+                position = position.copy()
+                position[places[selection.keep]] = tokens.position[places[selection.origin]]
         if rewritten:
             tokens = tokens.rewrite(np.concatenate(rewritten), states)
         if mask.all():
             return tokens
-        tokens = tokens.keep(mask)
+        tokens = replace(tokens, position=position).keep(mask)
+        for prompt, positions in zip(self.policies, tokens.visual_positions, strict=True):
+            prompt.positions = positions
         if compact:
             tokens = tokens.renumber(self.rotary)
             self.shift = tuple(given - left for given, left in zip(self.given, tokens.lengths, strict=True))
         return tokens
 
-    def _ask(self, b: int, index: int, positions: np.ndarray, measured: Any) -> Selection | None:
-        """Ask the policy of prompt `b`, and write down what it measured and chose."""
-        policy, record = self.policies[b], self.records[b]
+    def _select(self, b: int, index: int, measured: Any) -> Selection | None:
+        """Ask the method which visual tokens of prompt `b` stay, and write down what it measured and chose."""
+        prompt, record = self.policies[b], self.records[b]
         if isinstance(measured, Measurement):
             record.probed(index, measured)
-        undecided = policy.filter_layer is None
-        selection = policy.keep(index, positions, measured)
-        if selection is None:
+        answer = self.stage.select(index, prompt, measured)
+        if answer is None:
             return None
-        if not isinstance(selection, Selection):
-            selection = Selection(selection)
-        chosen = positions[selection.keep]
-        if undecided and policy.filter_layer is not None:
-            influence = measured.l2[selection.keep] if isinstance(measured, Measurement) else []
-            record.filtered(chosen, influence)
+        if answer is EXIT:
+            selection = Selection(np.zeros(len(prompt.positions), bool))
+        else:
+            selection = answer if isinstance(answer, Selection) else Selection(answer)
+            _check_selection(selection.keep, self.stage, prompt)
+        chosen = prompt.positions[selection.keep]
+        if prompt.filter_layer is None and index >= 0 and answer is not EXIT:
+            prompt.filter_layer = index
+            record.filtered(chosen, measured.l2[selection.keep] if isinstance(measured, Measurement) else [])
         if index + 1 < len(self.layers):
             record.cut(index, chosen)
         return selection
@@ -188,9 +203,20 @@ class Prefill:
     def traces(self, shape: DecoderShape, dtype: torch.dtype) -> list[PruningTrace]:
         """Return the trace of every prompt, after `run`."""
         return [
-            record.trace(shape, dtype.itemsize, policy.filter_layer)
-            for record, policy in zip(self.records, self.policies, strict=True)
+            record.trace(shape, dtype.itemsize, prompt.filter_layer)
+            for record, prompt in zip(self.records, self.policies, strict=True)
         ]
+
+
+def _check_selection(keep: np.ndarray, method: Method, prompt: PromptState) -> None:
+    """Raise `ValueError` for what `select` must not return."""
+    visual_tokens = len(prompt.positions)
+    if not isinstance(keep, np.ndarray) or keep.dtype != bool or keep.shape != (visual_tokens,):
+        got = f"{keep.dtype} {list(keep.shape)}" if hasattr(keep, "shape") else type(keep).__name__
+        raise ValueError(
+            f"select() of method {method.method!r} must return a numpy array bool [{visual_tokens}], True for visual "
+            f"tokens that stay, got {got}"
+        )
 
 
 def _whole(asked: dict[int, Probe]) -> bool:
@@ -216,8 +242,8 @@ class _Record:
         self.rules.append(rule)
         self.kv.append(kv)
 
-    def probed(self, layer: int, found: Measurement):
-        self.probes.append(Probed(layer, float(found.cosine.min()), float(found.l2.max())))
+    def probed(self, layer: int, measured: Measurement):
+        self.probes.append(ProbeRecord(layer, float(measured.cosine.min()), float(measured.l2.max())))
 
     def filtered(self, positions, influence):
         self.kept = [int(place) for place in positions]
@@ -226,7 +252,7 @@ class _Record:
     def cut(self, layer, positions):
         if self.cuts and self.cuts[-1][0] == layer:
             del self.cuts[-1]
-        self.cuts.append((layer, [int(place) for place in positions]))
+        self.cuts.append((layer, sorted(int(place) for place in positions)))
 
     def trace(self, shape, itemsize, filter_layer) -> PruningTrace:
         blind = [layer for layer, visual in enumerate(self.visual) if not visual]

@@ -1,4 +1,4 @@
-"""What a policy can have measured at a layer: a `Probe` computes it on the device, the engine fetches it once."""
+"""What a method can have measured at a layer: a `Probe` computes it on the device, the engine fetches it once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LayerStates:
 
 
 class Probe:
-    """A measurement that a policy asks for; subclasses are frozen dataclasses, so that equal ones run together.
+    """A measurement that a method asks for; subclasses are frozen dataclasses, so that equal ones run together.
 
     last_row:
         whether it reads no query but the last one of each prompt, and no hidden states; keys and values of all tokens
@@ -55,8 +55,8 @@ class Probe:
         raise NotImplementedError
 
     def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[Any]:
-        """Return one result for each prompt from the fetched tensors, in fp32."""
-        raise NotImplementedError
+        """Return one result for each prompt from the fetched tensors, in fp32; as it is where each has one tensor."""
+        return list(arrays)
 
 
 def fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
@@ -106,9 +106,13 @@ class AttentionProbe(Probe):
         measured with query and key of the next layer, on the tokens as they would enter it
     """
 
-    rows: tuple[Literal["last", "text", "visual"], ...] = ("last",)
-    heads: Literal["mean", "max"] = "mean"
-    ahead: bool = False
+    rows: tuple[Literal["last", "text", "visual"], ...]
+    heads: Literal["mean", "max"]
+    ahead: bool
+
+    def __init__(self, *rows: str, heads: str = "mean", ahead: bool = False):
+        for name, value in (("rows", rows or ("last",)), ("heads", heads), ("ahead", ahead)):
+            object.__setattr__(self, name, value)
 
     @property
     def last_row(self) -> bool:

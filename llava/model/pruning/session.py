@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from .config import PruningConfig
 from .families import Family, family_of
 from .flops import DecoderShape
 from .forward import PrunedForward, say_no_reuse
 from .graphs import LayerGraphs
 from .kernels import choose
+from .method import Method as PruningConfig
+from .method import PromptState
 from .prefix_cache import CACHE_BYTES, PrefixStore
 from .trace import PruningTrace
 from .vision import EncoderHook
@@ -81,6 +82,8 @@ class PruningSession:
 
     traces:
         one `PruningTrace` per prompt of every prefill, in order
+    policies:
+        one `PromptState` per prompt of every prefill, in order: what the method remembers of it
     config:
         the config that runs: the given one, resolved for the depth of the model
     prefixes:
@@ -125,6 +128,7 @@ class PruningSession:
             model, self._family, self.config, visual_mask, backend, self.prefixes, graphs, self._watch
         )
         self.traces: list[PruningTrace] = self._forward.traces
+        self.policies: list[PromptState] = self._forward.policies
 
     def __enter__(self) -> PruningSession:
         attributes = vars(self._decoder)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .flops import DecoderShape
-from .policy import AttentionRule
+from .method import AttentionRule
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeRecord:
     """One measurement: the layer, and the extreme values over the visual tokens that the layer ran with."""
 
     layer: int
@@ -54,7 +54,7 @@ class PruningTrace:
     influence: list[float]
     exit_layer: int | None
     kv_tokens_per_layer: list[int]
-    probes: list[Probe]
+    probes: list[ProbeRecord]
     cuts: list[tuple[int, list[int]]] = dataclasses.field(default_factory=list)
     given: tuple[int, int] | None = None
 

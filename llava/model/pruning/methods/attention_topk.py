@@ -9,22 +9,19 @@ arXiv 2510.17205, Table 4 (layer 16 counted from 1, 10 tokens); the published co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from ..config import PruningConfig, check_choice, check_number
-from ..influence import Influence, Measurement
-from ..policy import Policy, strongest
-from ..probes import Attention, AttentionProbe, Probe
-from .budget import budget, check_budget, check_in_decoder
-
-RANKS = ("last", "text", "visual", "influence")
+from ..method import EXIT, Count, Layer, Method, PromptState, Selection, Share, strongest
+from ..probes import Probe
+from .controls import RandomPruning
+from .ranking import RANKS, check_exit, check_one_of, kept_count, rank_probe, rank_scores
 
 
 @dataclass(frozen=True)
-class AttentionTopK(PruningConfig):
+class AttentionTopK(Method, name="attention_topk"):
     """Keep the visual tokens that `rank` puts first at `layer`.
 
     layer:
@@ -37,46 +34,36 @@ class AttentionTopK(PruningConfig):
         first layer without visual tokens; None: they stay to the end
     """
 
-    layer: int | None = None
-    keep: int | None = None
-    share: float | None = None
-    rank: str = "last"
-    exit_layer: int | None = None
+    layer: Layer
+    keep: Count | None = None
+    share: Share | None = None
+    rank: Literal["last", "text", "visual", "influence"] = "last"
+    exit_layer: Layer | None = None
 
-    method: ClassVar[str] = "attention_topk"
+    def check(self) -> None:
+        """One budget, and an exit after at least one layer with the chosen tokens."""
+        check_one_of(self, "keep", "share")
+        check_exit(self.exit_layer, self.layer + 2)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.layer is None:
-            raise ValueError("method 'attention_topk' needs 'layer' in the pruning config")
-        check_number("layer", self.layer, int, 0)
-        check_budget(self)
-        check_choice("rank", self.rank, RANKS)
-        if self.exit_layer is not None:
-            check_number("exit_layer", self.exit_layer, int, self.layer + 2)
+    def probe(self, layer: int, prompt: PromptState) -> Probe | None:
+        """Measure the scores at `layer`."""
+        return rank_probe(self.rank) if layer == self.layer else None
 
-    def check_layers(self, num_layers: int) -> None:
-        """Raise `ValueError` when a boundary is not a layer of the model."""
-        check_in_decoder(self, num_layers, "layer", "exit_layer")
-
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of one prompt."""
-        return _Prompt(self)
-
-
-class _Prompt(Policy):
-    def __init__(self, config: AttentionTopK):
-        self.config = config
-
-    def probe(self, layer: int) -> Probe | None:
-        if layer != self.config.layer:
-            return None
-        return Influence() if self.config.rank == "influence" else AttentionProbe((self.config.rank,))
-
-    def keep(self, layer: int, positions: np.ndarray, measured: Attention | Measurement | None) -> np.ndarray | None:
-        config = self.config
+    def select(self, layer: int, prompt: PromptState, measured: Any) -> np.ndarray | Selection | None:
+        """Keep the highest scores; none from `exit_layer` on."""
         if measured is None:
-            return np.zeros(len(positions), bool) if layer + 1 == config.exit_layer else None
-        self.filter_layer = layer
-        scores = measured.l2 if config.rank == "influence" else getattr(measured, config.rank)
-        return strongest(scores, budget(config, len(positions)))
+            return EXIT if layer + 1 == self.exit_layer else None
+        return strongest(rank_scores(self.rank, measured), kept_count(self, prompt))
+
+    @classmethod
+    def schedules(cls, num_layers: int) -> list[Method]:
+        """Every layer but the last, by each of the ranks that no other method has."""
+        return [cls(layer=layer, share=1.0, rank=rank) for rank in RANKS[1:] for layer in range(num_layers - 1)]
+
+    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
+        """Set `share`."""
+        return replace(self, keep=None, share=share)
+
+    def countable(self, visual_tokens: int) -> Method:
+        """As many tokens drawn at random after the same layer."""
+        return RandomPruning(self.layer, self.keep, self.exit_layer, share=self.share, before=self.before)

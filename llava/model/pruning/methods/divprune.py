@@ -2,30 +2,30 @@
 
 Max–min diversity over the visual tokens' embeddings, with the distance 1 − cos: the first token is the one whose
 nearest neighbour is farthest; then, until enough are chosen, the one whose nearest chosen token is farthest (greedy,
-the earlier token where two are equal). The question plays no part.
+the earlier token where two are equal). The question plays no part. For several images the tokens of all are one set.
 
-The original code (vbdi/divprune) takes the share from an environment variable, computes the cosines in the model's
-half precision (here fp32), and counts the remaining tokens' positions anew (`"positions": "compact"`; here they stay,
-which is the default); one image, 35 tokens before it. For several images the tokens of all are one set here.
+The original code (vbdi/divprune) takes the share from an environment variable and rounds it to no token at all where it
+is small (here at least one stays), computes the cosines in the model's half precision (here fp32), and counts the
+remaining tokens' positions anew (`"positions": "compact"`; here they stay, which is the default). A chosen token stays
+in the running there: equal vectors, and in bf16 merely similar ones, are chosen again and again. It prunes the first
+image only, after 35 tokens, and with a batch the first row's choice cuts every row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
-from ..config import PruningConfig
-from ..policy import Policy
+from ..method import AtLeast, Method, PromptState, Share
 from ..probes import LayerStates, Probe
-from .budget import budget, check_budget, check_positions
+from .ranking import check_one_of, kept_count
 
 
 @dataclass(frozen=True)
-class DivPrune(PruningConfig):
+class DivPrune(Method, name="divprune"):
     """Keep the most diverse visual tokens, before the decoder.
 
     keep, share:
@@ -34,21 +34,36 @@ class DivPrune(PruningConfig):
         `original`, or `compact` as in the original code
     """
 
-    keep: int | None = None
-    share: float | None = None
-    positions: str = "original"
+    keep: Annotated[int, AtLeast(1)] | None = None
+    share: Share | None = None
+    positions: Literal["original", "compact"] = "original"
 
-    method: ClassVar[str] = "divprune"
-    before_decoder: ClassVar[bool] = True
+    before_decoder = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_budget(self, least=1)
-        check_positions(self)
+    def check(self) -> None:
+        """One budget."""
+        check_one_of(self, "keep", "share")
 
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of one prompt."""
-        return _Prompt(self)
+    def probe(self, layer: int, prompt: PromptState) -> Probe | None:
+        """Measure the cosines of what enters the decoder."""
+        return Cosines() if layer < 0 else None
+
+    def select(self, layer: int, prompt: PromptState, measured: np.ndarray | None) -> np.ndarray | None:
+        """Keep the greedy choice."""
+        if measured is None:
+            return None
+        chosen = np.zeros(len(measured), bool)
+        chosen[most_diverse(1 - measured, max(kept_count(self, prompt), 1))] = True
+        return chosen
+
+    @classmethod
+    def schedules(cls, num_layers: int) -> list[Method]:
+        """The one there is."""
+        return [cls(share=1.0)]
+
+    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
+        """Set `share`."""
+        return replace(self, keep=None, share=share)
 
 
 @dataclass(frozen=True)
@@ -59,26 +74,6 @@ class Cosines(Probe):
         """Return [V, V] of each prompt."""
         units = (torch.nn.functional.normalize(states.tokens.visual_hidden(b).float(), dim=-1) for b in prompts)
         return [unit @ unit.T for unit in units]
-
-    def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return them as they are."""
-        return list(arrays)
-
-
-class _Prompt(Policy):
-    def __init__(self, config: DivPrune):
-        self.config = config
-
-    def probe(self, layer: int) -> Cosines | None:
-        return Cosines() if layer < 0 else None
-
-    def keep(self, layer: int, positions: np.ndarray, measured: np.ndarray | None) -> np.ndarray | None:
-        if measured is None:
-            return None
-        count = max(budget(self.config, len(positions)), 1)
-        chosen = np.zeros(len(positions), bool)
-        chosen[most_diverse(1 - measured, count)] = True
-        return chosen
 
 
 def most_diverse(distance: np.ndarray, count: int) -> list[int]:

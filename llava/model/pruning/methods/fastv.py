@@ -3,26 +3,26 @@
 With A the attention of layer K−1, averaged over heads, visual token j scores A[last, j]; the (1−R)·V highest stay for
 layers K, K+1, … at their positions.
 
-The original code (pkunlp-icler/FastV) has two versions: one drops the tokens, the other hides them behind an attention
-mask and saves nothing. It takes the number to keep (`fast_v_attention_rank`) instead of R, the places of one image as
-constants, batch 1, and with K = 0 it draws tokens at random (here: method `random`).
+The original code (pkunlp-icler/FastV) has several versions. Two in its fork of transformers take the number to keep
+(`fast_v_attention_rank`) instead of R: one hides the dropped tokens behind an attention mask and saves nothing, one
+drops them from the cache as well. Its version for LLaVA in transformers' own classes (`llava-hf`) takes R and rounds as
+here; the one for lmms-eval truncates (1−R)·V. They take the places of one image as constants, batch 1, and with K = 0
+draw tokens at random (here: method `random`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 
-from ..config import PruningConfig, check_number
-from ..policy import Policy, strongest
+from ..method import AtLeast, Layer, Method, PromptState, Share, strongest
 from ..probes import Attention, AttentionProbe
-from .budget import check_in_decoder
 
 
 @dataclass(frozen=True)
-class FastV(PruningConfig):
+class FastV(Method, name="fastv"):
     """Drop the share `r` of the visual tokens after `k` layers.
 
     k:
@@ -31,34 +31,22 @@ class FastV(PruningConfig):
         share of the visual tokens that is dropped
     """
 
-    k: int = 2
-    r: float = 0.5
+    k: Annotated[Layer, AtLeast(1)] = 2
+    r: Share = 0.5
 
-    method: ClassVar[str] = "fastv"
+    def probe(self, layer: int, prompt: PromptState) -> AttentionProbe | None:
+        """Measure the last token's attention in the last of the `k` layers."""
+        return AttentionProbe("last") if layer + 1 == self.k else None
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_number("k", self.k, int, 1)
-        check_number("r", self.r, float, 0, 1)
+    def select(self, layer: int, prompt: PromptState, measured: Attention | None) -> np.ndarray | None:
+        """Keep the tokens with the highest attention."""
+        return None if measured is None else strongest(measured.last, round((1 - self.r) * prompt.visual_tokens))
 
-    def check_layers(self, num_layers: int) -> None:
-        """Raise `ValueError` when the model has no layer `k`."""
-        check_in_decoder(self, num_layers, "k")
+    @classmethod
+    def schedules(cls, num_layers: int) -> list[Method]:
+        """Every `k`."""
+        return [cls(k=k) for k in range(1, num_layers)]
 
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of one prompt."""
-        return _Prompt(self)
-
-
-class _Prompt(Policy):
-    def __init__(self, config: FastV):
-        self.config = config
-
-    def probe(self, layer: int) -> AttentionProbe | None:
-        return AttentionProbe(("last",)) if layer + 1 == self.config.k else None
-
-    def keep(self, layer: int, positions: np.ndarray, measured: Attention | None) -> np.ndarray | None:
-        if measured is None:
-            return None
-        self.filter_layer = layer
-        return strongest(measured.last, round((1 - self.config.r) * len(positions)))
+    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
+        """Set `r`."""
+        return replace(self, r=1 - share)

@@ -12,73 +12,60 @@ knows one image after 35 tokens, batch 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 
-from ..config import PruningConfig, check_number
-from ..policy import Policy, strongest
+from ..method import EXIT, AtLeast, Count, Method, PromptState, Selection, strongest
 from ..probes import Attention, AttentionProbe
-from .budget import as_tuple
 
-SCORES = AttentionProbe(rows=("text", "visual"), heads="max")
+SCORES = AttentionProbe("text", "visual", heads="max")
+REACH = 0.5
+"""By how much `with_budget` scales fitted numbers, up or down."""
 
 
 @dataclass(frozen=True)
-class FitPrune(PruningConfig):
+class FitPrune(Method, name="fitprune"):
     """Keep `keep[l]` visual tokens after layer l.
 
     keep:
-        one number a layer, never rising; the last layer's has no effect
+        one number per layer, never rising; the last layer's has no effect
     visual_tokens:
         the number of visual tokens that `keep` is meant for; prompts with others scale it
     """
 
-    keep: tuple[int, ...] | None = None
-    visual_tokens: int = 576
+    keep: tuple[Count, ...]
+    visual_tokens: Annotated[int, AtLeast(1)] = 576
 
-    method: ClassVar[str] = "fitprune"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.keep is None:
-            raise ValueError("method 'fitprune' needs 'keep' in the pruning config: one number a layer, as fit() makes")
-        as_tuple(self, "keep", int, 0)
-        check_number("visual_tokens", self.visual_tokens, int, 1)
-        counts = (self.visual_tokens, *self.keep)
-        if any(later > earlier for earlier, later in zip(counts, counts[1:], strict=False)):
+    def check(self) -> None:
+        """Falling numbers."""
+        if any(later > earlier for earlier, later in pairwise((self.visual_tokens, *self.keep))):
             raise ValueError("'keep' must not rise from layer to layer, nor above 'visual_tokens'")
 
     def check_layers(self, num_layers: int) -> None:
         """Raise `ValueError` when `keep` is of a model with another number of layers."""
         if len(self.keep) != num_layers:
-            raise ValueError(f"'keep' has {len(self.keep)} numbers, but the model has {num_layers} layers; fit it anew")
+            raise ValueError(
+                f"'keep' has {len(self.keep)} numbers, but the model has {num_layers} layers; fit it to this model"
+            )
 
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of one prompt."""
-        return _Prompt(self)
+    def _count(self, layer: int, prompt: PromptState) -> int:
+        return round(self.keep[layer] * prompt.visual_tokens / self.visual_tokens)
 
+    def probe(self, layer: int, prompt: PromptState) -> AttentionProbe | None:
+        """Measure the attention that tokens receive, in layers that drop some of them."""
+        return SCORES if layer >= 0 and 0 < self._count(layer, prompt) < len(prompt.positions) else None
 
-class _Prompt(Policy):
-    def __init__(self, config: FitPrune):
-        self.config = config
-        self.visual_tokens = self.left = 0
-
-    def _count(self, layer: int) -> int:
-        return round(self.config.keep[layer] * self.visual_tokens / self.config.visual_tokens)
-
-    def probe(self, layer: int) -> AttentionProbe | None:
-        return SCORES if layer >= 0 and 0 < self._count(layer) < self.left else None
-
-    def keep(self, layer: int, positions: np.ndarray, measured: Attention | None) -> np.ndarray | None:
-        if layer < 0:
-            self.visual_tokens = self.left = len(positions)
+    def select(self, layer: int, prompt: PromptState, measured: Attention | None) -> np.ndarray | Selection | None:
+        """Keep the highest products of both scores."""
+        if layer < 0 or self._count(layer, prompt) >= len(prompt.positions):
             return None
-        count = self._count(layer)
-        if count >= self.left:
-            return None
-        self.left = count
-        if self.filter_layer is None and count:
-            self.filter_layer = layer
-        return strongest(measured.text * measured.visual, count) if count else np.zeros(len(positions), bool)
+        count = self._count(layer, prompt)
+        return strongest(measured.text * measured.visual, count) if count else EXIT
+
+    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
+        """Scale `keep`."""
+        scale = 1 - REACH + 2 * REACH * share
+        return replace(self, keep=tuple(min(self.visual_tokens, round(scale * count)) for count in self.keep))

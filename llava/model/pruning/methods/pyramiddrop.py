@@ -12,18 +12,17 @@ rounds the counts down as here. It knows one image a prompt: for several, the ra
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
 import numpy as np
 
-from ..config import PruningConfig
-from ..policy import Policy, strongest
+from ..method import AtLeast, Layer, Method, PromptState, Share, strongest
 from ..probes import Attention, AttentionProbe
-from .budget import as_tuple, check_in_decoder, check_positions
 
 
 @dataclass(frozen=True)
-class PyramidDrop(PruningConfig):
+class PyramidDrop(Method, name="pyramiddrop"):
     """Keep a smaller share of the visual tokens from stage to stage.
 
     layers:
@@ -35,25 +34,20 @@ class PyramidDrop(PruningConfig):
         `original`, or `compact` as in the original code
     """
 
-    layers: tuple[int, ...] | None = None
-    ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
-    positions: str = "original"
+    layers: tuple[Annotated[Layer, AtLeast(1)], ...] | None = None
+    ratios: tuple[Share, ...] = (0.5, 0.25, 0.125)
+    positions: Literal["original", "compact"] = "original"
 
-    method: ClassVar[str] = "pyramiddrop"
-
-    def __post_init__(self):
-        super().__post_init__()
-        as_tuple(self, "layers", int, 1)
-        as_tuple(self, "ratios", float, 0, 1)
-        if self.ratios is None:
-            raise ValueError("method 'pyramiddrop' needs 'ratios' in the pruning config; leave it out for the default")
-        check_positions(self)
+    def check(self) -> None:
+        """One falling ratio for each rising layer."""
+        if not self.ratios:
+            raise ValueError("'ratios' must be a list of numbers, one for each stage after the first, got []")
         if self.layers is not None and len(self.layers) != len(self.ratios):
             raise ValueError(f"'layers' names {len(self.layers)} stages and 'ratios' {len(self.ratios)}; give as many")
-        for key, steps in (("layers", self.layers or ()), ("ratios", [-ratio for ratio in self.ratios])):
-            if any(a > b or (key == "layers" and a == b) for a, b in zip(steps, steps[1:], strict=False)):
-                order = "rise" if key == "layers" else "fall"
-                raise ValueError(f"{key!r} must {order} from stage to stage, got {list(getattr(self, key))}")
+        if any(a >= b for a, b in pairwise(self.layers or ())):
+            raise ValueError(f"'layers' must rise from stage to stage, got {list(self.layers)}")
+        if any(a < b for a, b in pairwise(self.ratios)):
+            raise ValueError(f"'ratios' must fall from stage to stage, got {list(self.ratios)}")
 
     def resolved(self, num_layers: int) -> Self:
         """Fill in `layers`: stages of equal depth."""
@@ -64,28 +58,23 @@ class PyramidDrop(PruningConfig):
             raise ValueError(f"the model's {num_layers} layers cannot be cut into {stages} stages; give fewer 'ratios'")
         return replace(self, layers=tuple(num_layers * stage // stages for stage in range(1, stages)))
 
-    def check_layers(self, num_layers: int) -> None:
-        """Raise `ValueError` when a stage does not begin at a layer of the model."""
-        check_in_decoder(self, num_layers, "layers")
+    def probe(self, layer: int, prompt: PromptState) -> AttentionProbe | None:
+        """Measure, before a stage, the last token's attention in the stage's first layer."""
+        return AttentionProbe("last", ahead=True) if layer + 1 in self.layers else None
 
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of one prompt."""
-        return _Prompt(dict(zip(self.layers, self.ratios, strict=True)))
-
-
-class _Prompt(Policy):
-    def __init__(self, starts: dict[int, float]):
-        self.starts = starts
-        self.visual_tokens: int | None = None
-
-    def probe(self, layer: int) -> AttentionProbe | None:
-        return AttentionProbe(("last",), ahead=True) if layer + 1 in self.starts else None
-
-    def keep(self, layer: int, positions: np.ndarray, measured: Attention | None) -> np.ndarray | None:
-        if self.visual_tokens is None:
-            self.visual_tokens = len(positions)
+    def select(self, layer: int, prompt: PromptState, measured: Attention | None) -> np.ndarray | None:
+        """Keep the stage's share, of all the prompt's visual tokens."""
         if measured is None:
             return None
-        if self.filter_layer is None:
-            self.filter_layer = layer
-        return strongest(measured.last, int(self.visual_tokens * self.starts[layer + 1]))
+        return strongest(measured.last, int(prompt.visual_tokens * self.ratios[self.layers.index(layer + 1)]))
+
+    @classmethod
+    def schedules(cls, num_layers: int) -> list[Method]:
+        """Three stages of a quarter of the depth, and of ever fewer layers."""
+        steps = range(max(num_layers // 4, 1), 0, -1)
+        starts = [[layer for layer in (step, 2 * step, 3 * step) if layer < num_layers] for step in steps]
+        return [cls(layers=layers, ratios=[1.0] * len(layers)) for layers in starts if layers]
+
+    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
+        """Have each stage keep `share` of the one before (published: a half)."""
+        return replace(self, ratios=tuple(share**stage for stage in range(1, len(self.ratios) + 1)))

@@ -9,19 +9,33 @@ replay with the same numbers of tokens, each with its own state.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..config import PruningConfig, check_choice, check_number
-from ..policy import AttentionRule, KVRule, Policy
+from ..method import EXIT, AtLeast, AttentionRule, Count, KVRule, Method, PromptState, Selection, TextRows, VisualRows
+from .ranking import check_exit
 
-Cut = tuple[int, "int | tuple[int, ...]"]
+
+class Cut(NamedTuple):
+    """After which layer (−1: before the decoder) tokens are dropped, and what stays: a number, or positions."""
+
+    layer: Annotated[int, AtLeast(-1)]
+    keep: Count | tuple[Count, ...]
+
+
+class Rule(NamedTuple):
+    """An `AttentionRule`."""
+
+    text: TextRows
+    visual: VisualRows
+    sink: Count
 
 
 @dataclass(frozen=True)
-class Replay(PruningConfig):
+class Replay(Method, name="replay"):
     """Prune as planned: either `trace`, or `cuts`, or `filter_layer` and `keep` with or without `exit_layer`.
 
     filter_layer:
@@ -41,19 +55,17 @@ class Replay(PruningConfig):
         of every layer, as recorded: [text, visual, sink], see `AttentionRule`; and `all`, `none` or `sink`
     """
 
-    filter_layer: int | None = None
-    keep: int | tuple[int, ...] | None = None
-    exit_layer: int | None = None
-    shallow_layers: int = 0
+    filter_layer: Annotated[int, AtLeast(-1)] | None = None
+    keep: Count | tuple[Count, ...] | None = None
+    exit_layer: Count | None = None
+    shallow_layers: Count = 0
     trace: Mapping[str, Any] | None = None
     cuts: tuple[Cut, ...] | None = None
-    rules: tuple[tuple[str, str, int], ...] | None = None
-    kv: tuple[str, ...] | None = None
+    rules: tuple[Rule, ...] | None = None
+    kv: tuple[Literal["all", "none", "sink"], ...] | None = None
 
-    method: ClassVar[str] = "replay"
-
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
+        """Turn the plan, however it is given, into `cuts`."""
         short = self.filter_layer is not None or self.keep is not None or self.exit_layer is not None
         if short + (self.trace is not None) + (self.cuts is not None) != 1:
             raise ValueError(
@@ -63,27 +75,25 @@ class Replay(PruningConfig):
             self._read_trace()
         elif short:
             self._read_short()
-        self._check_cuts()
-        check_number("shallow_layers", self.shallow_layers, int, 0)
+        for (layer, _), (later, _) in pairwise(self.cuts):
+            if later <= layer:
+                raise ValueError(f"'cuts' must be an integer ≥ {layer + 1}, got {later} after {layer}")
         if self.shallow_layers and self.rules is not None:
             raise ValueError("'shallow_layers' and recorded 'rules' exclude each other; leave one out")
-        self._check_rules()
+        if self.rules is not None and self.kv is None:
+            self._set(kv=("all",) * len(self.rules))
 
-    def _set(self, key: str, value: Any) -> None:
-        object.__setattr__(self, key, value)
+    def _set(self, **settings) -> None:
+        for key, value in settings.items():
+            object.__setattr__(self, key, value)
 
     def _read_short(self) -> None:
         if (self.filter_layer is None) != (self.keep is None):
             raise ValueError("method 'replay' needs 'filter_layer' and 'keep' together")
-        cuts = []
-        if self.filter_layer is not None:
-            check_number("filter_layer", self.filter_layer, int, -1)
-            cuts.append((self.filter_layer, self.keep))
-        if self.exit_layer is not None:
-            check_number("exit_layer", self.exit_layer, int, 0 if self.filter_layer is None else self.filter_layer + 2)
-            cuts.append((self.exit_layer - 1, 0))
-        for key, value in (("cuts", cuts), ("filter_layer", None), ("keep", None), ("exit_layer", None)):
-            self._set(key, value)
+        check_exit(self.exit_layer, 0 if self.filter_layer is None else self.filter_layer + 2)
+        cuts = [] if self.filter_layer is None else [Cut(self.filter_layer, self.keep)]
+        cuts += [] if self.exit_layer is None else [Cut(self.exit_layer - 1, 0)]
+        self._set(cuts=tuple(cuts), filter_layer=None, keep=None, exit_layer=None)
 
     def _read_trace(self) -> None:
         trace = self.trace.get("metadata", self.trace) if isinstance(self.trace, Mapping) else None
@@ -97,44 +107,14 @@ class Replay(PruningConfig):
             cuts = [] if trace["filter_layer"] is None else [(trace["filter_layer"], trace["kept"])]
             if trace["exit_layer"] is not None and (trace["filter_layer"] is None or trace["kept"]):
                 cuts.append((trace["exit_layer"] - 1, []))
-        self._set("cuts", cuts)
-        self._set("trace", None)
+        self._set(cuts=tuple(Cut(layer, tuple(keep)) for layer, keep in cuts), trace=None)
         if "rules" not in trace or all(AttentionRule(**rule).dense for rule in trace["rules"]):
             return
-        self._set("rules", [(rule["text"], rule["visual"], rule["sink"]) for rule in trace["rules"]])
         columns = (trace[f"{name}_per_layer"] for name in ("kv_tokens", "tokens", "visual"))
-        self._set("kv", [_kv(*numbers) for numbers in zip(*columns, strict=True)])
-
-    def _check_cuts(self) -> None:
-        cuts, last = [], -2
-        if not isinstance(self.cuts, list | tuple):
-            raise ValueError(f"'cuts' must be a list of [layer, keep], got {type(self.cuts).__name__}")
-        for cut in self.cuts:
-            if not isinstance(cut, list | tuple) or len(cut) != 2:
-                raise ValueError(f"'cuts' must be a list of [layer, keep], got {cut!r} in it")
-            layer, keep = cut
-            check_number("cuts", layer, int, last + 1)
-            if isinstance(keep, list | tuple):
-                for position in keep:
-                    check_number("keep", position, int, 0)
-                keep = tuple(keep)
-            else:
-                check_number("keep", keep, int, 0)
-            cuts.append((layer, keep))
-            last = layer
-        self._set("cuts", tuple(cuts))
-
-    def _check_rules(self) -> None:
-        if self.rules is None:
-            return
-        for text, visual, sink in self.rules:
-            check_choice("rules", text, ("dense", "merge", "half", "zero", "remove"))
-            check_choice("rules", visual, ("dense", "zero", "remove"))
-            check_number("rules", sink, int, 0)
-        self._set("rules", tuple(tuple(rule) for rule in self.rules))
-        for name in self.kv or ():
-            check_choice("kv", name, ("all", "none", "sink"))
-        self._set("kv", ("all",) * len(self.rules) if self.kv is None else tuple(self.kv))
+        self._set(
+            rules=tuple(Rule(**rule) for rule in trace["rules"]),
+            kv=tuple(_kv(*numbers) for numbers in zip(*columns, strict=True)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as `cuts`, JSON-ready."""
@@ -173,32 +153,29 @@ class Replay(PruningConfig):
             return KVRule()
         return KVRule("none" if layer else "sink")
 
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of one prompt."""
-        return _Prompt(dict(self.cuts))
-
-
-def _kv(kept: int, tokens: int, visual: int) -> str:
-    return "all" if kept == tokens else "none" if kept == tokens - visual else "sink"
-
-
-class _Prompt(Policy):
-    def __init__(self, cuts: dict[int, int | tuple[int, ...]]):
-        self.cuts = cuts
-
-    def keep(self, layer: int, positions: np.ndarray, measured: None) -> np.ndarray | None:
-        if layer not in self.cuts:
+    def select(self, layer: int, prompt: PromptState, measured: None) -> np.ndarray | Selection | None:
+        """Keep the planned positions, or the planned number of tokens, spread evenly."""
+        keep, visual = dict(self.cuts).get(layer), len(prompt.positions)
+        if keep is None:
             return None
-        keep, visual = self.cuts[layer], len(positions)
-        if self.filter_layer is None and layer >= 0 and keep:
-            self.filter_layer = layer
+        if not keep:
+            return EXIT
         if isinstance(keep, tuple):
-            missing = np.setdiff1d(keep, positions)
+            missing = np.setdiff1d(keep, prompt.positions)
             if len(missing):
                 raise ValueError(
                     f"the plan keeps position {missing[0]} after layer {layer}, where this prompt has no visual token; "
                     "replay it on the prompt that it was recorded on, or give a number to 'keep'"
                 )
-            return np.isin(positions, keep)
+            return np.isin(prompt.positions, keep)
         number = min(keep, visual)
         return np.isin(np.arange(visual), np.arange(number) * visual // max(number, 1))
+
+    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
+        """Set the number of tokens that the first cut keeps."""
+        (layer, _), *later = self.cuts
+        return replace(self, cuts=(Cut(layer, round(share * visual_tokens)), *later))
+
+
+def _kv(kept: int, tokens: int, visual: int) -> str:
+    return "all" if kept == tokens else "none" if kept == tokens - visual else "sink"

@@ -19,22 +19,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Self
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 
-from ..config import PruningConfig, check_number, scaled_boundary
+from ..method import AtLeast, Count, Layer, Method, PromptState, Selection, Share, scaled_boundary, strongest
 from ..packed import upload
-from ..policy import Policy, Selection, strongest
 from ..probes import LayerStates, Probe, attention_to_visual, rows_of
-from .budget import as_tuple, check_in_decoder, check_positions
 
-COUNTS = (300, 200, 110)
+LAYERS, COUNTS, VISUAL_TOKENS = (2, 6, 15), (300, 200, 110), 576
+"""The published layers, of 32, and numbers of tokens, of 576."""
 
 
 @dataclass(frozen=True)
-class SparseVLM(PruningConfig):
+class SparseVLM(Method, name="sparsevlm"):
     """Keep what text raters look at, and merge the best of the rest.
 
     layers:
@@ -51,62 +51,112 @@ class SparseVLM(PruningConfig):
         `original`, or `compact` as in the original code
     """
 
-    layers: tuple[int, ...] | None = None
-    keep: tuple[int, ...] | None = None
-    visual_tokens: int = 576
-    scale: float | None = None
-    bias: float = 0.0
-    recycle: float = 0.3
-    cluster: int = 10
-    positions: str = "original"
+    layers: tuple[Layer, ...] | None = None
+    keep: tuple[Count, ...] | None = None
+    visual_tokens: Annotated[int, AtLeast(1)] = VISUAL_TOKENS
+    scale: Annotated[float, AtLeast(0)] | None = None
+    bias: Annotated[float, AtLeast(0)] = 0.0
+    recycle: Share = 0.3
+    cluster: Annotated[int, AtLeast(1)] = 10
+    positions: Literal["original", "compact"] = "original"
 
-    method: ClassVar[str] = "sparsevlm"
-
-    def __post_init__(self):
-        super().__post_init__()
-        as_tuple(self, "layers", int, 0)
+    def check(self) -> None:
+        """The published numbers where none are given; one way to say how many stay, and rising layers."""
         if self.scale is None and self.keep is None:
             object.__setattr__(self, "keep", COUNTS)
-        as_tuple(self, "keep", int, 0)
-        check_number("visual_tokens", self.visual_tokens, int, 1)
-        if self.scale is not None:
-            check_number("scale", self.scale, float, 0)
-            if self.keep is not None:
-                raise ValueError("'keep' and 'scale' both say how many tokens stay; give one of them")
-        check_number("bias", self.bias, float, 0)
-        check_number("recycle", self.recycle, float, 0, 1)
-        check_number("cluster", self.cluster, int, 1)
-        check_positions(self)
-        if self.layers is not None:
-            if list(self.layers) != sorted(set(self.layers)):
-                raise ValueError(f"'layers' must rise, got {list(self.layers)}")
-            if self.keep is not None and len(self.keep) != len(self.layers):
-                raise ValueError(f"'layers' names {len(self.layers)} and 'keep' {len(self.keep)} of them; give as many")
+        if self.scale is not None and self.keep is not None:
+            raise ValueError("'keep' and 'scale' both say how many tokens stay; give one of them")
+        if self.layers is not None and (not self.layers or any(a >= b for a, b in pairwise(self.layers))):
+            raise ValueError(f"'layers' must rise, and name at least one layer, got {list(self.layers)}")
+        if self.layers is not None and self.keep is not None and len(self.keep) != len(self.layers):
+            raise ValueError(f"'layers' names {len(self.layers)} and 'keep' {len(self.keep)} of them; give as many")
 
     def resolved(self, num_layers: int) -> Self:
         """Fill in `layers`: 2, 6 and 15 of 32 layers, scaled."""
         if self.layers is not None:
             return self
-        layers = tuple(scaled_boundary(layer, num_layers) for layer in (2, 6, 15))
+        layers = tuple(scaled_boundary(layer, num_layers) for layer in LAYERS)
         if len(set(layers)) < len(layers):
             raise ValueError(
                 f"the model's {num_layers} layers are too few for pruning layers {list(layers)}; give 'layers'"
             )
         return replace(self, layers=layers)
 
-    def check_layers(self, num_layers: int) -> None:
-        """Raise `ValueError` when a pruning layer is not a layer of the model."""
-        check_in_decoder(self, num_layers, "layers")
-
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of one prompt."""
-        return _Prompt(self)
-
-    def count(self, layer: int, visual_tokens: int) -> int | None:
-        """Return how many stay after pruning layer `layer`, of a prompt that came with `visual_tokens`."""
-        if self.keep is None:
+    def probe(self, layer: int, prompt: PromptState) -> Probe | None:
+        """Find the raters before layer 0; then what they attend to in each pruning layer."""
+        if layer < 0:
+            return Relevance()
+        if layer not in self.layers:
             return None
-        return round(self.keep[self.layers.index(layer)] * visual_tokens / self.visual_tokens)
+        raters, left = prompt.memory["raters"], len(prompt.positions)
+        if self.keep is None:
+            return RaterProbe(raters, None, None)
+        count = self._count(layer, prompt)
+        return RaterProbe(raters, count, self._merged(left - count))
+
+    def select(self, layer: int, prompt: PromptState, measured: np.ndarray | Rating | None) -> Selection | None:
+        """Keep the best rated tokens, and of the rest one per cluster."""
+        if layer < 0:
+            prompt.memory["raters"] = tuple(map(int, measured))
+        if layer < 0 or measured is None:
+            return None
+        left = len(prompt.positions)
+        members, distance = measured.members.astype(int), measured.distance
+        if self.keep is None:
+            rank = int(measured.rank)
+            if rank == left:
+                return None
+            count = min(int(rank * self.scale + self.bias), left - 1)
+            merged = slice(count, count + self._merged(left - count))
+            members, distance = members[merged], distance[merged, merged]
+        else:
+            count = self._count(layer, prompt)
+        return self._recycle(strongest(measured.scores, count), members, distance)
+
+    def _count(self, layer: int, prompt: PromptState) -> int:
+        """How many stay after pruning layer `layer`, where `keep` says so."""
+        count = round(self.keep[self.layers.index(layer)] * prompt.visual_tokens / self.visual_tokens)
+        return min(count, len(prompt.positions) - 1)
+
+    def _merged(self, pruned: int) -> int:
+        """How many of the pruned tokens are merged."""
+        return min(int(pruned * self.recycle) + 1, pruned) if self.recycle else 0
+
+    def _recycle(self, kept: np.ndarray, members: np.ndarray, distance: np.ndarray) -> Selection:
+        """Keep `kept` and the centres of the clusters of `members` [n] under `distance` [n, n]."""
+        if not len(members):
+            return Selection(kept)
+        centres, cluster = density_peaks(distance, len(members) // self.cluster + 1)
+        keep = kept.copy()
+        keep[members[centres]] = True
+        slots = np.flatnonzero(keep)
+        if self.positions == "compact":
+            own = np.concatenate([np.flatnonzero(kept), members[centres]])
+            merged = np.arange(int(kept.sum()), len(own))
+        else:
+            own, merged = slots, np.searchsorted(slots, members[centres])
+        weights = (cluster == np.arange(len(centres))[:, None]).astype(np.float32)
+        weights /= weights.sum(1, keepdims=True)
+
+        def rewrite(visual: torch.Tensor) -> torch.Tensor:
+            """[V, D] → [slots, D]: the kept tokens as they are, each centre's place the mean of its cluster."""
+            source, target, part, mix = (upload(array, visual.device) for array in (own, merged, members, weights))
+            means = mix @ visual.index_select(0, part).float()
+            return visual.index_select(0, source).index_copy(0, target, means.to(visual.dtype))
+
+        return Selection(keep, rewrite, own)
+
+    @classmethod
+    def schedules(cls, num_layers: int) -> list[Method]:
+        """The published layers, scaled, and half as deep."""
+        published = tuple(scaled_boundary(layer, num_layers) for layer in LAYERS)
+        choices = (published, tuple(layer // 2 for layer in published))
+        return [cls(layers=places) for places in choices if len(set(places)) == 3 and places[-1] < num_layers]
+
+    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
+        """Set `keep`: the published numbers, scaled together."""
+        last = share * VISUAL_TOKENS / COUNTS[-1]
+        return replace(self, keep=tuple(min(VISUAL_TOKENS, round(last * count)) for count in COUNTS))
 
 
 @dataclass(frozen=True)
@@ -175,84 +225,18 @@ class RaterProbe(Probe):
         return [Rating(*arrays[4 * row : 4 * row + 4]) for row in range(len(prompts))]
 
 
-class _Prompt(Policy):
-    def __init__(self, config: SparseVLM):
-        self.config = config
-        self.visual_tokens = self.left = 0
-        self.raters: tuple[int, ...] = ()
-
-    def probe(self, layer: int) -> Probe | None:
-        if layer < 0:
-            return Relevance()
-        if layer not in self.config.layers:
-            return None
-        count = self.config.count(layer, self.visual_tokens)
-        if count is None:
-            return RaterProbe(self.raters, None, None)
-        count = min(count, self.left - 1)
-        return RaterProbe(self.raters, count, self._merged(self.left - count))
-
-    def _merged(self, pruned: int) -> int:
-        return min(int(pruned * self.config.recycle) + 1, pruned) if self.config.recycle else 0
-
-    def keep(self, layer: int, positions: np.ndarray, measured: np.ndarray | Rating | None) -> Selection | None:
-        if layer < 0:
-            self.raters = tuple(map(int, measured))
-            self.visual_tokens = self.left = len(positions)
-        if layer < 0 or measured is None:
-            return None
-        count = self.config.count(layer, self.visual_tokens)
-        if count is None:
-            rank = int(measured.rank)
-            if rank == len(positions):
-                return None
-            count = int(rank * self.config.scale + self.config.bias)
-        count = min(count, len(positions) - 1)
-        if self.filter_layer is None:
-            self.filter_layer = layer
-        kept = strongest(measured.scores, count)
-        members, distance = measured.members.astype(int), measured.distance
-        if self.config.keep is None:
-            merged = slice(count, count + self._merged(len(positions) - count))
-            members, distance = members[merged], distance[merged, merged]
-        selection = self._recycle(kept, members, distance)
-        self.left = int(selection.keep.sum())
-        return selection
-
-    def _recycle(self, kept: np.ndarray, members: np.ndarray, distance: np.ndarray) -> Selection:
-        if not len(members):
-            return Selection(kept)
-        centres, cluster = density_peaks(distance, len(members) // self.config.cluster + 1)
-        keep = kept.copy()
-        keep[members[centres]] = True
-        slots = np.flatnonzero(keep)
-        if self.config.positions == "compact":
-            own = np.concatenate([np.flatnonzero(kept), members[centres]])
-            merged = np.arange(int(kept.sum()), len(own))
-        else:
-            own, merged = slots, np.searchsorted(slots, members[centres])
-        weights = (cluster == np.arange(len(centres))[:, None]).astype(np.float32)
-        weights /= weights.sum(1, keepdims=True)
-
-        def rewrite(visual: torch.Tensor) -> torch.Tensor:
-            """[V, D] → [slots, D]: the kept tokens as they are, each centre's place the mean of its cluster."""
-            source, target, part, mix = (upload(array, visual.device) for array in (own, merged, members, weights))
-            means = mix @ visual.index_select(0, part).float()
-            return visual.index_select(0, source).index_copy(0, target, means.to(visual.dtype))
-
-        return Selection(keep, rewrite)
-
-
 def density_peaks(distance: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
     """Cluster by density peaks with nearest neighbours (DPC-KNN): distance [n, n] → centres [clusters], cluster [n].
 
-    Density: exp(−mean d²) over the `clusters` nearest, itself included. Centres: the highest products of density and
-    distance to the nearest denser token (the largest distance of all where there is none). Others join the nearest
-    centre.
+    Density: exp(−mean d²) over the `clusters` nearest, itself included; of equal densities the earlier token's counts
+    as the higher. Centres: the highest products of density and distance to the nearest denser token (the largest
+    distance of all where there is none). Others join the nearest centre.
     """
     nearest = np.sort(distance, 1)[:, :clusters]
     density = np.exp(-(nearest**2).mean(1))
-    denser = density[None] > density[:, None]
+    place = np.empty(len(density), int)
+    place[np.argsort(-density, kind="stable")] = np.arange(len(density))
+    denser = place[None] < place[:, None]
     separation = np.where(denser, distance, distance.max()).min(1)
     centres = np.argsort(-separation * density, kind="stable")[:clusters]
     cluster = distance[centres].argmin(0)

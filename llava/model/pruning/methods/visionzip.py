@@ -8,28 +8,35 @@ is the target's feature plus the mean feature of those that joined. All of it go
 The original code (dvlab-research/VisionZip, text-independent, no training) drops the untouched tokens from the
 sequence, so that the text follows closer: `"positions": "compact"`, with the class token first, then dominant, then
 contextual ones. Here the default keeps positions: a patch its own, the class token that of the first patch that is
-free. It replaces methods of CLIP's classes for the whole process; here the encoder runs as it is.
+free. It replaces methods of CLIP's classes for the whole process; here the encoder runs as it is. It reads hidden state
+−2 whatever the checkpoint selects, and fails with towers of other than 24 layers (here: the layer that the projector
+reads); it ranks and merges in half precision (here fp32); its function's own defaults are 191 and 30; `contextual` 0
+divides by zero (here allowed); where dominant and contextual tokens are as many as patches it still merges one patch
+away (here nothing is pruned, with a warning). Its path for LLaVA-NeXT is not offered here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from ..config import PruningConfig, check_number
+from ..method import AtLeast, Count, Method, PromptState, Selection, strongest
 from ..packed import upload
-from ..policy import Policy, Selection, strongest
 from ..probes import LayerStates, Probe
 from ..vision import EncoderStates
-from .budget import check_positions, say_nothing_pruned
+from .controls import RandomPruning
+from .ranking import warn_nothing_pruned
+
+MERGED = 10 / 64
+"""Share of the tokens that are merged ones, as published: 10 of 64."""
 
 
 @dataclass(frozen=True)
-class VisionZip(PruningConfig):
+class VisionZip(Method, name="visionzip"):
     """Keep `dominant` + `contextual` visual tokens of every image, before the decoder.
 
     dominant:
@@ -42,26 +49,52 @@ class VisionZip(PruningConfig):
         `original`, or `compact` as in the original code
     """
 
-    dominant: int = 54
-    contextual: int = 10
+    dominant: Annotated[int, AtLeast(1)] = 54
+    contextual: Count = 10
     class_token: bool = True
-    positions: str = "original"
+    positions: Literal["original", "compact"] = "original"
 
-    method: ClassVar[str] = "visionzip"
-    before_decoder: ClassVar[bool] = True
-    reads_vision: ClassVar[bool] = True
+    before_decoder = True
+    reads_vision = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_number("dominant", self.dominant, int, 1)
-        check_number("contextual", self.contextual, int, 0)
-        if not isinstance(self.class_token, bool):
-            raise ValueError(f"'class_token' must be true or false, got {self.class_token!r}")
-        check_positions(self)
+    def probe(self, layer: int, prompt: PromptState) -> Probe | None:
+        """Fetch what the image encoder made of the prompt's images."""
+        return EncoderProbe() if layer < 0 else None
 
-    def start(self, num_layers: int) -> Policy:
-        """Return the decision maker of one prompt."""
-        return _Prompt(self)
+    def select(self, layer: int, prompt: PromptState, measured: Zippable | None) -> Selection | None:
+        """Keep the places of dominant, merged and class tokens; they carry the mixed and projected features."""
+        if measured is None:
+            return None
+        tokens, patches = self.dominant + self.contextual, measured.attention.shape[1]
+        if tokens >= patches:
+            warn_nothing_pruned("'dominant' + 'contextual'", self, tokens, patches)
+            return None
+        plans = [zip_image(*arrays, self) for arrays in zip(measured.attention, measured.keys, strict=True)]
+
+        def rewrite(visual: torch.Tensor) -> torch.Tensor:
+            """[V, D] → [kept, D]: each image's features mixed, then projected."""
+            parts = []
+            for (_, mix), image in zip(plans, measured.images, strict=True):
+                features = upload(mix, image.features.device) @ image.features.float()
+                parts.append(image.project(features.to(image.features.dtype)).to(visual))
+            return torch.cat(parts)
+
+        return Selection(np.concatenate([keep for keep, _ in plans]), rewrite)
+
+    @classmethod
+    def schedules(cls, num_layers: int) -> list[Method]:
+        """The one there is."""
+        return [cls()]
+
+    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
+        """Set both numbers, in the published proportion."""
+        count = max(2, round(share * visual_tokens))
+        merged = round(MERGED * count)
+        return replace(self, dominant=count - merged, contextual=merged)
+
+    def countable(self, visual_tokens: int) -> Method:
+        """As many tokens drawn at random before the decoder."""
+        return RandomPruning(share=min(1.0, (self.dominant + self.contextual) / visual_tokens), before=self.before)
 
 
 class Zippable(NamedTuple):
@@ -89,33 +122,6 @@ class EncoderProbe(Probe):
         """Put arrays and states of each prompt together."""
         pairs = zip(arrays[::2], arrays[1::2], prompts, strict=True)
         return [Zippable(attention, keys, states.vision[b]) for attention, keys, b in pairs]
-
-
-class _Prompt(Policy):
-    def __init__(self, config: VisionZip):
-        self.config = config
-
-    def probe(self, layer: int) -> EncoderProbe | None:
-        return EncoderProbe() if layer < 0 else None
-
-    def keep(self, layer: int, positions: np.ndarray, measured: Zippable | None) -> Selection | None:
-        if measured is None:
-            return None
-        config, patches = self.config, measured.attention.shape[1]
-        if config.dominant + config.contextual >= patches:
-            say_nothing_pruned("'dominant' + 'contextual'", config, config.dominant + config.contextual, patches)
-            return None
-        plans = [zip_image(*arrays, config) for arrays in zip(measured.attention, measured.keys, strict=True)]
-
-        def rewrite(visual: torch.Tensor) -> torch.Tensor:
-            """[V, D] → [kept, D]: each image's features mixed, then projected."""
-            parts = []
-            for (_, mix), image in zip(plans, measured.images, strict=True):
-                features = upload(mix, image.features.device) @ image.features.float()
-                parts.append(image.project(features.to(image.features.dtype)).to(visual))
-            return torch.cat(parts)
-
-        return Selection(np.concatenate([keep for keep, _ in plans]), rewrite)
 
 
 def zip_image(attention: np.ndarray, keys: np.ndarray, config: VisionZip) -> tuple[np.ndarray, np.ndarray]:

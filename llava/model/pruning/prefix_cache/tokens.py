@@ -59,10 +59,10 @@ class LiveTokens(PackedTokens):
         """Return the same tokens with other hidden states."""
         return dataclasses.replace(self, hidden=hidden)
 
-    def enter(self, hidden: np.ndarray | None = None, whole: bool = False, peek: bool = False) -> LiveTokens:
+    def enter(self, unread: np.ndarray | None = None, whole: bool = False, peek: bool = False) -> LiveTokens:
         """Return the tokens as `layer` runs them: rows that are known leave, rows that it has to run come back.
 
-        hidden:
+        unread:
             bool [T], visual tokens that text rows of the layer do not read: text after them then depends on the prompt
         whole:
             whether queries of all tokens will be asked for
@@ -70,8 +70,8 @@ class LiveTokens(PackedTokens):
             whether the layer is asked for queries, keys and values alone
         """
         chains = self.chains
-        if hidden is not None:
-            chains = tuple(self._unhidden(b, chain, hidden) for b, chain in enumerate(chains))
+        if unread is not None:
+            chains = tuple(self._all_read(b, chain, unread) for b, chain in enumerate(chains))
         runs: dict[Node, int] = {}
         starts = []
         for b, chain in enumerate(chains):
@@ -86,9 +86,9 @@ class LiveTokens(PackedTokens):
         moved = self._starting_at(starts)
         return dataclasses.replace(moved, chains=chains, runs=tuple(runs.items()), whole_queries=whole)
 
-    def _unhidden(self, b: int, chain: tuple[Node, ...], hidden: np.ndarray) -> tuple[Node, ...]:
+    def _all_read(self, b: int, chain: tuple[Node, ...], unread: np.ndarray) -> tuple[Node, ...]:
         start, end = self.spans[b]
-        if not hidden[start:end].any():
+        if not unread[start:end].any():
             return chain
         visual = self.visual[start:end]
         return tuple(takewhile(lambda node: node.settled or visual[node.start : node.end].all(), chain))
