@@ -2,14 +2,15 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
 from llava.analysis import experiment
-from llava.analysis.experiments import EXPERIMENTS, asking
-from llava.analysis.experiments.asking import name_of
-from llava.analysis.experiments.plan import default_windows, layers_text
+from llava.analysis.experiment import name_of
+from llava.analysis.paper_experiments import EXPERIMENTS, default_windows, layers_text
+from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 from llava.tiny.accuracy import CHECKPOINT
@@ -46,6 +47,10 @@ def rows(out, name, **wanted):
     with (out / f"{name}.csv").open(encoding="utf-8") as file:
         found = list(csv.DictReader(file))
     return [row for row in found if all(row[key] == str(value) for key, value in wanted.items())]
+
+
+def no_model(*args, **kwargs):
+    raise AssertionError("the model was loaded")
 
 
 def texts(out, row):
@@ -143,11 +148,7 @@ def test_the_report_is_a_map_by_depth_and_a_section_an_experiment(out):
 def test_a_second_run_asks_nothing_and_says_the_same(out, data, monkeypatch):
     before = {path.name: path.read_text() for path in out.glob("*.csv")}
 
-    class Unloaded:
-        def __call__(self, args, plan):
-            raise AssertionError("an answer is asked again")
-
-    monkeypatch.setattr(asking, "Loader", Unloaded)
+    monkeypatch.setattr(LoadedModel, "from_path", no_model)
     assert experiment.main(arguments("all", data, out, *ALL)) == 0
     assert {path.name: path.read_text() for path in out.glob("*.csv")} == before
 
@@ -175,19 +176,47 @@ def test_stages_are_the_papers_scaled_and_always_layers_of_the_model(layers):
     ("more", "message"),
     [
         (["--benchmark", "gqa_minus"], "gqa_minus"),
-        (["--benchmark", "pop"], "benchmark 'pop' is not known"),
+        (["--benchmark", "pop"], "'pop'"),
         (["--windows", "0-3,4-7,8-12"], "deep ends at layer 12, but the model has 12 layers"),
         (["--layer", "11"], "the model has 12 layers, and one must follow"),
         (["--grid", "layer_treshold=0.9"], "experiment 'grid': unknown key 'layer_treshold'"),
         (["--pruning-config", '{"method":"vtw"}'], "experiment 'grid': unknown key 'layer_threshold'"),
+        (["--pruning-config", "none"], "--pruning-config none"),
         (["--model-path", "none/there"], "none/there"),
+        (["--conv-mode", "v7"], "v7"),
+        (["--load-8bit", "--load-4bit"], "both given"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_is_asked(data, tmp_path, capsys, more, message):
+def test_mistakes_are_one_line_before_the_model_loads(data, tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.setattr(LoadedModel, "from_path", no_model)
     assert experiment.main(arguments("grid", data, tmp_path / "out", *more)) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
-    assert not list(tmp_path.glob("out/*"))
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("llava_gqa_testdev_balanced.jsonl", "llava_gqa_testdev_balanced.jsonl"),
+        ("data/testdev_balanced_questions.json", "testdev_balanced_questions.json"),
+        ("data/images", "images"),
+        ("out", "out"),
+    ],
+)
+def test_broken_inputs_are_one_line_before_the_model_loads(data, tmp_path, capsys, monkeypatch, broken, message):
+    monkeypatch.setattr(LoadedModel, "from_path", no_model)
+    shutil.copytree(data / "gqa_mini", tmp_path / "data" / "gqa_mini")
+    path = tmp_path / "out" if broken == "out" else tmp_path / "data" / "gqa_mini" / broken
+    if path.is_dir():
+        image = sorted(path.iterdir())[0]
+        image.write_bytes(b"no image")
+        message = image.name
+    else:
+        path.write_text("{")
+    assert experiment.main(arguments("windows", tmp_path / "data", tmp_path / "out")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def make_setup(options: Options) -> Setup:
     from llava.model.pruning import PruningConfig
 
     checked = check_model(options, None)
-    layers = checked.layers
+    layers = checked.layout.layers
     stages = options.windows or default_windows(layers)
     for name, window in stages.items():
         if window[-1] >= layers:
@@ -161,7 +161,9 @@ def make_setup(options: Options) -> Setup:
     layer = scaled(15, layers) if options.layer is None else options.layer
     if layer >= layers - 1:
         raise UserError(f"--layer {layer}: the model has {layers} layers, and one must follow (at most {layers - 2})")
-    config = PruningConfig.of(options.pruning_config) if options.pruning_config else default_config(checked.source)
+    if options.pruning_config == "none":
+        raise UserError("--pruning-config none: exits and grid vary a config; leave the option out for the default one")
+    config = PruningConfig.of(options.pruning_config or default_config(checked.source.folder))
     return Setup(
         layers=layers,
         visual_tokens=1,
