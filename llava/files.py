@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,12 @@ def replacing(path: Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write one JSON value in UTF-8, whole or not at all, keys in the order given; the folder is made."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
 
 
 def fingerprint(path: Path) -> str:

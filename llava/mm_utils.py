@@ -10,6 +10,8 @@ from PIL import Image
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.model.anyres import process_anyres_image
+from llava.model.images import to_rgb
 
 
 def tokenizer_image_token(
@@ -52,14 +54,20 @@ def expand2square(image: Image.Image, background_color: tuple[int, ...]) -> Imag
     return square
 
 
-def process_images(images: Sequence[Image.Image], image_processor: Any, model_cfg: Any) -> torch.Tensor:
+def process_images(
+    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+) -> torch.Tensor | list[torch.Tensor]:
     """Turn PIL images into the tower's input, float32 `[N, 3, H, W]`.
 
     `model_cfg.image_aspect_ratio` "pad" pads with the processor's mean colour to a square first; "square" or None
-    leaves it to the processor (resize, then centre crop). Raises `ValueError` for other values ("anyres" among them).
+    leaves it to the processor (resize, then centre crop); "anyres" (LLaVA-1.6) cuts each image into tiles: `[N, 1 +
+    tiles, 3, H, W]`, a list where images have different numbers of them. Raises `ValueError` for other values.
     """
     check_aspect_ratio(ratio := getattr(model_cfg, "image_aspect_ratio", None))
-    images = [image.convert("RGB") for image in images]
+    images = [to_rgb(image) for image in images]
+    if ratio == "anyres":
+        tiles = [process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images]
+        return torch.stack(tiles) if len({len(one) for one in tiles}) == 1 else tiles
     if ratio == "pad":
         mean_color = tuple(int(channel * 255) for channel in image_processor.image_mean)
         images = [expand2square(image, mean_color) for image in images]
@@ -68,8 +76,8 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
 
 def check_aspect_ratio(ratio: str | None) -> None:
     """Raise `ValueError` unless `process_images` can prepare images for this `image_aspect_ratio`."""
-    if ratio not in ("pad", "square", None):
-        raise ValueError(f"image_aspect_ratio {ratio!r} is not supported: only 'pad' and 'square' (LLaVA-1.5) are")
+    if ratio not in ("pad", "square", "anyres", None):
+        raise ValueError(f"image_aspect_ratio {ratio!r} is not supported: expected 'pad', 'square' or 'anyres'")
 
 
 def get_model_name_from_path(model_path: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from llava.tiny.scenes import render
-from llava.tiny.seeds import PICTURE
+from llava.tiny.worlds import PICTURE
 
 PATH = Path(__file__).parents[1] / "docs/scene.png"
 PIXELS, SCENE = render(np.random.default_rng(PICTURE))

@@ -188,7 +188,7 @@ def test_bin_files_cannot_run_code(tmp_path):
         ({"text_config": {}}, "has no processor that loads"),
         ({"mm_vision_tower": None}, "mm_vision_tower None"),
         ({"mm_vision_tower": "/nowhere/clip"}, "mm_vision_tower '/nowhere/clip': no such folder"),
-        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
+        ({"image_aspect_ratio": "anyres"}, "image_grid_pinpoints None"),
         ({"mm_projector_type": "ldpnet"}, "mm_projector_type 'ldpnet'"),
         ({"mm_hidden_size": 17}, "mm_hidden_size is 17, but the vision tower .* is 16 wide"),
         ({"vocab_size": 300}, "320 tokens, the model 300"),

@@ -209,8 +209,8 @@ def test_process_images_pads_with_the_mean_colour_and_normalises():
     torch.testing.assert_close(padded[0, :, 7, 7], red)
     cropped = process_images([wide], processor, LlavaConfig(image_aspect_ratio="square"))
     torch.testing.assert_close(cropped[0], red[:, None, None].expand(3, 14, 14))
-    with pytest.raises(ValueError, match="anyres"):
-        process_images([wide], processor, LlavaConfig(image_aspect_ratio="anyres"))
+    with pytest.raises(ValueError, match="anyres_max_9"):
+        process_images([wide], processor, LlavaConfig(image_aspect_ratio="anyres_max_9"))
 
 
 def test_model_names():

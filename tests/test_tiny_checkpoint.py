@@ -13,13 +13,15 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llava import PruningConfig, load_pretrained_model
-from llava.model.inputs import Turn, inputs_for
+from llava import PruningConfig
+from llava.cli import ModelOptions
+from llava.model.inputs import Turn
+from llava.model.loaded import LoadedModel
 from llava.tiny.accuracy import CHECKPOINT, LONGEST_ANSWER, answer
 from llava.tiny.pieces import PieceTokenizer, train_pieces
 from llava.tiny.questions import GQA_KINDS, MME_KINDS, TEXT_KINDS, prompt_text, questions_about
 from llava.tiny.scenes import render
-from llava.tiny.seeds import TEST
+from llava.tiny.worlds import TEST
 
 FOLDER = Path(__file__).parents[1] / CHECKPOINT
 CHECKPOINTS = {"llava-tiny": FOLDER, "llava-tiny-plain": FOLDER.with_name("llava-tiny-plain")}
@@ -47,7 +49,7 @@ ASKED = [asked(number) for number in SCENES]
 
 
 def load(folder):
-    return load_pretrained_model(folder, None, folder.name, device="cpu")
+    return LoadedModel.from_path(ModelOptions(model_path=str(folder), device="cpu"))
 
 
 def right(loaded, **options):
@@ -117,8 +119,7 @@ def test_pruning_json_costs_little_and_its_tokens_are_needed(loaded, dense):
 
 def test_the_third_answer_of_a_conversation_is_as_good_as_the_first(loaded, dense):
     """Every third question after two others with their true answers, against the same question asked alone."""
-    tokenizer, model, processor, _ = loaded
-    inputs, alone = inputs_for(tokenizer, processor, model.config), iter(dense)
+    model, inputs, alone = loaded.model, loaded.inputs, iter(dense)
     first, third = [], []
     for pixels, questions in ASKED:
         turns = [Turn(prompt_text(q), answer=q.answer) for q in questions]

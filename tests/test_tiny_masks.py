@@ -1,6 +1,7 @@
 """Masked layers: the command measures every mask of every checkpoint, at both ends and in windows."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,15 +35,14 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys)
 
     def measure(loaded, scenes, pruning_config=None):
         asked.append(pruning_config)
-        layers = pruning_config.layers if pruning_config else ()
+        layers = pruning_config["layers"] if pruning_config else ()
         return {"text": (10 - len(layers), 10), "exist": (5, 10)}
 
-    class Loaded:
-        class config:
-            num_hidden_layers = 4
+    model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=4))
 
     monkeypatch.setattr(masks, "measure", measure)
-    monkeypatch.setattr(masks, "load_pretrained_model", lambda *args, **options: (None, Loaded, None, 512))
+    monkeypatch.setattr("llava.model.preflight.check_model", lambda options, config: None)
+    monkeypatch.setattr("llava.model.loaded.LoadedModel.from_path", lambda options: SimpleNamespace(model=model))
     masks.main(["--model-path", "a/tiny", "b/plain", "--scenes", "1", "--out", str(tmp_path)])
     with (tmp_path / "masks.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -55,7 +55,10 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("given", [["--scenes", "0"], ["--model-path", "a/x", "b/x"], ["--model-path", "none/there"]])
-def test_bad_arguments_are_refused(given, tmp_path, capsys):
-    with pytest.raises(SystemExit) as raised:
-        masks.main(["--out", str(tmp_path), *given])
-    assert raised.value.code != 0 and not (tmp_path / "masks.csv").exists()
+def test_bad_arguments_are_one_line_before_weights_are_read(given, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("llava.model.loaded.LoadedModel.from_path", None)
+    try:
+        status = masks.main(["--out", str(tmp_path), *given])
+    except SystemExit as left:
+        status = left.code
+    assert status in (1, 2) and capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "masks.csv").exists()

@@ -19,9 +19,8 @@ from llava.tiny.scenes import render
 from llava.tiny.worlds import SIGN_WORDS, TRAINING, UNSEEN_PAIRS, is_evaluation_sign
 from llava.train.tiny.conversations import STYLES, Turn, captions, converse, draw_questions
 from llava.train.tiny.decoder import DENSE, Plan
-from llava.train.tiny.modules import TinyLlava
+from llava.train.tiny.modules import TinyLlava, export_states
 from llava.train.tiny.packing import EOS, IGNORED, conversation_ids, pack, prefix_ids
-from llava.train.tiny.states import export_states
 
 LAYERS = SMALL.layers
 

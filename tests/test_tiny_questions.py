@@ -7,8 +7,7 @@ import pytest
 
 from llava.tiny.questions import GQA_KINDS, MME_KINDS, TEXT_KINDS, TRAINING_KINDS, YES_NO_KINDS, ask, prompt_text
 from llava.tiny.scenes import Scene, SceneObject, render
-from llava.tiny.seeds import TEST
-from llava.tiny.worlds import TRAINING
+from llava.tiny.worlds import TEST, TRAINING
 
 KINDS = GQA_KINDS + MME_KINDS + TEXT_KINDS
 OBJECT = r"the (?:(\w+) )?(circle|square|triangle|cross|object)"

@@ -9,8 +9,19 @@ from PIL import Image
 from scene_fixtures import PATH, PIXELS
 
 from llava.tiny.scenes import IMAGE_SIZE, RADIUS, handwritten_digits, render
-from llava.tiny.seeds import BENCHMARK, SPLITS, TEST, TUNE, picture_seeds
-from llava.tiny.worlds import COLORS, EVALUATION, SHAPES, TRAINING, TUNING, is_evaluation_sign
+from llava.tiny.worlds import (
+    BENCHMARK,
+    COLORS,
+    EVALUATION,
+    SHAPES,
+    SPLITS,
+    TEST,
+    TRAINING,
+    TUNE,
+    TUNING,
+    is_evaluation_sign,
+    picture_seeds,
+)
 
 RECORDED = [
     (0, EVALUATION, 0.6, 0.35, "56131d4a15a7130e", "JET", None, ("red", "cross", "large", 69.950683, 29.136778)),

@@ -7,7 +7,6 @@ import pytest
 
 from llava.tiny.questions import KINDS, Question, ask, names_unseen_pair
 from llava.tiny.scenes import IMAGE_SIZE, render
-from llava.tiny.seeds import TEST
 from llava.tiny.worlds import (
     COLORS,
     EVALUATION,
@@ -16,6 +15,7 @@ from llava.tiny.worlds import (
     PAIRS,
     SHAPES,
     SIGN_WORDS,
+    TEST,
     TRAINING,
     TUNING,
     UNSEEN_PAIRS,

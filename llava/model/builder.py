@@ -58,8 +58,9 @@ def load_pretrained_model(
     `model_name` only serves to recognise LoRA checkpoints.
     `device="auto"`, and LLaVA's default (`device_map="auto", device="cuda"`), take CUDA, then MPS, then CPU; several
     CUDA devices share the model. `kwargs`: `dtype` or `torch_dtype` (default float16, on CPU float32),
-    `attn_implementation` (default sdpa), `use_flash_attn`, `min_pixels`, `max_pixels` (Qwen families: bounds of an image as
-    the model sees it), `cache_dir`, `revision`, `token`, `local_files_only`; the rest goes to `from_pretrained`. 8 and 4 bits (bitsandbytes) leave tower, projector and head as they are.
+    `attn_implementation` (default sdpa), `use_flash_attn`, `min_pixels` and `max_pixels` (Qwen families: bounds of an
+    image as the model sees it), `cache_dir`, `revision`, `token`, `local_files_only`; the rest goes to
+    `from_pretrained`. 8 and 4 bits (bitsandbytes) leave tower, projector and head as they are.
 
     Every weight comes from the files: raises `ValueError` naming weights that are missing, unexpected or mis-shaped,
     and for a path, layout, device or option that cannot work, before any weight is read.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.anyres import merge_tiles
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,17 @@ def check_marker_count(markers: int, images: int) -> None:
         )
 
 
+def tiled_images(images: torch.Tensor | Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
+    """Return the tiles `[n, 3, H, W]` of every image of a batch; an image `[3, H, W]` is a thumbnail alone.
+
+    Raises `ValueError` for another shape.
+    """
+    tiled = [image[None] if image.ndim == 3 else image for image in ([] if images is None else images)]
+    if wrong := [list(image.shape) for image in tiled if image.ndim != 4]:
+        raise ValueError(f"an image has shape {wrong[0]}: expected [3, H, W] or tiles [n, 3, H, W]")
+    return tiled
+
+
 class LlavaMetaForCausalLM:
     """What makes a causal LM a LLaVA: mixed into a class whose `self.model` has `vision_tower` and `mm_projector`."""
 
@@ -124,20 +136,42 @@ class LlavaMetaForCausalLM:
         tower = self.model.vision_tower
         return 0 if tower is None else getattr(self.model.mm_projector, "num_tokens", tower.num_tokens)
 
-    def encode_images(self, images: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    def encode_images(
+        self, images: torch.Tensor | Sequence[torch.Tensor], image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> torch.Tensor | list[torch.Tensor]:
         """Run tower and projector over images (shapes as in `flatten_images`); return `[N, V, D]`.
+
+        AnyRes (LLaVA-1.6): an image is its tiles `[n, 3, H, W]`, `image_sizes` are the images' (width, height) before
+        preprocessing, and the result is a list of `[V_i, D]`.
 
         Raises `ValueError` for a model without a tower, and for images that do not have the tower's size.
         """
         if self.model.vision_tower is None:
             raise ValueError("this model has no vision tower (mm_vision_tower is not set): it takes no images")
+        if self.config.image_aspect_ratio == "anyres":
+            return self._encode_tiles(tiled_images(images), image_sizes)
         flat = flatten_images(images)
         shapes = {tuple(image.shape) for image in flat}
         if len(shapes) != 1:
             raise ValueError(f"images of one call must have one shape, got {sorted(shapes)}: use process_images")
-        features = self.model.vision_tower(torch.stack(flat))
+        return self._project(torch.stack(flat))
+
+    def _project(self, pixels: torch.Tensor) -> torch.Tensor:
+        features = self.model.vision_tower(pixels)
         weight = next(self.model.mm_projector.parameters())
         return self.model.mm_projector(features.to(weight.device, self.dtype))
+
+    def _encode_tiles(
+        self, tiled: Sequence[torch.Tensor], image_sizes: Sequence[tuple[int, int]] | None
+    ) -> list[torch.Tensor]:
+        if image_sizes is None or len(image_sizes) != len(tiled):
+            given = "no image_sizes" if image_sizes is None else f"{len(image_sizes)} image_sizes"
+            raise ValueError(f"{given} for {len(tiled)} AnyRes images: give (width, height) of each")
+        newline = getattr(self.model, "image_newline", None)
+        side, pinpoints = self.model.vision_tower.config.image_size, self.config.image_grid_pinpoints
+        features = self._project(torch.cat(list(tiled))).split([len(tiles) for tiles in tiled])
+        sizes = [tuple(map(int, size)) for size in image_sizes]
+        return [merge_tiles(one, size, pinpoints, side, newline) for one, size in zip(features, sizes, strict=True)]
 
     def prepare_prompt(
         self,
@@ -145,6 +179,7 @@ class LlavaMetaForCausalLM:
         attention_mask: torch.Tensor | None = None,
         images: torch.Tensor | Sequence[torch.Tensor] | None = None,
         image_features: Sequence[torch.Tensor] | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> SplicedPrompt:
         """Embed a batch of prompts with their images, given as pixels or as projected features (`splice_images`).
 
@@ -154,12 +189,12 @@ class LlavaMetaForCausalLM:
         if images is not None and image_features is not None:
             raise ValueError("images and image_features were both given: give the pixels or the features")
         if image_features is None:
-            flat = flatten_images(images)
+            flat = (tiled_images if self.config.image_aspect_ratio == "anyres" else flatten_images)(images)
             markers = input_ids == IMAGE_TOKEN_INDEX
             if attention_mask is not None and attention_mask.shape == markers.shape:
                 markers = markers & attention_mask.bool()
             check_marker_count(int(markers.sum()), len(flat))
-            image_features = list(self.encode_images(flat)) if flat else []
+            image_features = list(self.encode_images(flat, image_sizes)) if flat else []
         prompt = splice_images(input_ids, attention_mask, image_features, self.get_input_embeddings())
         limit, length = self.config.tokenizer_model_max_length, prompt.attention_mask.shape[1]
         if limit is not None and length > limit:

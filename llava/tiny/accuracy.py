@@ -7,43 +7,49 @@ Yes/no kinds ask as many questions with the answer yes as with no, so guessing g
 digits and some pairs of colour and shape are ones that training never shows (`llava.tiny.worlds`).
 """
 
-import argparse
-import json
+from __future__ import annotations
+
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-from llava.model.inputs import Turn, inputs_for
+from llava.cli import ModelOptions, OutputOptions, number, option, print_json, run_command
 from llava.tiny.questions import KINDS, Question, prompt_text, questions_about
 from llava.tiny.scenes import render
-from llava.tiny.seeds import TEST
-from llava.tiny.worlds import EVALUATION, World
+from llava.tiny.worlds import EVALUATION, TEST, World
+
+if TYPE_CHECKING:
+    from llava.model.loaded import LoadedModel
 
 CHECKPOINT = "playground/checkpoints/llava-tiny"
 LONGEST_ANSWER = 6
 
 
-def answer(loaded: tuple, pixels: np.ndarray, questions: list[Question], **options) -> list[str]:
+def answer(loaded: LoadedModel, pixels: np.ndarray, questions: list[Question], **options) -> list[str]:
     """Answer questions about one picture (uint8 [H, W, 3]) greedily in one batch, the vision tower run once.
 
-    `loaded` is what `load_pretrained_model` returns; `options` go to `generate` (`pruning_config`, say).
+    `options` go to `generate` (`pruning_config`, say).
     """
-    tokenizer, model, processor, _ = loaded
-    inputs = inputs_for(tokenizer, processor, model.config)
-    picture = inputs.prepare(Image.fromarray(pixels))
+    import torch
+
+    from llava.model.inputs import Turn
+
+    inputs, model = loaded.inputs, loaded.model
     rows = [inputs.encode([Turn(prompt_text(question), images=1)]) for question in questions]
     with torch.inference_mode():
-        seen = inputs.encode_images(model, [picture])
-        batch = inputs.collate(rows, [seen] * len(rows), model)
+        features = inputs.encode_images(model, [inputs.prepare(Image.fromarray(pixels))])
+        batch = inputs.collate(rows, [features] * len(rows), model)
         output = model.generate(**batch, do_sample=False, max_new_tokens=LONGEST_ANSWER, **options)
     return inputs.decode(inputs.new_tokens(output, batch))
 
 
 def measure(
-    loaded: tuple, scenes: int, progress: bool = False, world: World = EVALUATION, **options
+    loaded: LoadedModel, scenes: int, progress: bool = False, world: World = EVALUATION, **options
 ) -> dict[str, tuple[int, int]]:
     """Return (right, asked) by kind of question over `scenes` pictures of the test seeds, for the kinds asked."""
     counts = {kind: [0, 0] for kind in KINDS}
@@ -63,30 +69,36 @@ def summarize(counts: dict[str, tuple[int, int]]) -> dict:
     return {"mean": sum(k["accuracy"] for k in kinds.values()) / len(kinds), "kinds": kinds}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model-path", default=CHECKPOINT)
-    parser.add_argument("--scenes", type=int, default=128, help="pictures, with about 24 questions each (default 128)")
-    parser.add_argument("--pruning-config", help="JSON or a path to a .json; without it nothing is pruned")
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args(argv)
-    if args.scenes < 1:
-        parser.error(f"--scenes must be at least 1, got {args.scenes}")
-    from llava import PruningConfig, load_pretrained_model
+@dataclass(kw_only=True)
+class Options(ModelOptions, OutputOptions):
+    """Which checkpoint, on how many scenes."""
 
-    try:
-        options = {"pruning_config": PruningConfig.from_json(args.pruning_config)} if args.pruning_config else {}
-        loaded = load_pretrained_model(args.model_path, None, "llava-tiny", device=args.device)
-    except (OSError, ValueError) as error:
-        sys.exit(f"accuracy: {error}")
-    summary = summarize(measure(loaded, args.scenes, progress=True, **options))
+    model_path: str = option(CHECKPOINT, help=f"checkpoint of the small model (default {CHECKPOINT})")
+    scenes: int = option(128, help="pictures, with about 24 questions each (default 128)", type=number(int, 1))
+
+
+def work(options: Options) -> None:
+    """Measure, and print a table and one JSON object."""
+    from llava.model.loaded import LoadedModel
+    from llava.model.preflight import check_model
+    from llava.model.pruning import PruningConfig
+
+    config = PruningConfig.of(options.pruning_config) if options.pruning_config not in (None, "none") else None
+    check_model(options, config)
+    words = {} if config is None else {"pruning_config": config}
+    summary = summarize(measure(LoadedModel.from_path(options), options.scenes, progress=True, **words))
     print(f"{'kind':12} {'questions':>9} {'right':>6}")
     for kind, row in summary["kinds"].items():
         print(f"{kind:12} {row['questions']:9d} {row['accuracy']:6.3f}")
     print(f"{'mean':12} {'':9} {summary['mean']:6.3f}")
-    print(json.dumps({"model": args.model_path, "scenes": args.scenes, "pruning": args.pruning_config, **summary}))
+    about = {"model": options.model_path, "scenes": options.scenes, "pruning": options.pruning_config}
+    print_json(about | summary, options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    return run_command(Options, work, argv, prog="python -m llava.tiny.accuracy", description=__doc__)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,6 @@ The folder gets config.json, model.safetensors, generation_config.json, the toke
 in it (the model card, pruning.json) are left alone.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from llava.files import write_json
 from llava.tiny.pieces import BOS, EOS, PAD, PieceTokenizer
 from llava.tiny.scenes import IMAGE_SIZE
 
@@ -97,10 +97,6 @@ def _shapes(architecture: Architecture) -> tuple[dict[str, torch.Size], dict[str
     return tuple({k: v.shape for k, v in state.items()} for state in (vision, projector, language))
 
 
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 def _save(path: Path, state: State, dtype: torch.dtype) -> None:
     tensors = {k: v.detach().to(dtype).contiguous().clone() for k, v in state.items()}
     path.write_bytes(to_bytes(tensors, metadata={"format": "pt"}))
@@ -159,7 +155,7 @@ def _write_vision_tower(folder: Path, vision: State, a: Architecture, dtype: tor
         "attention_dropout": 0.0,
         "projection_dim": a.vision_hidden_size,
     }
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config, indent=2)
     size = a.image_size
     processor = {
         "image_processor_type": "CLIPImageProcessor",
@@ -175,7 +171,7 @@ def _write_vision_tower(folder: Path, vision: State, a: Architecture, dtype: tor
         "image_mean": [a.pixel_mean] * 3,
         "image_std": [a.pixel_std] * 3,
     }
-    _write_json(folder / "preprocessor_config.json", processor)
+    write_json(folder / "preprocessor_config.json", processor, indent=2)
     _save(folder / "model.safetensors", {f"vision_model.{k}": v for k, v in vision.items()}, dtype)
 
 
@@ -214,9 +210,9 @@ def export(
         raise ValueError(f"the tokenizer has {len(tokenizer)} pieces, the embedding {architecture.vocab_size} rows")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", _llava_config(architecture, dtype))
+    write_json(out / "config.json", _llava_config(architecture, dtype), indent=2)
     generation = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "do_sample": False}
-    _write_json(out / "generation_config.json", generation)
+    write_json(out / "generation_config.json", generation, indent=2)
     _save(
         out / "model.safetensors", {**language, **{f"model.mm_projector.{k}": v for k, v in projector.items()}}, dtype
     )

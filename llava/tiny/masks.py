@@ -4,20 +4,26 @@
 
 Three experiments: layers 0 to k-1 masked (from the shallow end), layers k to the last (from the deep end), two layers
 in a row. A model with VisiPruner's three stages loses nothing at either end and much in the middle. Text rows of a
-masked layer read no visual token, in the prompt and while decoding; nothing is dropped. OUT/masks.csv holds one row a
+masked layer read no visual token, in the prompt and while decoding; nothing is dropped. OUT/masks.csv holds one row per
 checkpoint and mask, accuracy by kind of question and their mean; OUT/masks.png the means.
 """
 
-import argparse
-import csv
+from __future__ import annotations
+
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from llava import PruningConfig, load_pretrained_model
+from llava.cli import ModelOptions, UserError, number, option, run_command
+from llava.eval.results.table import csv_text
 from llava.tiny.accuracy import CHECKPOINT, measure, summarize
+
+if TYPE_CHECKING:
+    from llava.model.loaded import LoadedModel
 
 EXPERIMENTS = {
     "shallow": "layers 0 to k-1 masked",
@@ -36,12 +42,12 @@ def experiments(layers: int) -> Iterator[tuple[str, int, tuple[int, ...]]]:
         yield "window", k, (k, k + 1)
 
 
-def run(loaded: tuple, name: str, scenes: int) -> list[dict]:
+def run(loaded: LoadedModel, name: str, scenes: int) -> list[dict]:
     """Measure one checkpoint unmasked (experiment "none") and under every mask; one row each, with a bar on stderr."""
-    plans = [("none", 0, ()), *experiments(loaded[1].config.num_hidden_layers)]
+    plans = [("none", 0, ()), *experiments(loaded.model.config.num_hidden_layers)]
     rows = []
     for experiment, k, layers in tqdm(plans, desc=name, unit="mask"):
-        options = {"pruning_config": PruningConfig.from_dict({"method": "mask", "layers": layers})} if layers else {}
+        options = {"pruning_config": {"method": "mask", "layers": layers}} if layers else {}
         summary = summarize(measure(loaded, scenes, **options))
         kinds = {kind: row["accuracy"] for kind, row in summary["kinds"].items()}
         about = {"checkpoint": name, "experiment": experiment, "k": k, "masked": " ".join(map(str, layers))}
@@ -50,7 +56,7 @@ def run(loaded: tuple, name: str, scenes: int) -> list[dict]:
 
 
 def draw(path: Path, rows: list[dict]) -> None:
-    """Draw the means, one chart an experiment, one line a checkpoint, dashed without a mask."""
+    """Draw the means, one chart per experiment, one line per checkpoint, dashed without a mask."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.4), layout="constrained")
@@ -70,34 +76,39 @@ def draw(path: Path, rows: list[dict]) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", nargs="+", default=[CHECKPOINT], help="one or more checkpoints to compare")
-    parser.add_argument("--scenes", type=int, default=24, help="pictures, with about 24 questions each (default 24)")
-    parser.add_argument("--out", type=Path, default=Path("runs/masks"), help="folder (default runs/masks)")
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args(argv)
-    if args.scenes < 1:
-        parser.error(f"--scenes must be at least 1, got {args.scenes}")
-    names = [Path(path).name for path in args.model_path]
+@dataclass(kw_only=True)
+class Options(ModelOptions):
+    """Which checkpoints, on how many scenes."""
+
+    model_path: list[str] = option([CHECKPOINT], help="one or more checkpoints to compare", many=True)
+    scenes: int = option(24, help="pictures, with about 24 questions each (default 24)", type=number(int, 1))
+    out: Path = option(Path("runs/masks"), help="folder to write to (default runs/masks)")
+
+
+def work(options: Options) -> None:
+    """Measure every checkpoint under every mask."""
+    from llava.model.loaded import LoadedModel
+    from llava.model.preflight import check_model
+
+    each = [replace(options, model_path=path) for path in options.model_path]
+    names = [Path(path).name for path in options.model_path]
     if len(set(names)) < len(names):
-        parser.error(f"--model-path: the folders' names tell the lines apart and must differ, got {' '.join(names)}")
+        raise UserError(f"--model-path: the folders' names label the lines and must differ, got {' '.join(names)}")
+    for one in each:
+        check_model(one, None)
+    options.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for name, path in zip(names, args.model_path, strict=True):
-            loaded = load_pretrained_model(path, None, "llava-tiny", device=args.device)
-            rows += run(loaded, name, args.scenes)
-    except (OSError, ValueError) as error:
-        sys.exit(f"masks: {error}")
-    with (args.out / "masks.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(args.out / "masks.png", rows)
-    print(f"wrote {args.out / 'masks.csv'} and {args.out / 'masks.png'}")
+    for name, one in zip(names, each, strict=True):
+        rows += run(LoadedModel.from_path(one), name, options.scenes)
+    (options.out / "masks.csv").write_text(csv_text(rows), encoding="utf-8")
+    draw(options.out / "masks.png", rows)
+    print(f"wrote {options.out / 'masks.csv'} and {options.out / 'masks.png'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    return run_command(Options, work, argv, prog="python -m llava.tiny.masks", description=__doc__)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

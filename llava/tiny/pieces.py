@@ -15,7 +15,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from llava.conversation import conv_templates
-from llava.tiny.files import write_json
+from llava.files import write_json
 from llava.tiny.questions import PLURAL, RELATIONS, SHORT_ANSWER, YES_OR_NO
 from llava.tiny.scenes import RADIUS
 from llava.tiny.worlds import COLORS, DIGITS, LETTERS, SHAPES

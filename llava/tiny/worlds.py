@@ -12,6 +12,38 @@ from typing import Literal
 
 import numpy as np
 
+TUNE = range(1_000_000_000, 2_000_000_000)
+BENCHMARK = range(2_000_000_000, 3_000_000_000)
+TEST = range(3_000_000_000, 4_000_000_000)
+PICTURE = TEST[1083]
+"""Of docs/scene.png, which the documentation, the notebooks and the tests ask about."""
+
+SPLITS = {"tune": TUNE, "benchmark": BENCHMARK}
+_PER_SET = 10_000_000
+_PER_BENCHMARK = 1_000_000
+
+
+def picture_seeds(split: str, number: int, benchmark: int) -> range:
+    """Return the seeds of one benchmark's pictures.
+
+    Args:
+        split: "benchmark", or "tune" for finding thresholds (pictures and digits that may be looked at while choosing).
+        number: which of the 100 disjoint sets of that split (the command line's `--seed`).
+        benchmark: 0, 1, 2, …, 9: disjoint pictures for every benchmark of a set.
+
+    Raises:
+        ValueError: on an unknown split, or a number outside 0–99.
+
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    sets = len(SPLITS[split]) // _PER_SET
+    if not 0 <= number < sets or not 0 <= benchmark < _PER_SET // _PER_BENCHMARK:
+        raise ValueError(f"seed must be 0 to {sets - 1} and benchmark 0 to 9, got {number} and {benchmark}")
+    start = SPLITS[split].start + number * _PER_SET + benchmark * _PER_BENCHMARK
+    return range(start, start + _PER_BENCHMARK)
+
+
 Digits = Literal["train", "heldout"]
 Pair = tuple[str, str]
 
@@ -98,4 +130,4 @@ EVALUATION = World(PAIRS, "evaluation", "heldout")
 TUNING = replace(TRAINING, jitter=False)
 PAINTED = replace(TRAINING, pairs=PAIRS, painted=True)
 WORLD_OF = {"benchmark": EVALUATION, "tune": TUNING}
-"""Worlds of the mini benchmarks by split (see `llava.tiny.seeds`)."""
+"""Worlds of the mini benchmarks by split (see `llava.tiny.worlds`)."""

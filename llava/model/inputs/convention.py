@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates, find_template
 from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.images import to_rgb
 
 from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 
@@ -44,19 +46,22 @@ class ConventionInputs(Inputs):
         return conversation.get_prompt()
 
     def prepare(self, image: Image.Image) -> ProcessedImage:
-        """Pad or crop an image to the tower's square, as the model's configuration says."""
+        """Pad or crop an image to the tower's square, or cut it into tiles, as the model's configuration says."""
+        image = to_rgb(image)
         pixels = process_images([image], self.image_processor, self.model_config)
-        return ProcessedImage({"pixel_values": pixels[0].numpy()}, [])
+        return ProcessedImage({"pixel_values": pixels[0].numpy(), "image_size": np.array(image.size)}, [])
 
     def encode_images(self, model: Any, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures]:
         """Run tower and projector: `content` is an image's features `[V, D]`."""
         if not pictures:
             return []
-        features = model.encode_images([torch.from_numpy(picture.arrays["pixel_values"]) for picture in pictures])
-        count = features.shape[1]
+        pixels = [torch.from_numpy(picture.arrays["pixel_values"]) for picture in pictures]
+        features = model.encode_images(pixels, [picture.arrays["image_size"].tolist() for picture in pictures])
+        return [ImageFeatures(len(image), len(image), image, grid=self._grid(len(image))) for image in features]
+
+    def _grid(self, count: int) -> tuple[int, int] | None:
         side = math.isqrt(count)
-        grid = (side, side) if side * side == count else None
-        return [ImageFeatures(count, count, image, grid=grid) for image in features]
+        return (side, side) if side * side == count and self.model_config.image_aspect_ratio != "anyres" else None
 
     def collate(
         self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[ImageFeatures]], model: Any

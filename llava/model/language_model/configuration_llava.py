@@ -25,7 +25,9 @@ class LlavaConfig(LlamaConfig):
     mm_hidden_size: int | None = None
     mm_use_im_start_end: bool = False
     mm_use_im_patch_token: bool = True
+    mm_patch_merge_type: str = "flat"
     image_aspect_ratio: str | None = None
+    image_grid_pinpoints: list | None = None
     tokenizer_model_max_length: int | None = None
     max_sequence_length: int | None = None
 
@@ -68,11 +70,25 @@ def read_config(folder: Path) -> LlavaConfig:
         check_aspect_ratio(raw.get("image_aspect_ratio"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if isinstance(raw.get("image_grid_pinpoints"), str):  # as early files have them
+        raw["image_grid_pinpoints"] = json.loads(raw["image_grid_pinpoints"].replace("(", "[").replace(")", "]"))
+    _check_merge(raw, path)
     known = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map", "quantization_config")}
     for key in ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"):
         if known.get(key, 0) is None:
             del known[key]
     return LlavaConfig.from_dict(known)
+
+
+def _check_merge(raw: dict, path: Path) -> None:
+    """Raise `ValueError` for AnyRes settings that the model cannot compute with."""
+    if raw.get("mm_patch_merge_type", "flat") not in ("flat", "spatial_unpad"):
+        kind = raw["mm_patch_merge_type"]
+        raise ValueError(f"{path} has mm_patch_merge_type {kind!r}: expected 'flat' or 'spatial_unpad'")
+    pinpoints = raw.get("image_grid_pinpoints")
+    pairs = isinstance(pinpoints, list) and all(isinstance(one, list) and len(one) == 2 for one in pinpoints)
+    if raw.get("image_aspect_ratio") == "anyres" and not (pairs and pinpoints):
+        raise ValueError(f"{path} has image_grid_pinpoints {pinpoints!r}: 'anyres' needs a list of [width, height]")
 
 
 def read_vision_config(folder: Path, config: LlavaConfig) -> CLIPVisionConfig:

@@ -29,6 +29,8 @@ class LlavaLlamaModel(LlamaModel):
         super().__init__(config)
         self.vision_tower = None if vision_config is None else CLIPVisionTower(config, vision_config)
         self.mm_projector = None if vision_config is None else build_vision_projector(config)
+        if "unpad" in config.mm_patch_merge_type:
+            self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.hidden_size**-0.5)
 
     def forward(self, *args: Any, visual_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """Run the decoder; `visual_mask` (bool `[B, T]`) is there for a pruning session, which replaces this method."""
@@ -68,8 +70,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         """Run `LlamaForCausalLM.forward`, after splicing the images of a prompt in.
 
         `input_ids` `[B, L]` may hold markers when nothing is cached; the logits then are `[B, T, vocab]` over the
-        spliced, left-padded prompt (`prepare_prompt`). `image_sizes` is part of LLaVA's interface; square and padded
-        images do not need it. Raises `ValueError` as `prepare_prompt` does, and for `labels` of a prompt with images.
+        spliced, left-padded prompt (`prepare_prompt`). `image_sizes`, (width, height) of each image, are needed
+        for AnyRes alone. Raises `ValueError` as `prepare_prompt` does, and for `labels` of a prompt with images.
         """
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
         given = images is not None or image_features is not None
@@ -78,7 +80,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
                 raise ValueError("labels of a prompt with images are not supported: compute the loss from the logits")
             if cached or position_ids is not None:
                 raise ValueError("images must come with the first tokens of a prompt, without a cache or position_ids")
-            prompt = self.prepare_prompt(input_ids, attention_mask, images, image_features)
+            prompt = self.prepare_prompt(input_ids, attention_mask, images, image_features, image_sizes)
             input_ids, inputs_embeds = None, prompt.inputs_embeds
             attention_mask, position_ids = prompt.attention_mask, prompt.position_ids
             visual_mask = prompt.visual_mask
@@ -126,7 +128,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             raise ValueError("generate needs inputs: token ids [B, L], with one image marker per image")
         with nullcontext() if pruning_config is None else self._pruned(pruning_config):
             # inside, because a method may watch the vision tower
-            prompt = self.prepare_prompt(inputs, kwargs.pop("attention_mask", None), images, image_features)
+            prompt = self.prepare_prompt(
+                inputs, kwargs.pop("attention_mask", None), images, image_features, image_sizes
+            )
             return super().generate(
                 inputs_embeds=prompt.inputs_embeds,
                 attention_mask=prompt.attention_mask,

@@ -1,1 +1,4 @@
-"""How the small model is trained: modules, data, optimizer, stages, evaluation and export."""
+"""The small model's recipe, from scratch: `python -m llava.train.tiny`."""
+
+RECIPES = ("pruning-aware", "plain")
+STAGE_NAMES = ("tower", "few", "some", "all", "hard")

@@ -12,8 +12,7 @@ import torch
 
 from llava.tiny.questions import KINDS, Question, names_unseen_pair, prompt_text, questions_about
 from llava.tiny.scenes import render
-from llava.tiny.seeds import TEST
-from llava.tiny.worlds import EVALUATION
+from llava.tiny.worlds import EVALUATION, TEST
 from llava.train.tiny.batches import Batch
 from llava.train.tiny.conversations import Turn
 from llava.train.tiny.decoder import DENSE, Plan

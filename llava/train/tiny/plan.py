@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from llava.tiny.files import write_json
+from llava.files import write_json
 
 PLAN = "plan.json"
 EVALUATIONS = 24

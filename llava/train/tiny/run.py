@@ -9,6 +9,7 @@ Everything random comes from (seed, stage, step), so a state is parameters, opti
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -140,7 +141,7 @@ class Trainer:
     def run(self, workers: int) -> Iterator[int]:
         """Train to the end of the stages, with batches drawn by `workers` processes; yields the steps done after each.
 
-        Raises `FloatingPointError` when an evaluation finds the loss to be no number.
+        Raises `RuntimeError` when an evaluation finds the loss to be no number.
         """
         examples = evaluation.draw_examples(self.settings.held_out)
         every = max(_LEAST_APART, sum(self.settings.steps[1:]) // EVALUATIONS)
@@ -162,7 +163,49 @@ class Trainer:
         """Return one row of the curve."""
         loss = 0.0 if self.loss is None else float(self.loss)
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} after {self.done} steps: training has diverged")
+            raise RuntimeError(f"the loss is {loss} after {self.done} steps: training has diverged")
         answered = evaluation.answer_all(self.model, examples, precision=self.settings.autocast)
         row = {"step": self.done, "stage": STAGES[self.stage].name, "loss": loss}
         return row | {"mean": evaluation.mean(answered)} | evaluation.by_kind(answered)
+
+
+_WARM = {"cpu": 2, "cuda": 20}
+_TIMED = {"cpu": 8, "cuda": 120}
+_LEAST = 10
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_per_step(trainer: Trainer, stage: int, workers: int) -> float:
+    """Time a stage's steps, waiting for batches included; the trainer's model is changed."""
+    kind = "cuda" if trainer.device.type == "cuda" else "cpu"
+    warm, timed = _WARM[kind], _TIMED[kind]
+    start = 0.0
+    trainer.start_stage(stage)
+    batches = load(trainer.batches(stage), 0, warm + timed, workers, kind == "cuda")
+    for step, batch in enumerate(batches):
+        if step == warm:
+            _wait(trainer.device)
+            start = time.perf_counter()
+        trainer.train_step(batch, stage, step)
+    _wait(trainer.device)
+    return (time.perf_counter() - start) / timed
+
+
+def steps_within(
+    settings: Settings, recipe: str, minutes: float, workers: int, a: Architecture | None = None
+) -> tuple[int, ...]:
+    """Return how many steps of each stage fit into `minutes` here, the evaluations' time taken off.
+
+    a: sizes of the model; None: those of the small model.
+    """
+    trainer = Trainer(replace(settings, steps=(10**6,) * len(STAGES)), recipe, a)
+    examples = evaluation.draw_examples(settings.held_out)
+    seconds = [seconds_per_step(trainer, stage, workers) for stage in range(len(STAGES))]
+    start = time.perf_counter()
+    trainer.measure(examples)
+    left = 60 * minutes - EVALUATIONS * (time.perf_counter() - start)
+    return tuple(max(_LEAST, int(s.share * left / each)) for s, each in zip(STAGES, seconds, strict=True))

@@ -17,7 +17,6 @@ from llava.train.tiny.decoder import DENSE, Plan
 from llava.train.tiny.modules import TinyLlava
 from llava.train.tiny.muon import Muon
 
-RECIPES = ("pruning-aware", "plain")
 SHARED_STAGES = 3
 PAINTED = 0.3
 """Pictures with shapes in colours that have no name, for the tower alone, for every picture that is asked about."""

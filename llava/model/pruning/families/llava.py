@@ -26,9 +26,9 @@ class Llava(Family):
     def encoder(self, model: nn.Module) -> Encoder | None:
         """Return the CLIP tower's selected layer and the projector.
 
-        None for a model without a tower, and for a projector that mixes patches (MobileVLM's).
+        None for a model without a tower, for a projector that mixes patches (MobileVLM's), and for AnyRes (LLaVA-1.6).
         """
         tower, projector = model.model.vision_tower, model.model.mm_projector
-        if tower is None or hasattr(projector, "num_tokens"):
+        if tower is None or hasattr(projector, "num_tokens") or model.config.image_aspect_ratio == "anyres":
             return None
         return clip_encoder(tower.vision_tower, tower.select_layer, projector)
