@@ -52,6 +52,7 @@ def option(
     metavar: str | None = None,
     repeated: bool = False,
     many: bool = False,
+    aliases: Sequence[str] = (),
 ) -> Any:
     """Return a dataclass field that is an option of the command line; without a default the option is required.
 
@@ -61,9 +62,11 @@ def option(
         the option may be given again; the field is a list
     many:
         the option takes several words; the field is a list
+    aliases:
+        older names of the option, such as "--fire", which stay accepted
     """
     hints = dict(help=help, short=short, positional=positional, type=type, choices=choices, metavar=metavar)
-    hints |= dict(repeated=repeated, many=many)
+    hints |= dict(repeated=repeated, many=many, aliases=aliases)
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=hints)
     return dataclasses.field(default=default, metadata=hints)
@@ -84,6 +87,12 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Ca
         return value
 
     return convert
+
+
+def _prefix_cache(text: str) -> str:
+    if text not in ("auto", "off") and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected auto, off or a number of bytes, got {text!r}")
+    return text
 
 
 @dataclass(kw_only=True)
@@ -130,6 +139,7 @@ class GenerationOptions:
         help="what questions about one image have in common is read once: auto (default: where questions share "
         f"images, with {PREFIX_CACHE_BYTES >> 30} GiB), off, or a number of bytes",
         metavar="auto|off|BYTES",
+        type=_prefix_cache,
     )
     resume: bool = option(False, help="continue an existing answers file (the default)")
     overwrite: bool = option(False, help="discard existing answers and start again")
@@ -153,16 +163,26 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(kind: type, *, prog: str, description: str | None, epilog: str = "") -> Parser:
-    """Make the parser of an options dataclass; base classes' fields come first, underscores become hyphens."""
+    """Make the parser of an options dataclass: one group per class, its own first; underscores become hyphens."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=prog, description=description, epilog=epilog, formatter_class=formatter, allow_abbrev=False)
     hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        _add_option(parser, field, hints[field.name])
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for owner in (one for one in kind.__mro__ if dataclasses.is_dataclass(one)):
+        own = [name for name in owner.__dict__.get("__annotations__", {}) if name in fields]
+        group = parser.add_argument_group(*_heading(owner)) if own and owner is not kind else parser
+        for name in own:
+            _add_option(group, fields.pop(name), hints[name])
     return parser
 
 
-def _add_option(parser: Parser, field: dataclasses.Field, annotation: Any) -> None:
+def _heading(kind: type) -> tuple[str, str]:
+    """`ModelOptions` → "model options" and the first line of its docstring."""
+    title = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in kind.__name__)
+    return title.strip(), (kind.__doc__ or "").split("\n")[0]
+
+
+def _add_option(parser: argparse._ActionsContainer, field: dataclasses.Field, annotation: Any) -> None:
     given, words = field.metadata, {"help": field.metadata["help"].replace("%", "%%")}
     default = field.default if field.default_factory is MISSING else field.default_factory()
     flag = "--" + field.name.replace("_", "-")
@@ -173,7 +193,7 @@ def _add_option(parser: Parser, field: dataclasses.Field, annotation: Any) -> No
             words |= {"action": argparse.BooleanOptionalAction, "default": default}
         else:
             words |= {"action": "store_true"}
-        parser.add_argument(flag, **words)
+        parser.add_argument(flag, *given["aliases"], **words)
         return
     if typing.get_origin(kind) is list:
         kind = typing.get_args(kind)[0]
@@ -192,7 +212,7 @@ def _add_option(parser: Parser, field: dataclasses.Field, annotation: Any) -> No
             words |= {"nargs": "*" if given["many"] else "?", "default": default}
         parser.add_argument(field.name, **words)
         return
-    names = [given["short"], flag] if given["short"] else [flag]
+    names = [*([given["short"]] if given["short"] else []), flag, *given["aliases"]]
     required = default is MISSING
     parser.add_argument(*names, required=required, default=None if required else default, **words)
 
@@ -218,6 +238,12 @@ def parse(kind: type[Options], argv: Sequence[str] | None, **parser_words: Any) 
         field.name: getattr(found, field.name) for field in dataclasses.fields(kind) if hasattr(found, field.name)
     }
     return kind(**values)
+
+
+def part_of(kind: type[Options], options: Any) -> Options:
+    """Return the options of `kind` that are among the attributes of `options`; the others have their defaults."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: getattr(options, name) for name in names if hasattr(options, name)})
 
 
 def _hyphened(word: str) -> str:
