@@ -220,7 +220,7 @@ def test_broken_inputs_are_one_line_before_the_model_loads(data, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    "more", [["--windows", "0-3"], ["--windows", "3-0,1-2,3-4"], ["--grid", "x"], ["--grid", "a=b"], ["--limit", "0"]]
+    "more", [["--windows", "0-3"], ["--windows", "3-0,1-2,3-4"], ["--grid", "x"], ["--grid", "a=b"], ["--keep", "0"]]
 )
 def test_bad_options_are_refused_by_the_command_line(data, tmp_path, capsys, more):
     with pytest.raises(SystemExit) as left:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.cli import INTERRUPTED, PREFIX_CACHE_BYTES, ModelOptions, UserError, number, option, run_command
+from llava.cli import INTERRUPTED, PREFIX_CACHE_BYTES, ModelOptions, UserError, cache_size, number, option, run_command
 
 from .loop import NAMES, ChatLoop, command_help
 
@@ -43,6 +43,7 @@ class Options(ModelOptions):
         help="what a prompt has in common with the one before, image and earlier turns, is read once: auto (default: "
         "2 GiB), off, or a number of bytes",
         metavar="auto|off|BYTES",
+        type=cache_size,
     )
 
 
