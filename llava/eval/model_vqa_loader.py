@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.cli import GenerationOptions, ModelOptions, command_of, number, option, part_of, run_command
+from llava.cli import Parser as Parser  # old name, until every caller uses llava.cli
 
 if TYPE_CHECKING:
     from llava.eval.runner.ranks import Ranks
@@ -58,18 +59,24 @@ def eval_model(args: Any) -> dict[str, Any]:
 
 def answer(options: Options, ranks: Ranks | None = None) -> Run | None:
     """Ask the questions; the run is rank 0's, None elsewhere. Raises as `eval_model` does."""
-    from llava.eval.benchmarks import question_set
     from llava.eval.runner.evaluator import Evaluator, config_of
 
     evaluator = Evaluator(options, command_of(PROG, options), ranks)
     plan = evaluator.plan(
-        question_set(options.question_file, options.image_folder),
+        _questions_alone(options),
         Path(options.question_file).expanduser().parent,
         Path(options.answers_file),
         config_of(options.pruning_config),
         chunk=(options.chunk_idx, options.num_chunks),
     )
     return evaluator.run(plan)
+
+
+def _questions_alone(options: Options) -> Any:
+    from llava.eval.benchmarks import Benchmark
+
+    file, images = Path(options.question_file).expanduser(), Path(options.image_folder).expanduser()
+    return Benchmark(file.stem, file.stem, str(file.parent), file.name, str(images.absolute()), "", "free", 128, ())
 
 
 def describe(run: Run) -> str:

@@ -9,8 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.cli import GenerationOptions, ModelOptions, OutputOptions, UserError, command_of, number, option
-from llava.cli import print_json, run_command
+from llava.cli import (
+    GenerationOptions,
+    ModelOptions,
+    OutputOptions,
+    UserError,
+    command_of,
+    number,
+    option,
+    print_json,
+    run_command,
+)
 from llava.eval.benchmarks import BENCHMARKS, Benchmark, find_benchmarks
 from llava.eval.results.plots import PlotOptions
 
@@ -66,9 +75,7 @@ class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
         repeated=True,
     )
     out: str | None = option(None, help="folder to write to (default runs/ and the model's name)")
-    name: str | None = option(
-        None, help="name of the run's files (default pruned, or dense without --pruning-config)"
-    )
+    name: str | None = option(None, help="name of the run's files (default pruned, or dense without --pruning-config)")
     rounds: int = option(
         7, help="with --config: rounds of paired prefill timing (default 7; 0: none)", type=number(int, 0)
     )
@@ -77,19 +84,19 @@ class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
     )
 
 
-def work(options: Options) -> int:
+def work(options: Options, side_by_side: bool = False) -> int:
     """Run the command; returns the exit status."""
     from llava.eval.runner.ranks import together
 
-    return together(options.device, lambda ranks: evaluate(options, ranks))
+    return together(options.device, lambda ranks: evaluate(options, ranks, side_by_side or bool(options.config)))
 
 
-def evaluate(options: Options, ranks: Ranks) -> None:
+def evaluate(options: Options, ranks: Ranks, side_by_side: bool) -> None:
     """Check every benchmark under every config, run them all, and print the results."""
     from llava.eval.runner.evaluator import Evaluator
     from llava.mm_utils import get_model_name_from_path
 
-    configs = configs_of(options)
+    configs = configs_of(options, side_by_side)
     benchmarks = benchmarks_of(options)
     evaluator = Evaluator(options, command_of(PROG, options), ranks)
     out = Path(options.out or Path("runs") / get_model_name_from_path(options.model_path)).expanduser()
@@ -100,7 +107,7 @@ def evaluate(options: Options, ranks: Ranks) -> None:
             try:
                 plan = evaluator.plan(benchmark, benchmark.at(options.data_dir), answers_file, config)
             except ValueError as error:
-                raise UserError(f"config {name!r}: {error}" if options.config and config else str(error)) from None
+                raise UserError(f"config {name!r}: {error}" if side_by_side and config else str(error)) from None
             plans[name, benchmark.name] = plan
     runs: dict[str, dict[str, Run]] = {name: {} for name in configs}
     for (name, benchmark), plan in plans.items():
@@ -108,20 +115,20 @@ def evaluate(options: Options, ranks: Ranks) -> None:
             print(f"{name} on {plan.benchmark.title}: {len(plan.selected)} questions", file=sys.stderr)
         runs[name][benchmark] = evaluator.run(plan)
     if ranks.index == 0:
-        if options.config:
+        if side_by_side:
             report_configs(options, evaluator, benchmarks, configs, runs, plans, out)
         else:
             report_benchmarks(options, benchmarks, next(iter(runs.values())), plans)
 
 
-def configs_of(options: Options) -> dict[str, PruningConfig | None]:
+def configs_of(options: Options, side_by_side: bool) -> dict[str, PruningConfig | None]:
     """The configs by name: --pruning-config's, and with --config dense and all of those."""
     from llava.eval.runner.evaluator import DENSE, config_of, named_configs
 
     config = config_of(options.pruning_config)
     name = options.name or (DENSE if config is None else "pruned")
     beside = named_configs(options.config)
-    if not beside:
+    if not side_by_side:
         return {name: config}
     if config is not None and name in (DENSE, *beside):
         raise UserError(f"two configs have the name {name!r}: --name gives another to that of --pruning-config")

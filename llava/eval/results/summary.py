@@ -67,9 +67,7 @@ def record_of_benchmarks(model_path: str, runs: Runs, uploads: Mapping[str, str 
     }
 
 
-def rows_of_configs(
-    runs: Mapping[str, Runs], times: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def rows_of_configs(runs: Mapping[str, Runs], times: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Several configs: by name, the figures of each; FLOPs and KV bytes are means over all questions."""
     rows = {}
     for name, by_benchmark in runs.items():

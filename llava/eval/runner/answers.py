@@ -54,9 +54,9 @@ class AnswersFile:
         self.repaired = 0
 
     def __enter__(self) -> AnswersFile:
-        make_folder(self.path.parent)
         self._created = not self.path.exists()
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - closed in __exit__
         except OSError as error:
             raise UserError(f"{self.path} cannot be opened: {error.strerror}; mend that, or {ELSEWHERE}") from error
@@ -136,13 +136,12 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder that answers go to; `UserError` where it cannot be made or written to."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {path} cannot be made: {error.strerror}; mend that, or {ELSEWHERE}") from error
-    if not os.access(path, os.W_OK):
+def check_folder(path: Path) -> None:
+    """Raise `UserError` where the folder that answers go to cannot be made or written to; nothing is made."""
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise UserError(f"the folder {path} cannot be made: {there} is not a folder; mend that, or {ELSEWHERE}")
+    if not os.access(there, os.W_OK):
         raise UserError(f"the folder {path} cannot be written to; mend that, or {ELSEWHERE}")
 
 
@@ -226,7 +225,9 @@ def unanswered(
     for where, row in rows:
         key = (str(row["question_id"]), row.get("prompt") or "")
         if key not in keys:
-            raise UserError(f"{where} is an answer to no question of the question file, question_id {key[0]!r}; {AGAIN}")
+            raise UserError(
+                f"{where} is an answer to no question of the question file, question_id {key[0]!r}; {AGAIN}"
+            )
         answered.add(key)
     return [question for question in selected if question.key not in answered]
 

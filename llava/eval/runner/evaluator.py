@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -151,10 +151,10 @@ class Evaluator:
             settings,
         )
         if self.ranks.index == 0:
-            if (benchmark.name, folder) not in self._rehearsed:
+            if (benchmark.name, folder) not in self._rehearsed and (benchmark.score or benchmark.submit):
                 benchmark.rehearse(folder)
                 self._rehearsed.add((benchmark.name, folder))
-            files.make_folder(answers_file.parent)
+            files.check_folder(answers_file.parent)
             rows, _ = self._found(plan)
             files.unanswered(rows, known, selected)
             costs_of(rows)
@@ -192,7 +192,6 @@ class Evaluator:
         ranks, topic = self.ranks, str(plan.answers_file)
         rows, earlier, open_places = [], None, None
         if ranks.index == 0:
-            files.make_folder(plan.answers_file.parent)
             rows, earlier = self._found(plan)
             todo = files.unanswered(rows, plan.known, plan.selected)
             open_places = [question.index for question in todo]

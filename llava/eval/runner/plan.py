@@ -57,6 +57,4 @@ class Plan:
     def generation(self) -> Generation:
         """How answers are generated."""
         options = self.options
-        return Generation(
-            options.temperature, options.top_p, options.num_beams, options.max_new_tokens, options.seed
-        )
+        return Generation(options.temperature, options.top_p, options.num_beams, options.max_new_tokens, options.seed)
