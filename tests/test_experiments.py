@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -151,6 +152,29 @@ def test_a_second_run_asks_nothing_and_says_the_same(out, data, monkeypatch):
     monkeypatch.setattr(LoadedModel, "from_path", no_model)
     assert experiment.main(arguments("all", data, out, *ALL)) == 0
     assert {path.name: path.read_text() for path in out.glob("*.csv")} == before
+
+
+def test_a_plot_has_the_format_that_was_asked_for(out, data, monkeypatch):
+    monkeypatch.setattr(LoadedModel, "from_path", no_model)
+    assert experiment.main(arguments("exits", data, out, "--format", "svg", *ALL)) == 0
+    assert (out / "exits.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("name", ["windows", "discarding", "selection", "critical"])
+def test_plots_draw_the_intervals_of_the_csv(out, name):
+    table = [{key: number(value) for key, value in row.items()} for row in rows(out, name)]
+    score, agreement = EXPERIMENTS[name].draw(table).axes
+    ends = [segment[:, 1].tolist() for one in agreement.collections for segment in one.get_segments()]
+    expected = [[row["agreement_low"], row["agreement_high"]] for row in table[1:]]
+    np.testing.assert_allclose(sorted(ends), sorted(expected))
+    assert not score.collections
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def test_experiments_share_the_runs_of_equal_configs():
