@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava.cli import UserError
 from llava.eval import bench
-from llava.eval.timing import BenchError, rounds
-from llava.eval.timing.figures import costs_more, figures
-from llava.eval.timing.fire import Fire, calibrate, read
+from llava.eval.runner.generate import dense_trace
+from llava.eval.timing import measurement, rounds
+from llava.eval.timing.figures import changed_decisions, figures, warnings_of
+from llava.eval.timing.force_plan import read, with_thresholds
 from llava.eval.timing.memory import cpu_peak
-from llava.eval.timing.replayed import measures, replayed
-from llava.eval.timing.rounds import Run, guarded, run_once, take_turns
+from llava.eval.timing.options import SHAPE_NAMES, BenchOptions, ForcedPlan
+from llava.eval.timing.rounds import Replayed, Run, measures, name_out_of_memory, run_once, take_turns
 from llava.eval.timing.shapes import SHAPES, random_model, sharpen, text_split
-from llava.eval.timing.subject import random_subject
+from llava.eval.timing.workload import random_workload
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 
@@ -30,23 +32,14 @@ VISIPRUNER = {"mode": ["shallow", "middle", "deep"], "layer_threshold": 0.99, "t
 PLAN = {"method": "replay", "filter_layer": 2, "keep": 5, "exit_layer": 4}
 
 
-def subject_of(batch_size=2, layers=6, seed=0, dtype=torch.float32, vision=False):
-    return random_subject(
-        SHAPES["tiny"],
-        layers,
-        CPU,
-        dtype,
-        batch_size=batch_size,
-        images=1,
-        prompt_tokens=20,
-        seed=seed,
-        vision=vision,
-    )
+def workload_of(layers=6, dtype=torch.float32, **more):
+    options = BenchOptions(shape="tiny", num_layers=layers, prompt_tokens=20, **{"batch_size": 2} | more)
+    return random_workload(SHAPES["tiny"], options, CPU, dtype)
 
 
 @pytest.fixture(scope="module")
-def subject():
-    return subject_of()
+def workload():
+    return workload_of()
 
 
 def run_main(capfd, *arguments) -> tuple[int, str, str]:
@@ -57,10 +50,12 @@ def run_main(capfd, *arguments) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def small_run():
     """One small bench: a method that measures, fired, and a plan."""
-    arguments = ["--shape", "tiny", "--num-layers", "6", "--device", "cpu", "--dtype", "float32", "--batch-size", "2"]
-    arguments += ["--new-tokens", "3", "--repeats", "2", "--prompt-tokens", "20", "--fire", "2:5:4"]
-    arguments += ["--pruning-config", json.dumps(VISIPRUNER), "--pruning-config", f"plan={json.dumps(PLAN)}"]
-    return bench.bench(bench.build_parser().parse_args(arguments))
+    configs = [json.dumps(VISIPRUNER), f"plan={json.dumps(PLAN)}"]
+    sizes = {"num_layers": 6, "batch_size": 2, "new_tokens": 3, "prompt_tokens": 20, "rounds": 2}
+    plan = ForcedPlan(2, 5, 4)
+    return measurement.bench(
+        BenchOptions(shape="tiny", device="cpu", dtype="float32", pruning_config=configs, force_plan=plan, **sizes)
+    )
 
 
 def test_result_has_the_keys_of_dense_and_of_every_config(small_run):
@@ -93,7 +88,7 @@ def test_fired_run_says_what_was_timed(small_run):
     plans = small_run["configs"]["visipruner"]["plans"]
     assert {(plan["filter_layer"], plan["exit_layer"]) for plan in plans} == {(2, 4)}
     assert sum(plan["prompts"] for plan in plans) == 2
-    chosen = small_run["settings"]["fire"]["visipruner"]
+    chosen = small_run["settings"]["force_plan"]["visipruner"]
     assert chosen == small_run["configs"]["visipruner"]["config"] and chosen["exit_patience"] == 1
     assert small_run["configs"]["visipruner"]["probe_share_range"] is not None
     assert small_run["configs"]["plan"]["probe_share"] == 0.0
@@ -109,69 +104,69 @@ def test_configs_take_turns():
         slow = {"dense": 8.0, "a": 4.0, "a without probing": 3.0}[name]
         return Run(slow / (1 + (len(asked) > 3)), None, 0.0, None, [])
 
-    makers = {"dense": lambda: None, "a": lambda: "A", "a without probing": lambda: "again"}
-    runs = take_turns(makers, 2, run)
+    cells = {"dense": None, "a": "A", "a without probing": "again"}
+    runs = take_turns(cells, 2, run)
     assert asked == [("dense", None), ("a", "A"), ("a without probing", "again")] * 2
     assert [run.prefill for run in runs["a"]] == [4.0, 2.0]
-    trace = bench.dense_trace(DecoderShape(2, 8, 16, 2, 2, 4), 4, 10, 5)
+    trace = dense_trace(DecoderShape(2, 8, 16, 2, 2, 4), 4, 10, 5)
     found = figures(runs["dense"], runs["a"], [trace], runs["a without probing"])
     assert found["speedup_range"] == [2.0, 2.0] and found["probe_share_range"] == [0.25, 0.25]
     assert found["probe_ms"] == 0.75 and found["ceiling"] == 1.0 and found["efficiency"] == 2.0
     assert found["decode_ms_per_token"] is None and found["peak_bytes"] is None
 
 
-def test_dense_is_the_untouched_model(subject, monkeypatch):
+def test_dense_is_the_untouched_model(workload, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("dense opened a pruning session")
 
-    monkeypatch.setattr("llava.eval.timing.subject.prune", refuse)
+    monkeypatch.setattr("llava.eval.timing.workload.prune", refuse)
     implementations = []
-    layer = subject.decoder.layers[0].self_attn
+    layer = workload.decoder.layers[0].self_attn
 
     def look(*_):
         implementations.append(layer.config._attn_implementation)
 
     hook = layer.register_forward_pre_hook(look)
-    run = run_once(subject, None, 3)
+    run = run_once(workload, None, 3)
     hook.remove()
-    assert implementations == ["sdpa"] * 3 and "forward" not in vars(subject.decoder)
+    assert implementations == ["sdpa"] * 3 and "forward" not in vars(workload.decoder)
     assert run.traces == [] and run.prefill > 0 and run.decode > 0
 
 
-def test_pruned_runs_are_undone_and_leave_a_trace_a_prompt(subject):
-    run = run_once(subject, PruningConfig.of(PLAN), 1)
+def test_pruned_runs_are_undone_and_leave_a_trace_a_prompt(workload):
+    run = run_once(workload, PruningConfig.of(PLAN), 1)
     assert [trace.tokens_per_layer for trace in run.traces] == [[164, 164, 164, 25, 20, 20]] * 2
-    assert run.decode is None and "forward" not in vars(subject.decoder)
+    assert run.decode is None and "forward" not in vars(workload.decoder)
 
 
 @pytest.mark.parametrize(
     ("layer", "keep", "exit_layer"), [(1, 1, 3), (2, 10, 5), (3, 143, 5), (4, 20, None), (2, 144, 4)]
 )
 def test_fire_fires_where_asked(layer, keep, exit_layer):
-    subject = subject_of(batch_size=1, seed=layer)
-    sharpen(subject.decoder.layers, layer)
+    workload = workload_of(batch_size=1, seed=layer)
+    sharpen(workload.decoder.layers, layer)
     config = PruningConfig.of(VISIPRUNER)
-    (trace,) = read(subject, calibrate("c", config, Fire(layer, keep, exit_layer), subject))
+    (trace,) = read(workload, with_thresholds("c", config, ForcedPlan(layer, keep, exit_layer), workload))
     assert trace.filter_layer == layer and len(trace.kept) == keep
     if exit_layer is not None:
         assert trace.exit_layer == exit_layer
 
 
 def test_fire_serves_a_batch_half_precision_and_the_released_preset():
-    subject = subject_of(batch_size=5, dtype=torch.bfloat16)
-    sharpen(subject.decoder.layers, 3)
+    workload = workload_of(batch_size=5, dtype=torch.bfloat16)
+    sharpen(workload.decoder.layers, 3)
     config = PruningConfig.of({**VISIPRUNER, "preset": "released", "tokens_scale": "relative"})
-    traces = read(subject, calibrate("c", config, Fire(3, 12, 5), subject))
+    traces = read(workload, with_thresholds("c", config, ForcedPlan(3, 12, 5), workload))
     assert {(trace.filter_layer, trace.exit_layer) for trace in traces} == {(3, 5)}
     counts = sorted(len(trace.kept) for trace in traces)
     assert counts[0] <= 12 <= counts[-1]
 
 
 def test_fire_says_when_no_threshold_would_do():
-    subject = subject_of()
-    sharpen(subject.decoder.layers, 1)  # layer 1 is peaked, so that no later one can come first
-    with pytest.raises(BenchError, match=r"no layer_threshold .* smallest cosine is \S+ in layer 4 and \S+ in layer 1"):
-        calibrate("c", PruningConfig.of(VISIPRUNER), Fire(4, 5), subject)
+    workload = workload_of()
+    sharpen(workload.decoder.layers, 1)  # layer 1 is peaked, so that no later one can come first
+    with pytest.raises(UserError, match=r"no layer_threshold .* smallest cosine is \S+ in layer 4 and \S+ in layer 1"):
+        with_thresholds("c", PruningConfig.of(VISIPRUNER), ForcedPlan(4, 5), workload)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +178,9 @@ def test_fire_says_when_no_threshold_would_do():
         {"method": "random", "layer": 2, "keep": 7, "before": {"method": "divprune", "keep": 30}},
     ],
 )
-def test_replay_keeps_the_same_tokens_prompt_by_prompt(subject, config):
-    real = read(subject, PruningConfig.of(config))
-    again = read(subject, replayed(real))
+def test_replay_keeps_the_same_tokens_prompt_by_prompt(workload, config):
+    real = read(workload, PruningConfig.of(config))
+    again = read(workload, Replayed.of_traces(real))
     assert any(trace.cuts for trace in real)
     for name in ("tokens_per_layer", "kv_tokens_per_layer", "cuts", "rules"):
         assert [getattr(trace, name) for trace in again] == [getattr(trace, name) for trace in real]
@@ -244,6 +239,10 @@ def test_shapes_have_the_published_decoders_parameters(name, parameters):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+def test_the_command_line_offers_every_shape():
+    assert tuple(SHAPES) == SHAPE_NAMES
+
+
 def test_tiny_shape_is_the_shipped_models():
     shape = SHAPES["tiny"]
     config = json.loads((TINY / "config.json").read_text())
@@ -270,12 +269,12 @@ def test_random_model_is_seeded_and_keeps_its_angles_in_fp32():
 
 def test_text_stands_around_the_images_as_in_vicuna():
     assert [text_split(tokens) for tokens in (2, 20, 64, 100)] == [(1, 1), (10, 10), (32, 32), (35, 65)]
-    mask = subject_of(batch_size=1).visual_mask[0]
+    mask = workload_of(batch_size=1).visual_mask[0]
     assert mask.nonzero().flatten().tolist() == list(range(10, 154)) and len(mask) == 164
 
 
 def test_vision_runs_and_methods_that_read_it_do(capfd):
-    arguments = ["--shape", "tiny", "--num-layers", 2, "--vision", "--repeats", 1, "--new-tokens", 2, "--images", 2]
+    arguments = ["--shape", "tiny", "--num-layers", 2, "--vision", "--rounds", 1, "--new-tokens", 2, "--images", 2]
     arguments += ["--device", "cpu"]
     config = json.dumps({"method": "visionzip", "dominant": 20, "contextual": 4})
     status, out, _ = run_main(capfd, *arguments, "--pruning-config", config)
@@ -286,7 +285,7 @@ def test_vision_runs_and_methods_that_read_it_do(capfd):
 
 
 def test_loaded_model_is_asked_in_its_own_format(capfd):
-    arguments = ["--model-path", TINY, "--batch-size", 2, "--repeats", 1, "--new-tokens", 2, "--prompt-tokens", 60]
+    arguments = ["--model-path", TINY, "--batch-size", 2, "--rounds", 1, "--new-tokens", 2, "--prompt-tokens", 60]
     arguments += ["--device", "cpu", "--image-file", "docs/scene.png", "--pruning-config", TINY / "pruning.json"]
     status, out, err = run_main(capfd, *arguments)
     result = json.loads(out.splitlines()[-1])
@@ -300,20 +299,20 @@ def test_loaded_model_is_asked_in_its_own_format(capfd):
 def test_slower_than_dense_is_said():
     dense = {"peak_bytes": 100, "prefill_peak_bytes": 80}
     found = {"speedup": 0.9, "speedup_range": [0.8, 0.95], "decode_speedup": 0.5, "decode_speedup_range": [0.4, 0.6]}
-    lines = costs_more("c", found | {"peak_bytes": 110, "prefill_peak_bytes": 84}, dense)
+    lines = warnings_of("c", found | {"peak_bytes": 110, "prefill_peak_bytes": 84}, dense)
     assert lines[0] == "c: prefill is SLOWER than dense, 0.90× its speed (0.80–0.95 over the rounds)"
     assert (
         "decoding is SLOWER" in lines[1] and "10.0%" in lines[2] and "prefill is HIGHER than dense by 5.0%" in lines[3]
     )
     unknown = {"peak_bytes": None, "prefill_peak_bytes": None}
-    assert costs_more("c", {"speedup": 1.1, "decode_speedup": None} | unknown, unknown) == []
+    assert warnings_of("c", {"speedup": 1.1, "decode_speedup": None} | unknown, unknown) == []
 
 
 def test_out_of_memory_names_config_and_batch(capfd, monkeypatch):
-    def full(subject, config, new_tokens):
+    def full(workload, config, new_tokens):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines")
 
-    monkeypatch.setattr(bench, "run_once", full)
+    monkeypatch.setattr(measurement, "run_once", full)
     status, out, err = run_main(capfd, "--shape", "tiny", "--num-layers", 1, "--batch-size", 3, "--device", "cpu")
     last = err.splitlines()[-1]
     assert status == 1 and not out and "config 'dense' with batch size 3" in last and "--batch-size" in last
@@ -322,7 +321,7 @@ def test_out_of_memory_names_config_and_batch(capfd, monkeypatch):
         raise RuntimeError("another failure")
 
     with pytest.raises(RuntimeError, match="another failure"):
-        guarded("x", elsewhere)
+        name_out_of_memory("x", elsewhere)
 
 
 REPLAY = json.dumps(PLAN)
@@ -330,18 +329,25 @@ WRONG = {
     "--num-layers is for --shape": ["--model-path", str(TINY), "--num-layers", "3"],
     "--vision is for --shape": ["--model-path", str(TINY), "--vision"],
     "--image-file is for --model-path": ["--shape", "tiny", "--image-file", "docs/scene.png"],
-    "is not a file": ["--model-path", str(TINY), "--image-file", "nowhere.png"],
+    "nowhere.png": ["--model-path", str(TINY), "--image-file", "nowhere.png"],
     "is not a CLIP": ["--shape", "qwen2-vl-7b", "--vision"],
     "config 'replay': the plan reaches layer 3": ["--shape", "tiny", "--num-layers", "2", "--pruning-config", REPLAY],
     "the name 'replay' is taken": ["--shape", "tiny", "--pruning-config", REPLAY, "--pruning-config", REPLAY],
     "the name 'dense' is taken": ["--shape", "tiny", "--pruning-config", f"dense={REPLAY}"],
     "unknown pruning method": ["--shape", "tiny", "--pruning-config", '{"method":"reply"}'],
-    "--fire needs a --pruning-config": ["--shape", "tiny", "--fire", "2:5", "--pruning-config", REPLAY],
-    "measures from layer 2 on": ["--shape", "tiny", "--fire", "1:5", "--pruning-config", json.dumps(VISIPRUNER)],
-    "the decoder has 12 layers": ["--shape", "tiny", "--fire", "11:5", "--pruning-config", json.dumps(VISIPRUNER)],
-    "a prompt has 144 visual": ["--shape", "tiny", "--fire", "5:145", "--pruning-config", json.dumps(VISIPRUNER)],
+    "--force-plan needs a --pruning-config": ["--shape", "tiny", "--force-plan", "2:5", "--pruning-config", REPLAY],
+    "measures from layer 2 on": ["--shape", "tiny", "--force-plan", "1:5", "--pruning-config", json.dumps(VISIPRUNER)],
+    "the decoder has 12 layers": [
+        "--shape",
+        "tiny",
+        "--force-plan",
+        "11:5",
+        "--pruning-config",
+        json.dumps(VISIPRUNER),
+    ],
+    "a prompt has 144 visual": ["--shape", "tiny", "--force-plan", "5:145", "--pruning-config", json.dumps(VISIPRUNER)],
     "no exit without 'deep'": [
-        *("--shape", "tiny", "--fire", "5:10:8"),
+        *("--shape", "tiny", "--force-plan", "5:10:8"),
         *("--pruning-config", json.dumps({**VISIPRUNER, "mode": ["middle"]})),
     ],
     "give --vision": [
@@ -352,12 +358,21 @@ WRONG = {
     "prompt format alone has": ["--model-path", str(TINY), "--prompt-tokens", "5"],
     "the model takes 512": ["--model-path", str(TINY), "--images", "4"],
     "--cuda-graphs needs a CUDA device, this run is on cpu": ["--shape", "tiny", "--cuda-graphs"],
+    "give either --model-path": [],
     "dtype 'float8' is not supported": ["--shape", "tiny", "--dtype", "float8"],
+    "nowhere/at/all": ["--model-path", "nowhere/at/all"],
 }
+NEEDS_A_TOKENIZER = ("prompt format alone has", "the model takes 512")
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_wrong_input_is_one_line(capfd, message):
+def test_wrong_input_is_one_line(capfd, monkeypatch, message):
+    def refuse(*given):
+        raise AssertionError("a model was made")
+
+    if message not in NEEDS_A_TOKENIZER:
+        monkeypatch.setattr(measurement, "loaded_workload", refuse)
+        monkeypatch.setattr(measurement, "random_workload", refuse)
     status, out, err = run_main(capfd, *WRONG[message], "--device", "cpu")
     assert status == 1 and not out
     assert re.fullmatch(r"error: [^\n]*\n", err) and message in err
@@ -366,28 +381,28 @@ def test_wrong_input_is_one_line(capfd, message):
 @pytest.mark.parametrize("fire", ["5", "5:0", "5:3:6", "a:b", "1:2:3:4"])
 def test_command_line_teaches_fire(capfd, fire):
     with pytest.raises(SystemExit) as stopped:
-        bench.main(["--shape", "tiny", "--fire", fire])
+        bench.main(["--shape", "tiny", "--force-plan", fire])
     assert stopped.value.code == 2 and "LAYER:KEEP[:EXIT]" in capfd.readouterr().err
 
 
 def test_names_of_configs(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(REPLAY)
-    configs = bench.named([REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
+    configs = measurement.named([REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
     assert list(configs) == ["replay", "a b", "mine", "other"]
     assert len(set(configs.values())) == 1
 
 
-def test_changed_decisions_are_reported(subject):
-    first = run_once(subject, PruningConfig.of(PLAN), 1)
-    other = run_once(subject, PruningConfig.of({**PLAN, "keep": 6}), 1)
-    assert bench._changed("c", first.traces, {"c": [first, first]}) == []
-    assert "1 of 2 runs" in bench._changed("c", first.traces, {"c": [first, other]})[0]
+def test_changed_decisions_are_reported(workload):
+    first = run_once(workload, PruningConfig.of(PLAN), 1)
+    other = run_once(workload, PruningConfig.of({**PLAN, "keep": 6}), 1)
+    assert changed_decisions("c", first.traces, [first, first]) == []
+    assert "1 of 2 runs" in changed_decisions("c", first.traces, [first, other])[0]
 
 
-def test_garbage_is_collected_before_and_not_during(subject, monkeypatch):
+def test_garbage_is_collected_before_and_not_during(workload, monkeypatch):
     states = []
     monkeypatch.setattr(rounds.gc, "collect", lambda: states.append("collected"))
-    watched = dataclasses.replace(subject, ask=lambda n: (states.append(rounds.gc.isenabled()), subject.ask(n)))
+    watched = dataclasses.replace(workload, batches=[lambda n: states.append(rounds.gc.isenabled()), *workload.batches])
     assert run_once(watched, None, 1).prefill > 0
     assert states == ["collected", False] and rounds.gc.isenabled()

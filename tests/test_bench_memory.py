@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from llava.eval.timing.fire import Fire, calibrate
+from llava.eval.timing.force_plan import with_thresholds
 from llava.eval.timing.memory import CudaPeak, cpu_peak
+from llava.eval.timing.options import BenchOptions, ForcedPlan
 from llava.eval.timing.rounds import peak_on_cpu, run_once
 from llava.eval.timing.shapes import Shape, sharpen
-from llava.eval.timing.subject import random_subject
+from llava.eval.timing.workload import random_workload
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 
@@ -18,24 +19,24 @@ CPU = torch.device("cpu")
 PAPER = {"mode": ["shallow", "middle", "deep"], "layer_threshold": 0.99, "tokens_threshold": 0.1}
 
 
-def subject_of(layers, batch_size, visual, text):
+def workload_of(layers, batch_size, visual, text):
     """A small random decoder that reads prompts of `visual` and `text` tokens."""
     shape = Shape(DecoderShape(layers, 48, 128, 4, 4, 12), 97, visual)
-    more = {"batch_size": batch_size, "images": 1, "prompt_tokens": text, "seed": 0, "vision": False}
-    return random_subject(shape, layers, CPU, torch.float32, **more)
+    options = BenchOptions(num_layers=layers, batch_size=batch_size, prompt_tokens=text)
+    return random_workload(shape, options, CPU, torch.float32)
 
 
 def test_the_papers_schedule_keeps_at_most_two_fifths_of_the_cache():
     """LLaVA-1.5-7B's depth and prompt: 6 shallow layers, filter layer 14, 10 tokens kept, exit 24; it is 36%."""
     visual, text = 576, 64
-    subject = subject_of(32, 1, visual, text)
-    sharpen(subject.decoder.layers, 14)
-    config = calibrate("paper", PruningConfig.from_dict(PAPER), Fire(14, 10, 24), subject)
+    workload = workload_of(32, 1, visual, text)
+    sharpen(workload.decoder.layers, 14)
+    config = with_thresholds("paper", PruningConfig.from_dict(PAPER), ForcedPlan(14, 10, 24), workload)
     assert config.preset == "paper" and config.resolved(32).shallow_mid_layer == 6
-    with torch.inference_mode(), subject.pruned(config) as session:
+    with torch.inference_mode(), workload.pruned(config) as session:
         caches = []
-        hook = subject.decoder.register_forward_hook(lambda *call: caches.append(call[-1].past_key_values))
-        subject.ask(1)
+        hook = workload.decoder.register_forward_hook(lambda *call: caches.append(call[-1].past_key_values))
+        workload.ask(1)
         hook.remove()
     trace = session.traces[0]
     assert (trace.filter_layer, len(trace.kept), trace.exit_layer) == (14, 10, 24)
@@ -47,7 +48,7 @@ def test_the_papers_schedule_keeps_at_most_two_fifths_of_the_cache():
 @pytest.fixture(scope="module")
 def batch():
     """Thirty-two prompts, as many as GQA asks about one image."""
-    return subject_of(8, 32, visual=40, text=24)
+    return workload_of(8, 32, visual=40, text=24)
 
 
 @pytest.mark.parametrize(

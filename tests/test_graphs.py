@@ -8,9 +8,10 @@ from conftest import FULL, MIXED, Prompts, random_llama
 from family_models import CASES, batch_of
 from traced_graphs import Traced
 
+from llava.eval.timing.options import BenchOptions
 from llava.eval.timing.rounds import run_once
 from llava.eval.timing.shapes import SHAPES
-from llava.eval.timing.subject import random_subject
+from llava.eval.timing.workload import random_workload
 from llava.model.pruning import PruningConfig, RaggedCache, prune
 from llava.model.pruning.graphs import STEP, CudaRecorder, LayerGraphs
 
@@ -143,8 +144,8 @@ def test_half_precision_and_its_own_recordings(graphs):
 
 
 def test_pruned_runs_of_the_bench_replay_what_was_recorded(graphs):
-    sizes = {"batch_size": 1, "images": 1, "prompt_tokens": 20, "seed": 0, "vision": False}
-    plain = random_subject(SHAPES["tiny"], 6, torch.device("cpu"), torch.float32, **sizes)
+    options = BenchOptions(shape="tiny", num_layers=6, prompt_tokens=20)
+    plain = random_workload(SHAPES["tiny"], options, torch.device("cpu"), torch.float32)
     recording = replace(plain, graphs=graphs)
     runs = [run_once(one, PruningConfig.of(PLAN), 3) for one in (plain, recording, recording)]
     assert runs[0].traces[0].tokens_per_layer == runs[2].traces[0].tokens_per_layer

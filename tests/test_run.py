@@ -12,6 +12,7 @@ import pytest
 from loader_fixtures import forbid_loading, read_jsonl
 
 import llava.model.loaded
+from llava.cli import UserError
 from llava.eval import run
 from llava.eval.benchmarks import find_benchmark
 from llava.eval.runner import answers as parts
@@ -110,6 +111,7 @@ def test_two_processes_give_the_same_bytes(data, alone, tmp_path):
 
 BREAKING = """
 import sys
+from llava.cli import UserError
 from llava.eval import run
 from llava.eval.runner import session
 keep = session.Session._keep
@@ -218,8 +220,8 @@ def test_a_full_temporary_folder_is_named(data, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("llava.eval.benchmarks.benchmark.TemporaryDirectory", full)
-    with pytest.raises(ValueError, match="^GQA mini cannot be rehearsed in the temporary folder .*: No space left"):
+    monkeypatch.setattr("llava.eval.benchmarks.base.TemporaryDirectory", full)
+    with pytest.raises(UserError, match="^GQA mini cannot be rehearsed in the temporary folder .*: No space left"):
         find_benchmark("gqa_mini").rehearse(data / "gqa_mini")
 
 
@@ -259,7 +261,7 @@ def test_an_unreadable_image_stops_the_run_or_is_left_out_and_the_score_is_parti
         (["--split", "nowhere"], "nowhere.jsonl"),
         (["--pruning-config", "nowhere.json"], "'nowhere.json' cannot be read"),
         (["--data-dir", "nowhere"], "cannot run; missing:"),
-        (["--benchmark", "gqa_minni"], "gqa_minni (GQA) cannot run; missing:"),
+        (["--benchmark", "gqa_minni"], "gqa_minni (GQA) cannot run (did you mean gqa_mini?); missing:"),
     ],
 )
 def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys, changes, message):

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.conversation import conv_templates
-from llava.eval.benchmarks import Benchmark
+from llava.eval.benchmarks import question_set
 from llava.eval.model_vqa_loader import Parser, number
 from llava.eval.runner.answering import Generation
 from llava.eval.runner.batches import Batch, BatchDataset, group
@@ -190,7 +190,7 @@ class Calibration:
         settings = {key: getattr(self.args, key) for key in own}
         settings["pruning_config"] = None if config is None else json.dumps(config)
         images = str(Path(self.args.images).expanduser().resolve())
-        benchmark = Benchmark(part, part, "", f"{part}.jsonl", images, "", "free", self.args.max_new_tokens, needs=())
+        benchmark = question_set(self.out / f"{part}.jsonl", images, name=part, max_new_tokens=self.args.max_new_tokens)
         return make_job(benchmark, self.out, self.out, name, settings)
 
     def _do(self, part: str, name: str, config: dict[str, Any] | None) -> Result:

@@ -59,24 +59,19 @@ def eval_model(args: Any) -> dict[str, Any]:
 
 def answer(options: Options, ranks: Ranks | None = None) -> Run | None:
     """Ask the questions; the run is rank 0's, None elsewhere. Raises as `eval_model` does."""
+    from llava.eval.benchmarks import question_set
     from llava.eval.runner.evaluator import Evaluator, config_of
 
+    questions = question_set(options.question_file, options.image_folder)
     evaluator = Evaluator(options, command_of(PROG, options), ranks)
     plan = evaluator.plan(
-        _questions_alone(options),
-        Path(options.question_file).expanduser().parent,
+        questions,
+        questions.at(""),
         Path(options.answers_file),
         config_of(options.pruning_config),
         chunk=(options.chunk_idx, options.num_chunks),
     )
     return evaluator.run(plan)
-
-
-def _questions_alone(options: Options) -> Any:
-    from llava.eval.benchmarks import Benchmark
-
-    file, images = Path(options.question_file).expanduser(), Path(options.image_folder).expanduser()
-    return Benchmark(file.stem, file.stem, str(file.parent), file.name, str(images.absolute()), "", "free", 128, ())
 
 
 def describe(run: Run) -> str:

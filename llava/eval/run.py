@@ -20,7 +20,7 @@ from llava.cli import (
     print_json,
     run_command,
 )
-from llava.eval.benchmarks import BENCHMARKS, Benchmark, find_benchmarks
+from llava.eval.benchmarks import BENCHMARKS, Benchmark, find_benchmarks, question_set
 from llava.eval.results.plots import PlotOptions
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ examples:
         --pruning-config playground/checkpoints/llava-tiny/pruning.json --batch-size 16
   several configs side by side, beside dense, with paired prefill times
     python -m llava.eval.run --benchmark gqa_mini,mme_mini --model-path playground/checkpoints/llava-tiny \\
-        --config paper=playground/checkpoints/llava-tiny/pruning.json --config fastv='{{"method":"fastv","k":2,"r":0.5}}'
+        --config paper=playground/checkpoints/llava-tiny/pruning.json \\
+        --config fastv='{{"method":"fastv","k":2,"r":0.5}}'
+  questions of your own
+    python -m llava.eval.run --questions q.jsonl --images photos --references answers.jsonl --judge exact --model-path …
   LLaVA-1.5-7B with the paper's settings, on one GPU
     python -m llava.eval.run --benchmark gqa,mme,textvqa,pope --model-path liuhaotian/llava-v1.5-7b \\
         --pruning-config '{{"mode":["shallow","middle","deep"],"shallow_mid_layer":6,
@@ -63,7 +66,19 @@ Exit status: 0, 1 after one line on stderr, 2 for a wrong command line.
 class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
     """What is asked."""
 
-    benchmark: str = option(help="names with commas, e.g. gqa,mme,pope", aliases=("--benchmarks",))
+    benchmark: str | None = option(
+        None, help="names with commas, e.g. gqa,mme,pope; or path/to/file.py:MY_BENCHMARK", aliases=("--benchmarks",)
+    )
+    questions: str | None = option(
+        None, help="a question file of your own in place of --benchmark (docs/your-own-data.md)", metavar="FILE"
+    )
+    images: str | None = option(
+        None, help="with --questions: folder of the images (default: the file's)", metavar="FOLDER"
+    )
+    references: str | None = option(None, help="with --questions: JSONL with the right answers", metavar="FILE")
+    judge: str | None = option(
+        None, help="with --references: how an answer is compared: exact, vqa, yes_no, choice, anls, contains"
+    )
     data_dir: str = option("playground/data/eval", help="folder of the benchmarks (default playground/data/eval)")
     split: str | None = option(
         None, help="another question file of the benchmark's folder, without .jsonl; for a single benchmark"
@@ -136,7 +151,14 @@ def configs_of(options: Options, side_by_side: bool) -> dict[str, PruningConfig 
 
 
 def benchmarks_of(options: Options) -> list[Benchmark]:
-    """The benchmarks of --benchmark."""
+    """The benchmarks of --benchmark, or the one that --questions makes."""
+    own = {name: getattr(options, name) for name in ("questions", "images", "references", "judge")}
+    if (options.benchmark is None) == (options.questions is None):
+        raise UserError("what shall be asked? give --benchmark or --questions, one of them")
+    if options.questions is not None:
+        return [question_set(**own)]
+    if any(own.values()):
+        raise UserError("--images, --references and --judge go with --questions, not with --benchmark")
     benchmarks = find_benchmarks(options.benchmark)
     if options.split is not None:
         if len(benchmarks) > 1:

@@ -52,7 +52,7 @@ def job_of(args, folder, name, config):
     settings = {key: getattr(args, key) for key in names}
     settings["pruning_config"] = None if config is None else json.dumps(config.to_dict())
     benchmark = find_benchmark(folder.name)
-    if benchmark.score is None:
+    if benchmark.judge is None:
         raise ValueError(f"{benchmark.title} is scored by a server, so that it has no place in a suite")
     return make_job(benchmark, folder.parent, args.out, name, settings)
 

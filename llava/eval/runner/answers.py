@@ -1,6 +1,6 @@
 """The answers of a run on disk: one owner per file, whole lines only, continued where an earlier run stopped.
 
-    X.parts/0.jsonl …   answers as they come, one file per process, with what was measured; gone when the run is finished
+    X.parts/0.jsonl …   answers as they come, one file per process, with what was measured; gone in the end
     X.jsonl             all answers in question order: the same bytes in every run of the same questions and settings
     X.times.jsonl       what differs between two runs, line by line: milliseconds, and prompts in the batch
 

@@ -104,7 +104,8 @@ class Evaluator:
         config against the model, and the answers that are there against the settings.
 
         Args:
-            benchmark, folder: what is asked, and the folder of its files (`benchmark.at(data_dir)`).
+            benchmark: what is asked.
+            folder: the folder of its files (`benchmark.at(data_dir)`).
             answers_file: the .jsonl to write or to continue.
             config: the pruning config; None is the untouched model.
             chunk: (index, count): ask only this of `count` equal parts of the questions.
@@ -118,7 +119,7 @@ class Evaluator:
         if options.max_new_tokens is None:
             options = replace(options, max_new_tokens=benchmark.max_new_tokens)
         folder, answers_file = Path(folder).expanduser(), Path(answers_file).expanduser()
-        check_files(benchmark, folder)
+        benchmark.require(folder)
         question_file, images = folder / benchmark.questions, folder / benchmark.images
         if not images.is_dir():
             raise UserError(f"the image folder {images} is not a folder")
@@ -151,7 +152,7 @@ class Evaluator:
             settings,
         )
         if self.ranks.index == 0:
-            if (benchmark.name, folder) not in self._rehearsed and (benchmark.score or benchmark.submit):
+            if (benchmark.name, folder) not in self._rehearsed and (benchmark.judge or benchmark.submit):
                 benchmark.rehearse(folder)
                 self._rehearsed.add((benchmark.name, folder))
             files.check_folder(answers_file.parent)
@@ -179,7 +180,7 @@ class Evaluator:
         run_file = run_file_of(plan.answers_file)
         record = read_run_file(run_file)
         asked = record["totals"]["questions"]
-        if plan.benchmark.score is not None and asked:
+        if plan.benchmark.judge is not None and asked:
             scores = plan.benchmark.score(plan.folder, plan.answers_file, asked < len(plan.known))
             if record.get("scores") != scores:
                 write_run_file(run_file, record | {"scores": scores})
@@ -219,8 +220,8 @@ class Evaluator:
         if earlier is not None and earlier["state"] == "finished" and not todo:
             last = earlier["sessions"][-1]
             print(
-                f"{plan.answers_file}: all {len(plan.selected)} questions are answered, nothing is asked; times are those "
-                f"of {last['started']}, batch size {last.get('batch_size', 'unknown')}",
+                f"{plan.answers_file}: all {len(plan.selected)} questions are answered, nothing is asked; "
+                f"times are those of {last['started']}, batch size {last.get('batch_size', 'unknown')}",
                 file=sys.stderr,
             )
             return True
@@ -267,14 +268,6 @@ class Evaluator:
         if key not in self._checked:
             self._checked[key] = check_model(self.model_options, config)
         return self._checked[key]
-
-
-def check_files(benchmark: Benchmark, folder: Path) -> None:
-    """Raise `UserError` unless everything that asking and scoring need is in `folder`."""
-    missing = benchmark.missing(folder)
-    if missing:
-        details = "; ".join(f"{folder / need.path} (from: {need.where})" for need in missing)
-        raise UserError(f"{benchmark.title} cannot run; missing: {details}")
 
 
 def upload_file_of(plan: Plan) -> Path:

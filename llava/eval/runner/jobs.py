@@ -9,7 +9,7 @@ from typing import Any
 
 from llava.eval.benchmarks import Benchmark
 from llava.eval.metrics.scores import Scores
-from llava.eval.runner.evaluator import Evaluator, check_files, config_of, upload_file_of
+from llava.eval.runner.evaluator import Evaluator, config_of, upload_file_of
 from llava.eval.runner.plan import Plan
 from llava.eval.runner.ranks import Ranks
 from llava.eval.runner.running import Loader
@@ -32,6 +32,10 @@ class Result:
     partial: bool
     scores: Scores | None
     upload: Path | None
+
+
+def check_files(benchmark: Benchmark, folder: Path) -> None:
+    benchmark.require(folder)
 
 
 class _Lent(Evaluator):

@@ -192,7 +192,7 @@ class Session:
             "model_path": _absolute(Path(self.model.model_path)),
             "model_base": None if self.model.model_base is None else _absolute(Path(self.model.model_base)),
             "limit": self.limit,
-            "benchmark": None if benchmark.score is None else benchmark.name,
+            "benchmark": None if benchmark.judge is None and benchmark.submit is None else benchmark.spec,
             **shown,
             "settings": self.plan.settings,
             "filled_in": self.plan.filled_in,

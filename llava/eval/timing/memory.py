@@ -1,8 +1,8 @@
 """Peak memory of a run: what its tensors take above what was allocated before it (weights and inputs).
 
-Two figures: of the whole run, and of the decoder's prefill alone, which is its activations and the keys and values that
-it leaves behind, above what was held when it began. CUDA counts by itself (`torch.cuda.max_memory_allocated`). On a CPU
-the allocator's events are summed, from one more run under torch's profiler, which is not timed. Both count tensors and
+Two figures: of the whole run, and of the decoder's prefill alone (its activations and the keys and values that it
+leaves), above what was held when it began. CUDA counts by itself (`torch.cuda.max_memory_allocated`). On a CPU the
+allocator's events are summed, from one more run under torch's profiler, which is not timed. Both count tensors and
 the kernels' workspaces, not what an allocator keeps in reserve.
 """
 
@@ -24,24 +24,27 @@ PREFILL = "the decoder's prefill"
 
 
 class Peak(NamedTuple):
-    """Bytes at most: of the whole run, and of the decoder's prefill; None where that was not watched."""
+    """Peak bytes of the whole run, and of the decoder's prefill; None where that was not measured."""
 
     whole: int
     prefill: int | None = None
 
 
 @contextmanager
-def around_prefill(decoder: nn.Module, begin: Callable[[], Any], end: Callable[[], Any]) -> Iterator[None]:
-    """Call `begin` before the decoder's first forward inside the block, and `end` after it."""
-    seen = []
+def around_prefill(decoder: nn.Module | None, begin: Callable[[], Any], end: Callable[[], Any]) -> Iterator[None]:
+    """Call `begin` before the decoder's first forward inside the block, and `end` after it; neither without decoder."""
+    if decoder is None:
+        yield
+        return
+    forwards = []
 
     def before(*_) -> None:
-        seen.append(None)
-        if len(seen) == 1:
+        forwards.append(None)
+        if len(forwards) == 1:
             begin()
 
     def after(*_) -> None:
-        if len(seen) == 1:
+        if len(forwards) == 1:
             end()
 
     hooks = [decoder.register_forward_pre_hook(before), decoder.register_forward_hook(after, always_call=True)]
@@ -53,30 +56,29 @@ def around_prefill(decoder: nn.Module, begin: Callable[[], Any], end: Callable[[
 
 
 class CudaPeak:
-    """Bytes that a block allocates at most, from a CUDA device's own counters; nothing on other devices.
+    """Peak bytes that a block allocates, from a CUDA device's own counters; nothing on other devices.
 
-    decoder: whose first forward is watched, too; None for the block alone
+    decoder: whose first forward is measured too; None for the block alone
     `bytes` and `prefill` are None until the block ends, and where the device does not count.
     """
 
     def __init__(self, device: torch.device, decoder: nn.Module | None = None):
         self.device, self.bytes, self.prefill = device, None, None
-        self._watched = nullcontext()
-        if device.type == "cuda" and decoder is not None:
-            self._watched = around_prefill(decoder, self._begin, self._end)
+        self._counts = device.type == "cuda"
+        self._hooks = around_prefill(decoder, self._begin, self._end) if self._counts else nullcontext()
 
     def __enter__(self) -> CudaPeak:
-        if self.device.type == "cuda":
+        if self._counts:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
             self._most = 0
-        self._watched.__enter__()
+        self._hooks.__enter__()
         return self
 
     def __exit__(self, *exception) -> None:
-        self._watched.__exit__(*exception)
-        if self.device.type == "cuda":
+        self._hooks.__exit__(*exception)
+        if self._counts:
             torch.cuda.synchronize(self.device)
             self.bytes = max(self._most, torch.cuda.max_memory_allocated(self.device)) - self._before
 
@@ -91,22 +93,19 @@ class CudaPeak:
 
 
 def cpu_peak(run: Callable[[], Any], decoder: nn.Module | None = None) -> Peak:
-    """Call `run` and return the bytes of CPU memory that its tensors take at most, above those from before.
+    """Call `run` and return the peak bytes of CPU memory of its tensors, above those from before.
 
-    decoder: whose first forward is watched, too
+    decoder: whose first forward is measured too
     """
     mark = record_function(PREFILL)
-    watched = nullcontext()
-    if decoder is not None:
-        watched = around_prefill(decoder, mark.__enter__, lambda: mark.__exit__(None, None, None))
     recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with _hushed():
+    with _silent_stderr():
         recorded.start()
     try:
-        with watched:
+        with around_prefill(decoder, mark.__enter__, lambda: mark.__exit__(None, None, None)):
             run()
     finally:
-        with _hushed():
+        with _silent_stderr():
             recorded.stop()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -119,7 +118,7 @@ def cpu_peak(run: Callable[[], Any], decoder: nn.Module | None = None) -> Peak:
 
 
 def _most(changes: list[tuple[float, int]], start: float = float("-inf"), end: float = float("inf")) -> int:
-    """Return the most that is held from `start` to `end`, above what is held when it starts."""
+    """Return the most that is held from `start` to `end`, above what is held at `start`."""
     held = most = 0
     for moment, change in changes:
         if start <= moment <= end:
@@ -129,8 +128,8 @@ def _most(changes: list[tuple[float, int]], start: float = float("-inf"), end: f
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep off the screen what the profiler's library writes to stderr, past Python, when it starts and stops."""
+def _silent_stderr() -> Iterator[None]:
+    """Drop what the profiler's library writes to stderr, past Python, when it starts and stops."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nothing:

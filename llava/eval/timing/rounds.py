@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from llava.cli import UserError
 from llava.eval.runner.timing import ForwardTimer
-from llava.model.pruning import PruningConfig, PruningTrace
+from llava.model.pruning import AttentionRule, KVRule, PromptState, PruningConfig, PruningTrace, Selection
+from llava.model.pruning.methods import Replay
 
-from . import BenchError
 from .memory import CudaPeak, Peak, cpu_peak
-from .subject import Subject
+from .workload import Workload
 
 T = TypeVar("T")
-Maker = Callable[[], "PruningConfig | None"]
-"""Makes the config of one run; None is the untouched model."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one `generate` took: milliseconds of the whole batch, of one decoding step, and bytes at most."""
+    """What one `generate` took: milliseconds of the whole batch, of one decoding step, and peak bytes."""
 
     prefill: float
     decode: float | None
@@ -34,11 +34,11 @@ class Run:
     traces: list[PruningTrace]
 
 
-def run_once(subject: Subject, config: PruningConfig | None, new_tokens: int) -> Run:
-    """Generate once and look at the clock around the model's modules (`ForwardTimer`)."""
-    with torch.inference_mode(), subject.pruned(config) as session, ForwardTimer(subject.model) as timer:
-        with _quiet(), CudaPeak(subject.model.device, subject.decoder) as memory:
-            subject.ask(new_tokens)
+def run_once(workload: Workload, config: PruningConfig | None, new_tokens: int) -> Run:
+    """Generate once, with a clock around the model's modules (`ForwardTimer`); None is the untouched model."""
+    with torch.inference_mode(), workload.pruned(config) as session, ForwardTimer(workload.model) as timer:
+        with _no_garbage_collection(), CudaPeak(workload.model.device, workload.decoder) as memory:
+            workload.ask(new_tokens)
         spent = timer.take()
     return Run(
         prefill=spent.prefill,
@@ -49,30 +49,27 @@ def run_once(subject: Subject, config: PruningConfig | None, new_tokens: int) ->
     )
 
 
-def peak_on_cpu(subject: Subject, config: PruningConfig | None, new_tokens: int) -> Peak:
-    """Bytes that prefill and decoding take at most on a CPU, from a run that is not timed."""
-    with torch.inference_mode(), subject.pruned(config):
-        return cpu_peak(lambda: subject.ask(new_tokens), subject.decoder)
+def peak_on_cpu(workload: Workload, config: PruningConfig | None, new_tokens: int) -> Peak:
+    """Return the peak bytes of prefill and decoding on a CPU, from a run that is not timed."""
+    with torch.inference_mode(), workload.pruned(config):
+        return cpu_peak(lambda: workload.ask(new_tokens), workload.decoder)
 
 
 def take_turns(
-    makers: Mapping[str, Maker],
-    repeats: int,
-    run: Callable[[str, PruningConfig | None], Run],
-    label: str = "in turn",
-) -> dict[str, list[Run]]:
-    """Call `run` with every name and config once a round, in the given order: `repeats` runs by name."""
-    runs: dict[str, list[Run]] = {name: [] for name in makers}
-    with tqdm(total=repeats * len(makers), unit="run", desc=label) as bar:
-        for _ in range(repeats):
-            for name, make in makers.items():
-                runs[name].append(run(name, make()))
+    configs: Mapping[str, Any], rounds: int, run: Callable[[str, Any], T], label: str = "in turn"
+) -> dict[str, list[T]]:
+    """Call `run(name, config)` for every config once per round, in the given order; `rounds` results per name."""
+    results: dict[str, list[T]] = {name: [] for name in configs}
+    with tqdm(total=rounds * len(configs), unit="run", desc=label) as bar:
+        for _ in range(rounds):
+            for name, config in configs.items():
+                results[name].append(run(name, config))
                 bar.update()
-    return runs
+    return results
 
 
-def guarded(what: str, call: Callable[[], T]) -> T:
-    """Return what `call` does; `BenchError`, one line that names `what`, where memory does not hold it."""
+def name_out_of_memory(what: str, call: Callable[[], T]) -> T:
+    """Return what `call` does; `UserError`, one line that names `what`, where memory does not hold it."""
     try:
         return call()
     except torch.OutOfMemoryError:
@@ -81,12 +78,12 @@ def guarded(what: str, call: Callable[[], T]) -> T:
         if "allocate memory" not in str(error):
             raise
         where = "the machine's memory"
-    raise BenchError(f"{where} does not hold {what}; give a smaller --batch-size, or a half-precision --dtype")
+    raise UserError(f"{where} does not hold {what}; give a smaller --batch-size, or a half-precision --dtype")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Collect garbage before, and none in the middle."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect garbage before the block, and none inside it."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -95,3 +92,41 @@ def _quiet() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@dataclass(frozen=True)
+class Replayed(PruningConfig):
+    """The decisions of a batch without measuring: every prompt by a plan of its own, in the order of the batch.
+
+    What probing costs is a method's time minus that of its replayed traces. Attention and cache rules belong to a
+    config, not to a prompt: all plans have the same.
+    """
+
+    plans: tuple[Any, ...] = ()
+
+    @classmethod
+    def of_traces(cls, traces: Sequence[PruningTrace]) -> Replayed:
+        """Return the config that repeats the traces of a batch."""
+        return cls(plans=tuple(Replay(trace=trace.to_dict()) for trace in traces))
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise `ValueError` when a plan does not fit a decoder of `num_layers` layers."""
+        for plan in self.plans:
+            plan.check_layers(num_layers)
+
+    def attention(self, layer: int) -> AttentionRule:
+        """As recorded."""
+        return self.plans[0].attention(layer)
+
+    def cached(self, layer: int) -> KVRule:
+        """As recorded."""
+        return self.plans[0].cached(layer)
+
+    def select(self, layer: int, prompt: PromptState, measured: None) -> np.ndarray | Selection | None:
+        """As the prompt's own plan says."""
+        return self.plans[prompt.number % len(self.plans)].select(layer, prompt, measured)
+
+
+def measures(config: PruningConfig) -> bool:
+    """Whether a method measures anything, in its own stage or in the one before the decoder."""
+    return any(type(stage).probe is not PruningConfig.probe for stage in config.stages)

@@ -1,51 +1,116 @@
-"""The tables of `llava.eval.bench` for people."""
+"""What a bench prints and records: what was run and on which machine, and the tables of its figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+import transformers
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from llava.eval.results.formats import beside_dense, bytes_text, count_text
+from llava.eval.results.formats import bytes_text, change_text, count_text
+from llava.eval.results.table import Column, Table
+from llava.model.pruning import PruningConfig
+from llava.utils import device_name
 
-TIMES = ("config", "prefill", "speed-up", "ceiling", "efficiency", "probing", "decode a token", "vision")
-COSTS = (
-    "config",
-    "FLOPs, all tokens",
-    "KV",
-    "peak memory",
-    "decoder's in prefill",
-    "tokens a layer",
-    "what was pruned",
-)
+from .options import BenchOptions
+from .workload import Workload
+
+RANDOM_EMBEDDINGS = "none: visual tokens are random embeddings"
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """Print what `bench` returns."""
+def settings(
+    options: BenchOptions, workload: Workload, dtype: torch.dtype, forced: Mapping[str, PruningConfig]
+) -> dict[str, Any]:
+    """Return what was run, JSON-ready; token counts are means over prompts, `force_plan` the forced configs."""
+    tokens, visual = (sum(part) / len(workload.sizes) for part in zip(*workload.sizes, strict=True))
+    return {
+        "model": options.model,
+        "weights": "random" if workload.random else "loaded",
+        "weight_bytes": workload.weight_bytes,
+        "layers": workload.shape.layers,
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_size": options.batch_size,
+        "images": options.images,
+        "questions_per_image": options.questions_per_image,
+        "prefix_cache": options.prefix_cache if options.questions_per_image else None,
+        "text_tokens": tokens - visual,
+        "visual_tokens": visual,
+        "vision": RANDOM_EMBEDDINGS if workload.visual_mask is not None else "run",
+        "new_tokens": options.new_tokens,
+        "rounds": options.rounds,
+        "seed": options.seed,
+        "cuda_graphs": None if workload.graphs is None else workload.graphs.recorded,
+        "force_plan": {name: config.to_dict() for name, config in forced.items()} or None,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what it ran on, JSON-ready; `threads` are those of torch on the CPU."""
+    return {
+        "device": device.type,
+        "name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def heading(settings: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
+    """Return the lines above the tables."""
+    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
+    count = settings["questions_per_image"]
+    what = f"batch {settings['batch_size']}" + (f", {count} questions about one image" if count else "")
+    lines = [
+        f"{settings['model']}, {settings['weights']} weights, {settings['layers']} layers, {settings['dtype']}",
+        f"{machine['name']}{threads}, torch {machine['torch']}, transformers {machine['transformers']}",
+        f"{what}; per prompt {settings['text_tokens']:.0f} text, {settings['visual_tokens']:.0f} visual and "
+        f"{settings['new_tokens']} new tokens; medians (and ranges) of {settings['rounds']} rounds",
+    ]
+    if settings["vision"] == RANDOM_EMBEDDINGS:
+        lines.append("no vision tower: visual tokens are random embeddings")
+    if settings["cuda_graphs"] is not None:
+        lines.append(f"pruned runs replay CUDA graphs: {settings['cuda_graphs']} recordings of layers")
+    keys = ("layer_threshold", "tokens_threshold", "exit_threshold", "exit_patience")
+    for name, config in (settings["force_plan"] or {}).items():
+        lines.append(f"--force-plan: {name} with " + ", ".join(f"{key} {config[key]:.6g}" for key in keys))
+    return "\n".join(lines)
+
+
+def print_times(result: Mapping[str, Any], to: Console | None = None) -> None:
+    """Print the times, costs and warnings that `bench` returns."""
     rows = {"dense": result["dense"], **result["configs"]}
-    console.print(_table(TIMES, [_times(name, row) for name, row in rows.items()]))
-    console.print()
-    console.print(_table(COSTS, [_costs(name, row, result["dense"]) for name, row in rows.items()]))
-    for line in result["warnings"]:
-        console.print(f"[bold]{escape(line)}[/bold]", soft_wrap=True)
+    times = ("config", "prefill", "speed-up", "ceiling", "efficiency", "probing", "decode per token", "vision")
+    Table(times, [dict(zip(times, _times(name, row), strict=True)) for name, row in rows.items()]).print(to=to)
+    print()
+    columns = [
+        "config",
+        Column("flops", "FLOPs, all tokens"),
+        Column("kv_bytes", "KV"),
+        Column("peak_bytes", "peak memory"),
+        Column("prefill_peak_bytes", "decoder in prefill"),
+        Column("tokens", "tokens per layer", ",.1f"),
+        Column("pruned", "what was pruned", left=True),
+    ]
+    Table(columns, [_costs(name, row, result["dense"]) for name, row in rows.items()]).print(
+        notes=result["warnings"], to=to
+    )
 
 
 def _times(name: str, row: Mapping[str, Any]) -> list[str]:
-    if name == "dense":
-        compared = ["1.00×", "1.00×", "", ""]
-    else:
-        low, high = row["speedup_range"]
-        compared = [
-            f"{row['speedup']:.2f}× ({low:.2f}–{high:.2f})",
-            f"{row['ceiling']:.2f}×",
-            f"{100 * row['efficiency']:.0f}%",
-            f"{100 * row['probe_share']:.1f}%" if row["probe_ms_range"] else "none",
-        ]
+    compared = ["1.00×", "1.00×", "", ""]
+    if name != "dense":
+        probing = f"{100 * row['probe_share']:.1f}%" if row["probe_ms_range"] else "none"
+        compared = [ratio(row, "speedup"), f"{row['ceiling']:.2f}×", f"{100 * row['efficiency']:.0f}%", probing]
     prefill, decode, vision = (_milliseconds(row, key) for key in ("prefill_ms", "decode_ms_per_token", "vision_ms"))
     return [name, prefill, *compared, decode, vision]
+
+
+def ratio(row: Mapping[str, Any], key: str) -> str:
+    """Return a ratio with its range over the rounds."""
+    low, high = row[f"{key}_range"]
+    return f"{row[key]:.2f}× ({low:.2f}–{high:.2f})"
 
 
 def _milliseconds(row: Mapping[str, Any], key: str) -> str:
@@ -59,17 +124,21 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _costs(name: str, row: Mapping[str, Any], dense: Mapping[str, Any]) -> list[str]:
-    def beside(key: str, text) -> str:
+def _costs(name: str, row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
+    def beside(key: str, form) -> str:
         if row[key] is None:
             return "unknown"
-        return beside_dense(text(row[key]), row[key] / dense[key]) if dense[key] else text(row[key])
+        return change_text(form(row[key]), row[key] / dense[key]) if dense[key] else form(row[key])
 
     layers = row["tokens_per_layer"]
+    costs = {key: beside(key, bytes_text) for key in ("kv_bytes", "peak_bytes", "prefill_peak_bytes")}
     pruned = "nothing" if name == "dense" else plan_text(row["plans"])
-    mean = f"{sum(layers) / len(layers):,.1f}"
-    memory = [beside(key, bytes_text) for key in ("kv_bytes", "peak_bytes", "prefill_peak_bytes")]
-    return [name, beside("flops", count_text), *memory, mean, pruned]
+    return costs | {
+        "config": name,
+        "flops": beside("flops", count_text),
+        "tokens": sum(layers) / len(layers),
+        "pruned": pruned,
+    }
 
 
 def plan_text(plans: Sequence[Mapping[str, Any]]) -> str:
@@ -84,11 +153,21 @@ def plan_text(plans: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(parts) or "see tokens_per_layer"
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in headings:
-        left = heading in ("config", "what was pruned")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
+def print_questions(result: Mapping[str, Any], to: Console | None = None) -> None:
+    """Print the rates that `shared_image.measure` returns."""
+    columns = [
+        "config",
+        Column("questions_per_second", "questions/s", ".3g"),
+        Column("questions_per_second_reuse", "with cache", ".3g"),
+        *(Column(heading) for heading in ("from cache", "from pruning", "together", "rows reused")),
+    ]
+    gains = {"from cache": "gain_reuse", "from pruning": "gain_pruning", "together": "gain"}
+    table = Table(columns)
+    for name, row in result.items():
+        share = "none" if row["rows_reused"] is None else f"{100 * row['rows_reused']:.0f}%"
+        shown = {heading: ratio(row, key) for heading, key in gains.items()}
+        table.rows.append({"config": name, **row, **shown, "rows reused": share})
+    changed = [name for name, row in result.items() if row["same_decisions"] is False]
+    table.print(
+        notes=[f"{name}: some prompts were pruned otherwise with the cache (rounding)" for name in changed], to=to
+    )

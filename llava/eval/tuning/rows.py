@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.eval.compare import compare
+from llava.eval.results.comparison import compare
 from llava.eval.results.runs import EvalRun
 
 Row = dict[str, Any]
