@@ -82,7 +82,9 @@ def grid_values(text: str) -> tuple[str, tuple[float, ...]]:
 class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
     """Options of the command."""
 
-    name: str = option(help="an experiment of the list below, or all", positional=True, choices=[*EXPERIMENTS, ALL])
+    name: str = option(
+        help="an experiment of the list below, or all", positional=True, choices=[*EXPERIMENTS, ALL], metavar="NAME"
+    )
     benchmark: str = option(help="a benchmark, a folder in the format of one, or file.py:NAME")
     data_dir: Path = option(
         Path("playground/data/eval"), help="folder of the benchmarks (default playground/data/eval)"

@@ -40,7 +40,9 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 class Options:
     """Options of the command."""
 
-    names: list[str] = option([], help="notebooks, without .ipynb (default: all)", positional=True, many=True)
+    names: list[str] = option(
+        [], help="notebooks, without .ipynb (default: all)", positional=True, many=True, metavar="NAME"
+    )
     check: bool = option(False, help="run, and write nothing")
     out: Path | None = option(
         None, help="write notebooks and figures to this folder instead", metavar="FOLDER", aliases=("--output",)
