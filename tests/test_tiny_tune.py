@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from llava.eval.runner.evaluator import Evaluator
+from llava.eval.tuning.search import boldest
 from llava.model.pruning import PruningConfig
 from llava.tiny import tune
-from llava.eval.tuning.search import boldest
 from llava.tiny.tune import EXITS, SHALLOW, TOKENS, choose, search
 
 
