@@ -31,8 +31,8 @@ def markdown(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], plo
     parts = [
         f"# Calibration of {record['model']}",
         f"{sentence(record)}.",
-        f"Clopper–Pearson: whatever the true agreement on such questions is, at least 95 of 100 intervals made like this "
-        f"hold it; here nothing above {low:.2f}% is shown. The held-out questions took no part in the choice and share "
+        f"Clopper–Pearson: whatever the true agreement on such questions is, 95 of 100 such intervals or more hold it; "
+        f"here nothing above {low:.2f}% is shown. The held-out questions took no part in the choice and share "
         "no image with those that did. Questions on one image are counted as independent.",
         f"```json\n{json.dumps(record['config'], indent=1)}\n```",
         f"Chosen without labels on {record['asked']} questions, of which {record['allowed']} may differ from dense; "

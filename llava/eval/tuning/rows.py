@@ -160,7 +160,7 @@ def _flat(row: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
 
 
 def draw(rows: Sequence[Row], title: str, count: Count) -> Any:
-    """Draw accuracy against prefill FLOPs, one panel per benchmark and one of the mean: a line per method, the front."""
+    """Draw accuracy against prefill FLOPs, one panel per benchmark and one of the mean, a line per method."""
     benchmarks = list(rows[0]["accuracy"])
     panels = {MEAN: [row["mean"] for row in rows]} | {b: [row["accuracy"][b] for row in rows] for b in benchmarks}
     methods = list(dict.fromkeys(row["method"] for row in rows))

@@ -33,7 +33,7 @@ def all_candidates(space: Space) -> list[Candidate]:
 
 
 def by_tokens(space: Space, one: Candidate) -> Callable[[float], PruningConfig]:
-    """Return a candidate's config as a function of how many tokens stay, from 1 (at 0) to all (at 1), in even ratios."""
+    """Return a candidate's config as a function of the tokens that stay: 1 (at 0) to all (at 1), in even ratios."""
 
     def at(x: float) -> PruningConfig:
         threshold = space.keeping(one.shallow, one.layer_threshold, space.share(1.0) ** x)
@@ -71,7 +71,7 @@ def around(best: Candidate, candidates: Sequence[Candidate], count: int) -> list
 
 
 def _place(one: Candidate) -> tuple[float, ...]:
-    """Coordinates of a setting, each axis about 1 long: how shallow layers attend, where it filters and exits, tokens."""
+    """Coordinates of a setting, each axis about 1 long."""
     kind = {"remove": 0.0, "dense": 0.5, None: 1.0}[one.shallow.visual]
     return (
         kind,
