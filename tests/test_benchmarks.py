@@ -5,23 +5,34 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.benchmarks import BENCHMARKS, find_benchmark, find_benchmarks
-from llava.eval.metrics.answer_files import ScoreError, read_answers
-from llava.eval.runner import prompts
+from llava.cli import UserError
+from llava.eval.benchmarks import (
+    BENCHMARKS,
+    find_benchmark,
+    find_benchmarks,
+    mmbench,
+    mme,
+    mmstar,
+    scienceqa,
+    textvqa,
+    vizwiz,
+)
+from llava.eval.benchmarks.base import LETTER, SHORT, short_answer
+from llava.eval.metrics.answer_files import read_answers
 from llava.tiny.benchmarks import write_benchmarks
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "prompts" / "benchmarks.json").read_text())
 TEXT_OF = {
-    "gqa": prompts.short_answer,
-    "mme": prompts.mme,
-    "textvqa": prompts.textvqa,
-    "pope": prompts.short_answer,
-    "scienceqa": prompts.science_qa,
-    "mmbench": prompts.mmbench,
-    "mmstar": prompts.mmstar,
+    "gqa": short_answer,
+    "mme": mme.prompt,
+    "textvqa": textvqa.prompt,
+    "pope": short_answer,
+    "scienceqa": scienceqa.prompt,
+    "mmbench": mmbench.prompt,
+    "mmstar": mmstar.prompt,
     "mmvet": lambda question: question,
-    "vqav2": prompts.short_answer,
-    "vizwiz": prompts.vizwiz,
+    "vqav2": short_answer,
+    "vizwiz": vizwiz.prompt,
 }
 
 
@@ -38,17 +49,18 @@ def test_every_real_benchmark_has_a_recorded_prompt():
 
 
 def test_parts_of_a_prompt_that_may_be_absent():
-    assert prompts.science_qa("Q?", ["x", "y"], "") == f"Q?\nA. x\nB. y\n{prompts.LETTER}"
-    assert prompts.mmbench("Q?", {"A": "x"}, None) == f"Q?\nA. x\n{prompts.LETTER}"
-    assert prompts.textvqa("q", []) == f"Q\nReference OCR token: \n{prompts.SHORT}"
-    assert prompts.mme("Is it? Please answer yes or no.") == prompts.mme("Is it?")
+    assert scienceqa.prompt("Q?", ["x", "y"], "") == f"Q?\nA. x\nB. y\n{LETTER}"
+    assert mmbench.prompt("Q?", {"A": "x"}, None) == f"Q?\nA. x\n{LETTER}"
+    assert textvqa.prompt("q", []) == f"Q\nReference OCR token: \n{SHORT}"
+    assert mme.prompt("Is it? Please answer yes or no.") == mme.prompt("Is it?")
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=list(BENCHMARKS))
 def test_a_benchmark_is_whole(benchmark):
     assert BENCHMARKS[benchmark.name] is benchmark
-    assert (benchmark.score is None) == (benchmark.figure is None)
-    assert benchmark.score or benchmark.submit
+    assert (benchmark.judge is None) == (benchmark.figure is None) == (benchmark.references is None)
+    assert benchmark.judge or benchmark.submit
+    assert find_benchmark(benchmark.spec) is benchmark
     needed = [need.path for need in benchmark.needs]
     assert {benchmark.questions, benchmark.images} <= set(needed)
     assert len(set(needed)) == len(needed)
@@ -72,7 +84,7 @@ def test_benchmarks_are_found_by_name_by_folder_and_by_a_folder_named_after_one(
     own = find_benchmark("textvqa_Tune")
     assert (own.folder, own.questions, own.counts) == ("textvqa_Tune", BENCHMARKS["textvqa"].questions, ())
     for name in ("", "gq", "gqa/x", "gqa_x/../../y", "tune_gqa"):
-        with pytest.raises(ValueError, match="not known; known are gqa, mme"):
+        with pytest.raises(ValueError, match="is not known.*known are gqa, mme"):
             find_benchmark(name)
     assert [b.name for b in find_benchmarks("pope, gqa,pope")] == ["pope", "gqa"]
     with pytest.raises(ValueError, match="no benchmark named"):
@@ -123,5 +135,5 @@ def test_the_rehearsal_finds_references_of_other_questions(minis, tmp_path):
     references = json.loads((source / "data" / "testdev_balanced_questions.json").read_text())
     references.pop(next(iter(references)))
     (folder / "data" / "testdev_balanced_questions.json").write_text(json.dumps(references))
-    with pytest.raises(ScoreError, match="1 answers to unknown questions"):
+    with pytest.raises(UserError, match="1 answers to unknown questions"):
         gqa.rehearse(folder)

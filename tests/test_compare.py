@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 from run_fixtures import RANDOM, GqaMade, metadata, write_run
 
-from llava.eval import eval_gqa
-from llava.eval.compare import compare, main
+from llava.eval.benchmarks import find_benchmark
+from llava.eval.compare import main
 from llava.eval.metrics.answer_files import read_jsonl
 from llava.eval.model_vqa_loader import eval_model
-from llava.eval.results.runs import read_run
+from llava.eval.results.comparison import compare
+from llava.eval.runner.run import Run
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
 
@@ -52,7 +53,7 @@ def test_fixed_broken_scores_agreement_and_costs_are_those_that_were_made(pair, 
 
 
 def test_swapping_the_runs_mirrors_everything(pair):
-    a, b = map(read_run, pair)
+    a, b = map(Run.read, pair)
     there, back = compare(a, b), compare(b, a)
     low, high = there["scores"]["accuracy"]["interval"]
     assert back["scores"]["accuracy"]["interval"] == pytest.approx([-high, -low])
@@ -84,9 +85,9 @@ def test_soft_scores_count_as_fixed_when_they_rise(mini, tmp_path):
     own = tmp_path / "annotations.json"
     own.write_text(json.dumps(annotations))
     keys = [(row["question_id"], row["text"]) for _, row in read_jsonl(questions, "questions")]
-    a = read_run(write_run(tmp_path / "a.jsonl", questions, dict.fromkeys(keys, "stop")))
-    b = read_run(write_run(tmp_path / "b.jsonl", questions, dict.fromkeys(keys, "go")))
-    result = compare(a, b, annotations=own, resamples=10)
+    a = Run.read(write_run(tmp_path / "a.jsonl", questions, dict.fromkeys(keys, "stop")))
+    b = Run.read(write_run(tmp_path / "b.jsonl", questions, dict.fromkeys(keys, "go")))
+    result = compare(a, b, references=own, resamples=10)
     assert (result["fixed"], result["broken"], result["agreement"]["equal"]) == (40, 0, 0)
     assert 0 < result["scores"]["accuracy"]["a"] < result["scores"]["accuracy"]["b"] == 100
 
@@ -107,21 +108,21 @@ def test_the_table_for_people_has_the_figures(pair, capsys):
     assert "…" not in table
 
 
-def test_without_annotations_agreement_and_costs_remain(pair, gqa, capsys):
+def test_without_references_agreement_and_costs_remain(pair, gqa, capsys):
     gqa.annotations.unlink()
     result = result_of(capsys, *pair)
     assert "scores" not in result and "fixed" not in result
     assert result["agreement"]["equal"] == 32 and result["costs"]["flops"]["ratio"] < 1
-    assert "no scores: annotations of gqa not found" in result["notes"][0]
+    assert "no scores: references of gqa not found" in result["notes"][0]
     assert main([*map(str, pair), "--benchmark", "gqa"]) == 1
-    assert "--annotations" in capsys.readouterr().err
+    assert "references of gqa not found" in capsys.readouterr().err
 
 
-def test_annotations_and_benchmark_can_be_named(pair, gqa, tmp_path, capsys):
+def test_references_and_benchmark_can_be_named(pair, gqa, tmp_path, capsys):
     moved = tmp_path / "elsewhere.json"
     gqa.annotations.rename(moved)
     gqa.questions.unlink()  # then images are unknown, and GQA's question ids are all different
-    result = result_of(capsys, *pair, "--annotations", moved, "--benchmark", "gqa")
+    result = result_of(capsys, *pair, "--references", moved, "--benchmark", "gqa")
     assert result["fixed"] == 3 and result["clusters"] == {"by": "question id", "count": 40}
 
 
@@ -129,14 +130,14 @@ def test_unbalanced_questions_are_left_out_of_the_score_and_told(pair, gqa):
     annotations = json.loads(gqa.annotations.read_text())
     annotations[gqa.keys[0][0]]["isBalanced"] = False
     gqa.annotations.write_text(json.dumps(annotations))
-    result = compare(*map(read_run, pair))
+    result = compare(*map(Run.read, pair))
     assert (result["scored"], result["broken"], result["questions"]) == (39, 4, 40)
     assert "1 questions are not in" in result["notes"][0]
 
 
 def test_other_models_and_machines_are_allowed_and_said(gqa, pair, tmp_path):
     other = gqa.run(tmp_path / "other.jsonl", settings={"model": "large:4567", "dtype": "float16"}, batch_size=8)
-    notes = " | ".join(compare(read_run(pair[0]), read_run(other))["notes"])
+    notes = " | ".join(compare(Run.read(pair[0]), Run.read(other))["notes"])
     assert "the models differ: small:0123 and large:4567" in notes
     assert "dtype differs: float32 and float16" in notes and "batch_size differs: 4 and 8" in notes
 
@@ -161,11 +162,11 @@ def test_chunks_of_one_run_are_put_together(gqa, pair, tmp_path):
     folder = tmp_path / "visipruner"
     for n, part in enumerate((answers[:23], answers[23:])):
         write_run(folder / f"2_{n}.jsonl", gqa.questions, dict(part), RANDOM, settings={"chunk": [n, 2]})
-    whole, chunked = read_run(pair[1]), read_run(folder)
+    whole, chunked = Run.read(pair[1]), Run.read(folder)
     assert (chunked.name, chunked.problem) == ("visipruner", None)
     assert list(chunked.answers) == list(whole.answers)
     assert chunked.costs == whole.costs
-    assert read_run(folder / "2_1.jsonl").problem == "1 of 2 chunks are there"
+    assert Run.read(folder / "2_1.jsonl").problem == "1 of 2 chunks are there"
 
 
 def no_run_file(gqa, folder):
@@ -226,7 +227,7 @@ def other_keys(gqa, folder):
     [
         (no_run_file, "y.run.json is missing"),
         (broken_run_file, "x.run.json is not a run file"),
-        (no_answers_file, "x.jsonl"),
+        (no_answers_file, "answers file not found"),
         (two_runs, "holds 2 runs; name one of them"),
         (empty_folder, "holds no run"),
         (twice, "x.jsonl:41 answers the question of"),
@@ -243,7 +244,12 @@ def test_what_cannot_be_compared_is_refused_in_one_line(gqa, pair, tmp_path, cap
     assert message in error
 
 
-@pytest.mark.parametrize("words", [["--examples", "-1"], ["--resamples", "0"], ["--benchmark", "coco"]])
+def test_an_unknown_benchmark_is_one_line(pair, capsys):
+    assert main([*map(str, pair), "--benchmark", "gpa"]) == 1
+    assert "did you mean gqa?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--examples", "-1"], ["--resamples", "0"], ["--example", "1"]])
 def test_wrong_arguments_are_status_2(pair, words):
     with pytest.raises(SystemExit, match="2"):
         main([*map(str, pair), *words])
@@ -273,6 +279,6 @@ def test_a_real_pair_of_runs_of_the_small_model(mini, tmp_path, capsys):
         totals = records[name]["totals"]
         assert result["costs"]["flops"][letter] == pytest.approx(totals["flops"] / 24)
         assert result["costs"]["prefill_ms"][letter] == pytest.approx(totals["milliseconds"]["prefill"] / 24, rel=1e-3)
-        score = eval_gqa.score(result["annotations"], tmp_path / f"{name}.jsonl", partial=True)
+        score = find_benchmark("gqa_mini").score(mini / "gqa_mini", tmp_path / f"{name}.jsonl", partial=True)
         assert result["scores"]["accuracy"][letter] == pytest.approx(score["accuracy"])
     assert result["costs"]["flops"]["ratio"] < 0.9 > result["costs"]["kv_bytes"]["ratio"]

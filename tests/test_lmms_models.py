@@ -120,15 +120,17 @@ def test_a_likelihood_is_a_pair_for_callers_and_a_result_whose_text_it_is_for_th
         ({"pruning": str(MODEL / "pruning.json")}, "pruning.json is a path"),
         ({"pruning": '{"mode":["deep"]}'}, "mid_deep_layer"),
         ({"pruning": '{"mode":["deep"],"mid_deep_layer":60}'}, "mid_deep_layer"),
-        ({"pretrained": "no/such/model"}, "pretrained 'no/such/model': no such folder"),
+        ({"pretrained": "no/such/model"}, "no such folder"),
         ({"batch_size": "auto"}, "batch_size must be a number"),
+        ({"max_pixels": "0"}, "max_pixels must be a number from 1"),
+        ({"max_pixels": "9999"}, "max.pixels"),
         ({"reuse_prefix": "yes"}, "reuse_prefix must be true or false, got 'yes'"),
         ({"prefix_cache_bytes": "2GB"}, "prefix_cache_bytes must be a number from 0, got '2GB'"),
         ({"prefix_cache": "on"}, "prefix_cache must be auto, off or a number of bytes, got 'on'"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(models, arguments, monkeypatch, changes, message):
-    monkeypatch.setattr(models, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(models.LoadedModel, "from_path", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=message):
         models.VisiPrunerChat(**arguments | changes)
 

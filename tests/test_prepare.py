@@ -14,8 +14,9 @@ from prepare_fixtures import (
     write_zip,
 )
 
+from llava.cli import UserError
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.prepare import Layout, PrepareError, check, prepare
+from llava.eval.prepare import Layout, check, prepare
 from llava.eval.prepare.__main__ import main
 from llava.eval.runner.questions import read_questions
 
@@ -136,7 +137,12 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert text.count("\n") == 1
         return status, text
 
-    assert error("gqqa")[0] == 2
+    assert error("gqqa") == (
+        1,
+        "error: benchmark 'gqqa' is not known (did you mean gqa?); known are "
+        + ", ".join(BENCHMARKS)
+        + ", or path/file.py:NAME\n",
+    )
     assert error("gqa", str(tmp_path / "no.zip")) == (1, f"error: source not found: {tmp_path / 'no.zip'}\n")
     broken = write_zip(tmp_path / "broken.zip", {"a": "b" * 100})
     broken.write_bytes(broken.read_bytes()[:-30])
@@ -164,7 +170,7 @@ def test_an_archive_cannot_write_outside_the_folder(downloads, tmp_path):
     for image in ("../../../n1.jpg", "/etc/n1.jpg"):
         rows[0]["image"] = image
         hostile = write_zip(tmp_path / "hostile.zip", {GQA_FILE: jsonl(rows), "n1.jpg": picture("red")})
-        with pytest.raises(PrepareError, match="must be a path inside"):
+        with pytest.raises(UserError, match="must be a path inside"):
             prepare(gqa, [hostile], tmp_path / "b" / "out")
     assert list(tmp_path.rglob("n1.jpg")) == [tmp_path / "a" / "out" / "gqa" / gqa.images / "n1.jpg"]
 
@@ -174,7 +180,7 @@ def test_a_symbolic_link_out_of_the_folder_is_not_written_through(downloads, tmp
     elsewhere.mkdir()
     folder.mkdir(parents=True)
     (folder / "images").symlink_to(elsewhere)
-    with pytest.raises(PrepareError, match="symbolic link leads out"):
+    with pytest.raises(UserError, match="symbolic link leads out"):
         prepare(BENCHMARKS["gqa"], sorted(downloads.iterdir()), tmp_path / "out")
     assert list(elsewhere.iterdir()) == []
     for name, color in (("n1", "red"), ("n2", "blue")):  # images that are there already are used
@@ -192,9 +198,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         for number in range(3):
             write({"n": number})
     assert json.loads((tmp_path / "list.json").read_text()) == {"data": [{"n": 0}, {"n": 1}, {"n": 2}]}
-    with layout.mapping("map.json") as write:
-        write(('a"b', [1]))
-    assert layout.json("map.json") == {'a"b': [1]}
+    layout.json("map.json", {'a"b': [1]})
+    assert layout.read_json("map.json") == {'a"b': [1]}
 
 
 def test_mme_in_either_layout_of_the_release(tmp_path):
@@ -326,10 +331,10 @@ def test_mmstars_table(tmp_path):
 def test_a_table_with_a_damaged_image_names_the_line(tmp_path):
     row = {"index": 7, "question": "Q?", "A": "x", "B": "y", "answer": "A", "image": "!" * 100}
     table = mmbench_table(tmp_path / "mmbench_dev.tsv", [row])
-    with pytest.raises(PrepareError, match="mmbench_dev.tsv:2: the image is not base64"):
+    with pytest.raises(UserError, match="mmbench_dev.tsv:2: the image is not base64"):
         prepare(BENCHMARKS["mmbench"], [table], tmp_path / "out")
     row["image"] = as_base64(b"no picture at all, only a text of some length that is not one either")
-    with pytest.raises(PrepareError, match="row 7: not an image"):
+    with pytest.raises(UserError, match="image 7: not an image"):
         prepare(BENCHMARKS["mmbench"], [mmbench_table(table, [row])], tmp_path / "out")
     assert not (tmp_path / "out" / "mmbench" / "mmbench_dev_20230712.jsonl").exists()
 
@@ -356,7 +361,7 @@ def test_val_splits_from_the_authors_files(tmp_path):
 
 def test_an_authors_file_of_another_form_is_one_clear_error(tmp_path):
     (tmp_path / "val.json").write_text('[{"image": "a.jpg"}]')
-    with pytest.raises(PrepareError, match="val.json has not the form it should have: KeyError.'question'"):
+    with pytest.raises(UserError, match="val.json does not have the form it should have: KeyError.'question'"):
         prepare(BENCHMARKS["vizwiz_val"], [tmp_path / "val.json"], tmp_path / "out")
 
 
@@ -366,7 +371,7 @@ def test_checking_reads_a_folder_without_changing_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "pope").mkdir()
     (tmp_path / "pope" / "llava_pope_test.jsonl").write_text('{"image": 3}\n')
-    with pytest.raises(PrepareError, match="llava_pope_test.jsonl:1: expected a JSON object"):
+    with pytest.raises(UserError, match="llava_pope_test.jsonl:1: expected a JSON object"):
         check(BENCHMARKS["pope"], tmp_path)
 
 
@@ -379,5 +384,5 @@ def test_without_pyarrow_a_parquet_file_is_refused_in_one_line(tmp_path, monkeyp
 
 def test_parquet_inside_an_archive_is_refused(tmp_path):
     archive = write_zip(tmp_path / "x.zip", {"data/test-0.parquet": "PAR1"})
-    with pytest.raises(PrepareError, match="unpack the archive"):
+    with pytest.raises(UserError, match="unpack the archive"):
         prepare(BENCHMARKS["mmvet"], [archive], tmp_path / "out")

@@ -7,9 +7,11 @@ import pytest
 from prepare_fixtures import LETTER, SHORT, jsonl, picture, read_jsonl
 from pyarrow import parquet
 
+from llava.cli import UserError
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.prepare import PrepareError, prepare
-from llava.eval.prepare.parquet import BATCH, choose, rows
+from llava.eval.prepare import Layout, prepare
+from llava.eval.prepare.rows import BATCH, choose
+from llava.eval.prepare.rows import parquet_rows as rows
 from llava.eval.runner.questions import read_questions
 
 RED, BLUE = picture("red"), picture("blue", "PNG")
@@ -173,7 +175,7 @@ def test_mmvet(tmp_path):
     (asked,), _ = prepared("mmvet", write(tmp_path / "test-0.parquet", [row]), tmp_path / "out")
     assert (asked.question_id, asked.image, asked.text) == (12, "v1_12.png", "Who?")
     bad = write(tmp_path / "bad" / "test-0.parquet", [row | {"question_id": "12"}])
-    with pytest.raises(PrepareError, match="'12' should be v1_ and a number"):
+    with pytest.raises(UserError, match="'12' should be v1_ and a number"):
         prepare(BENCHMARKS["mmvet"], [bad], tmp_path / "else")
 
 
@@ -206,21 +208,19 @@ def test_vizwiz(tmp_path):
 def test_an_interrupted_call_goes_on_with_the_images_that_are_there(tmp_path, monkeypatch):
     row = {"question_id": "v1_0", "question": "Who?", "image": cell(BLUE)}
     source = write(tmp_path / "test-0.parquet", [row | {"question_id": f"v1_{i}"} for i in range(3)])
-    from llava.eval.prepare import answers_short
+    real, seen = Layout.image_name, []
 
-    real, seen = answers_short.suffix_of, []
-
-    def interrupted(data, where):
-        seen.append(where)
+    def interrupted(layout, stem, data):
+        seen.append(stem)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return real(data, where)
+        return real(layout, stem, data)
 
-    monkeypatch.setattr(answers_short, "suffix_of", interrupted)
+    monkeypatch.setattr(Layout, "image_name", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(BENCHMARKS["mmvet"], [source], tmp_path / "out")
     assert not (tmp_path / "out" / "mm-vet" / "llava-mm-vet.jsonl").exists()
-    monkeypatch.setattr(answers_short, "suffix_of", real)
+    monkeypatch.setattr(Layout, "image_name", real)
     layout = prepare(BENCHMARKS["mmvet"], [source], tmp_path / "out")[1]
     assert (layout.written, layout.kept) == (2, 2)
 
@@ -254,17 +254,17 @@ def test_rows_come_in_small_batches_and_only_needed_columns(tmp_path, monkeypatc
 
 def test_a_missing_column_and_a_damaged_file_are_one_clear_error(tmp_path):
     good = write(tmp_path / "a.parquet", [{"id": 1}])
-    with pytest.raises(PrepareError, match="a.parquet: column 'image' is missing; found id"):
+    with pytest.raises(UserError, match="a.parquet: column 'image' is missing; found id"):
         list(rows([good], ("id", "image")))
     good.write_bytes(good.read_bytes()[:-5])
-    with pytest.raises(PrepareError, match="not a readable parquet file"):
+    with pytest.raises(UserError, match="not a readable parquet file"):
         list(rows([good], ("id",)))
 
 
 def test_a_row_without_an_image_is_named(tmp_path):
     row = {"question_id": "v1_0", "question": "Who?"}
     source = write(tmp_path / "test-0.parquet", [row | {"image": {"bytes": None, "path": "x/y.png"}}])
-    with pytest.raises(PrepareError, match="v1_0: no image in the row, only the path 'x/y.png'"):
+    with pytest.raises(UserError, match="v1_0: no image in the row, only the path 'x/y.png'"):
         prepare(BENCHMARKS["mmvet"], [source], tmp_path / "out")
 
 

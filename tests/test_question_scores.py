@@ -7,9 +7,9 @@ import pytest
 from llava_fixtures import write_json
 from loader_fixtures import write_jsonl
 
-from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.metrics.answer_files import ScoreError, read_answers
-from llava.eval.results.question_scores import SCORERS, find_annotations
+from llava.cli import UserError
+from llava.eval.benchmarks import BENCHMARKS, benchmark_of
+from llava.eval.metrics.answer_files import read_answers
 
 LETTERS = "ABC"
 
@@ -96,9 +96,9 @@ def test_the_mean_score_is_the_scorers_accuracy(tmp_path, make, name):
         for row in rows
     ]
     file = write_jsonl(tmp_path / "answers.jsonl", answers)
-    kind, annotations = find_annotations(questions)
-    assert kind == make.__name__
-    scores = SCORERS[kind].scores(questions, annotations, read_answers(file))
+    found = benchmark_of(questions)
+    assert found.kind == benchmark.kind
+    scores = found.question_scores(read_answers(file), questions, found.references_at(folder))
     expected = benchmark.score(folder, file, False)["accuracy"]
     assert 0 < expected < 100
     assert 100 * sum(scores.values()) / len(scores) == pytest.approx(expected)
@@ -111,13 +111,12 @@ def test_answers_to_unknown_questions_have_no_score(tmp_path):
     annotations.write_text(json.dumps({"1": {"answer": "red"}}))
     rows = [{"question_id": n, "prompt": "Colour?", "text": "Red."} for n in ("1", "2")]
     answers = read_answers(write_jsonl(tmp_path / "answers.jsonl", rows))
-    assert SCORERS["gqa"].scores(tmp_path / "q.jsonl", annotations, answers) == {("1", "Colour?"): 1}
+    scores = BENCHMARKS["gqa"].question_scores(answers, tmp_path / "q.jsonl", annotations)
+    assert scores == {("1", "Colour?"): 1}
 
 
 def test_unknown_benchmarks_are_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ScoreError, match="no known benchmark's folder; known: gqa, mme"):
-        find_annotations(tmp_path / "nothing" / "q.jsonl")
-    with pytest.raises(ScoreError, match="benchmark 'coco' is not known"):
-        find_annotations(tmp_path / "gqa" / "q.jsonl", kind="coco")
-    with pytest.raises(ScoreError, match="name them with --annotations"):
-        find_annotations(tmp_path / "gqa" / "q.jsonl")
+    with pytest.raises(UserError, match="no known benchmark's folder; known: gqa, mme"):
+        benchmark_of(tmp_path / "nothing" / "q.jsonl")
+    with pytest.raises(UserError, match="benchmark 'coco' is not known"):
+        benchmark_of(tmp_path / "gqa" / "q.jsonl", "coco")

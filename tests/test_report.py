@@ -6,18 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from run_fixtures import LAYERS, RANDOM, TEXT, VISUAL, GqaMade, metadata, write_run
 
-from llava.eval.report import _drawn, main, make_report
-from llava.eval.results.formats import beside_dense, bytes_text, config_text, count_text
-from llava.eval.results.plots import pareto_front
-from llava.eval.results.report_rows import label_runs, make_row
-from llava.eval.results.runs import read_run
-from llava.eval.runner.run import find_runs
-from llava.model.pruning import PruningConfig
+from llava.eval.report import main
+from llava.eval.results.plots import PlotOptions
+from llava.eval.results.reporting import drawn, label_runs, make_report, make_row
+from llava.eval.runner.run import Run, find_runs
 
 WRONG = {1, 2, 7, 30}
 
@@ -100,23 +95,23 @@ def test_markdown_tables_are_well_formed(folder, gqa, tmp_path):
 def test_what_is_drawn_of_a_run(gqa, tmp_path):
     traces = [metadata(), metadata(4, 3), metadata(0, 2), metadata(6)]
     answers = dict(list(gqa.answers({1}).items())[:4])
-    run = read_run(write_run(tmp_path / "x.jsonl", gqa.questions, answers, RANDOM, traces=traces, limit=4))
+    run = Run.read(write_run(tmp_path / "x.jsonl", gqa.questions, answers, RANDOM, traces=traces, limit=4))
     one = label_runs([run])[0]
-    drawn = _drawn(run, make_row(one, None))
-    assert drawn.filter_layers.tolist() == [-1, 1, 1, 1]
-    assert drawn.exit_layers.tolist() == [-1, 3, 2, -1]
-    assert drawn.kept.tolist() == [VISUAL, 4, 0, 6]
-    assert drawn.tokens.shape == (4, LAYERS) and drawn.tokens[1].tolist() == [30, 30, 14, 10]
-    assert drawn.accuracy == 75 and not drawn.dense
+    shown = drawn(run, make_row(one))
+    assert shown.filter_layers.tolist() == [-1, 1, 1, 1]
+    assert shown.exit_layers.tolist() == [-1, 3, 2, -1]
+    assert shown.kept.tolist() == [VISUAL, 4, 0, 6]
+    assert shown.tokens.shape == (4, LAYERS) and shown.tokens[1].tolist() == [30, 30, 14, 10]
+    assert shown.accuracy == 75 and not shown.dense
     flops = [sum(trace[key] for trace in traces) for key in ("flops_all_tokens", "dense_flops_all_tokens")]
-    assert drawn.flops_share == pytest.approx(100 * flops[0] / flops[1])
+    assert shown.flops_share == pytest.approx(100 * flops[0] / flops[1])
 
 
 def test_dense_runs_alone_have_no_decisions_to_draw(gqa, tmp_path):
-    report = make_report([read_run(gqa.run(tmp_path / "dense.jsonl"))], tmp_path / "report")
+    report = make_report([Run.read(gqa.run(tmp_path / "dense.jsonl"))], tmp_path / "report")
     assert not any("decisions" in file for file in report["files"])
     gqa.annotations.unlink()
-    report = make_report([read_run(tmp_path / "dense.jsonl")], tmp_path / "other")
+    report = make_report([Run.read(tmp_path / "dense.jsonl")], tmp_path / "other")
     assert [file for file in report["files"] if file.endswith(".png")] == [str(tmp_path / "other" / "small-tokens.png")]
 
 
@@ -183,30 +178,4 @@ def test_nothing_to_report_is_one_line(tmp_path, capsys, name, message):
 def test_runs_without_any_answer_are_refused(gqa, tmp_path, capsys):
     write_run(tmp_path / "empty.jsonl", gqa.questions, {}, RANDOM, state="running")
     assert main([str(tmp_path / "empty.jsonl"), "--out", str(tmp_path / "out")]) == 1
-    assert "none of the 1 runs has an answer yet" in capsys.readouterr().err
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
-def test_the_pareto_front_is_what_nothing_dominates(points):
-    def beaten(mine, other):
-        return other[0] <= mine[0] and other[1] >= mine[1] and other != mine
-
-    front = {points[index] for index in pareto_front(points)}
-    assert front == {point for point in points if not any(beaten(point, other) for other in points)}
-
-
-def test_a_config_in_one_line_leaves_out_what_is_default():
-    paper = {"mode": ["shallow", "middle"], "shallow_mid_layer": 4, "layer_threshold": 0.995, "tokens_threshold": 0.2}
-    line = config_text(PruningConfig.from_dict(paper).to_dict())
-    assert line.startswith("visipruner paper, mode shallow+middle, shallow_mid_layer 4")
-    assert "exit_patience" not in line and "kv" not in line
-    changed = config_text(PruningConfig.from_dict(paper | {"kv": "all", "exit_patience": 3}).to_dict())
-    assert "kv all" in changed and "exit_patience 3" in changed
-    assert config_text(None) == "dense"
-    assert config_text({"method": "unheard of", "keep": 3}) == "unheard of, keep 3"
-
-
-def test_units():
-    assert [count_text(value) for value in (3.817e12, 8.6e8, 12_345, 12)] == ["3.82T", "860M", "12.3K", "12"]
-    assert [bytes_text(value) for value in (3.51e6, 512e3, 100)] == ["3.51 MB", "512 kB", "100 B"]
-    assert (beside_dense("505M", 0.587), beside_dense("860M", 1.0)) == ("505M (-41%)", "860M")
+    assert "no run to report: " in capsys.readouterr().err

@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from llava.cli import UserError
 from llava.eval import eval_gqa
-from llava.eval.eval_gqa import normalize_prediction, score
-from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.benchmarks.gqa import GQA, normalize
+
+
+def score(questions, answers, partial=False):
+    return GQA.score_files(questions, questions, answers, partial)
 
 
 def question(answer, structural="query", semantic="attr", detailed="color", **more):
@@ -38,7 +42,7 @@ def write(tmp_path):
     [("Yes.", "yes"), ("no...", "no"), ("Red", "red"), ("Yes, it is", "yes, it is"), ("Yes. ", "yes. "), (".5", ".5")],
 )
 def test_prediction_loses_trailing_periods_and_capitals_only(text, expected):
-    assert normalize_prediction(text) == expected
+    assert normalize(text) == expected
 
 
 def test_exact_match_overall_and_by_type(write):
@@ -87,7 +91,7 @@ def test_integer_ids_match_the_files_string_ids(write):
 )
 def test_answers_that_do_not_cover_the_questions_are_refused_unless_partial(write, ids, counts):
     files = write(QUESTIONS, [(i, "red") for i in ids])
-    with pytest.raises(ScoreError, match=counts):
+    with pytest.raises(UserError, match=counts):
         score(*files)
     result = score(*files, partial=True)
     assert result["partial"]
@@ -95,7 +99,7 @@ def test_answers_that_do_not_cover_the_questions_are_refused_unless_partial(writ
 
 
 def test_nothing_answered_is_an_error_even_when_partial(write):
-    with pytest.raises(ScoreError, match="nothing to score"):
+    with pytest.raises(UserError, match="nothing to score"):
         score(*write(QUESTIONS, []), partial=True)
 
 

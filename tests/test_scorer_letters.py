@@ -5,10 +5,12 @@ import csv
 import pytest
 from answer_fixtures import last_json, write_answers
 
-from llava.eval import eval_mmbench, eval_mmstar
-from llava.eval.metrics.answer_files import ScoreError
-from llava.eval.metrics.option_letter import infer_option, says_option
-from llava.eval.metrics.option_tables import choices_of, is_nothing, read_table
+from llava.cli import UserError
+from llava.eval import eval_mmstar
+from llava.eval.benchmarks.mmbench import MMBENCH, infer_option
+from llava.eval.benchmarks.mmbench import read as read_mmbench
+from llava.eval.benchmarks.mmstar import MMSTAR, says_option
+from llava.eval.metrics.tables import choices_of, is_empty, read_table
 
 CHOICES = {"A": "a red car", "B": "Blue Bus", "C": "green tram"}
 
@@ -64,7 +66,7 @@ def test_mmstars_reading_of_an_answer(answer, says):
 def test_empty_cells_end_the_options():
     assert choices_of({"A": "x", "B": "y", "C": "nan", "D": "z"}) == {"A": "x", "B": "y"}
     assert choices_of({"A": "0", "B": "false", "C": None}) == {"A": "0", "B": "false"}
-    assert [value for value in ("", "NONE", "N/A", "None", "no", "0", None) if not is_nothing(value)] == ["no", "0"]
+    assert [value for value in ("", "NONE", "N/A", "None", "no", "0", None) if not is_empty(value)] == ["no", "0"]
 
 
 def write_table(path, rows):
@@ -91,7 +93,9 @@ def mmbench(tmp_path):
         mmbench_row(1_000_002, "A", "logic"),
     ]
     table = write_table(tmp_path / "table.tsv", rows)
-    return lambda texts, **options: eval_mmbench.score(table, write_answers(tmp_path / "a.jsonl", texts), **options)
+    return lambda texts, **options: MMBENCH.score_files(
+        table, table, write_answers(tmp_path / "a.jsonl", texts), **options
+    )
 
 
 def test_single_pass_and_circular(mmbench):
@@ -119,17 +123,17 @@ def test_an_unreadable_answer_is_wrong_and_counted(mmbench):
 
 def test_partial_mmbench_counts_only_whole_circles(mmbench):
     texts = {1: "A", 2: "B", 1000002: "A"}
-    with pytest.raises(ScoreError, match="3 of 5 questions answered, 2 missing"):
+    with pytest.raises(UserError, match="3 of 5 questions answered, 2 missing"):
         mmbench(texts)
     result = mmbench(texts, partial=True)
     assert (result["accuracy"], result["circular"]) == (100, 100)
     assert result["groups"]["category"]["ocr"]["circular"] is None
-    assert "-" in eval_mmbench.render(result)
+    assert "-" in MMBENCH.render(result)
 
 
 def test_a_table_without_rotations_has_no_circular_figure(tmp_path):
     table = write_table(tmp_path / "t.tsv", [mmbench_row(1, "A"), mmbench_row(2, "A")])
-    result = eval_mmbench.score(table, write_answers(tmp_path / "a.jsonl", {1: "A", 2: "B"}))
+    result = MMBENCH.score_files(table, table, write_answers(tmp_path / "a.jsonl", {1: "A", 2: "B"}))
     assert (result["figure"], result["circular"], result.quoted) == ("accuracy", None, 50)
 
 
@@ -142,8 +146,8 @@ def test_a_table_without_rotations_has_no_circular_figure(tmp_path):
     ],
 )
 def test_a_malformed_table_is_one_clear_error(tmp_path, rows, message):
-    with pytest.raises(ScoreError, match=message):
-        eval_mmbench.read_rows(write_table(tmp_path / "t.tsv", rows))
+    with pytest.raises(UserError, match=message):
+        read_mmbench(None, write_table(tmp_path / "t.tsv", rows))
 
 
 def test_tables_have_long_cells_quotes_and_their_columns_checked(tmp_path):
@@ -153,10 +157,10 @@ def test_tables_have_long_cells_quotes_and_their_columns_checked(tmp_path):
     ((where, row),) = read_table(table, ("index", "image"))
     assert (row["image"], row["question"], where.rsplit(":", 1)[0]) == (picture, "What\nis it?", str(table))
     assert csv.field_size_limit() == before
-    with pytest.raises(ScoreError, match="column 'bench' is missing; found index, question"):
+    with pytest.raises(UserError, match="column 'bench' is missing; found index, question"):
         list(read_table(table, ("bench",)))
     table.write_text("index\tanswer\n1\n")
-    with pytest.raises(ScoreError, match="t.tsv:2: the row has another number of cells"):
+    with pytest.raises(UserError, match="t.tsv:2: the row has another number of cells"):
         list(read_table(table, ("index",)))
 
 
@@ -183,5 +187,5 @@ def test_mmstar_overall_by_capability_and_axis(mmstar, capsys):
         "math": {"accuracy": 100, "count": 2},
     }
     assert result["groups"]["axis"]["math / geometry"] == {"accuracy": 100, "count": 1}
-    with pytest.raises(ScoreError, match="1 answers to unknown"):
-        eval_mmstar.score(mmstar, write_answers(mmstar.parent / "b.jsonl", {0: "A", 1: "B", 2: "C", 3: "D"}))
+    with pytest.raises(UserError, match="1 answers to unknown"):
+        MMSTAR.score_files(mmstar, mmstar, write_answers(mmstar.parent / "b.jsonl", {0: "A", 1: "B", 2: "C", 3: "D"}))

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llava.cli import UserError
 from llava.eval import merge as merge_module
 from llava.eval.merge import merge
-from llava.eval.metrics.answer_files import ScoreError, match
+from llava.eval.metrics.answer_files import match
 
 
 def write_jsonl(path, rows):
@@ -55,7 +56,7 @@ def test_answers_come_out_whole_and_in_question_order(tmp_path, questions):
 def test_missing_twice_answered_and_unknown_questions_leave_no_output(tmp_path, questions, change, message):
     rows = change([answer(i, t) for i, t in QUESTIONS])
     chunk = write_jsonl(tmp_path / "1_0.jsonl", rows)
-    with pytest.raises(ScoreError, match=message):
+    with pytest.raises(UserError, match=message):
         merge(questions, [chunk], tmp_path / "merge.jsonl")
     assert not (tmp_path / "merge.jsonl").exists()
 
@@ -87,7 +88,7 @@ def test_a_half_written_line_is_named(tmp_path, questions, capsys):
 def test_match_counts_every_question_and_every_answer_once(expected, given_keys):
     answers = [(key, str(i)) for i, key in enumerate(given_keys)]
     if not set(expected) & set(given_keys):
-        with pytest.raises(ScoreError, match="nothing to score"):
+        with pytest.raises(UserError, match="nothing to score"):
             match(expected, answers, partial=True)
         return
     used, coverage = match(expected, answers, partial=True)
@@ -96,5 +97,5 @@ def test_match_counts_every_question_and_every_answer_once(expected, given_keys)
     for key in "abcd":
         assert sum(given_keys[i] == key for i in used) == min(expected.count(key), given_keys.count(key))
     if not coverage.complete:
-        with pytest.raises(ScoreError, match="--partial"):
+        with pytest.raises(UserError, match="--partial"):
             match(expected, answers)

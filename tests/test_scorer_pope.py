@@ -5,10 +5,10 @@ import random
 import pytest
 from answer_fixtures import last_json, write_answers, write_jsonl
 
+from llava.cli import UserError
 from llava.eval import eval_pope
-from llava.eval.eval_pope import METRICS, SPLITS, metrics, parse_yes_no, score
-from llava.eval.metrics.answer_files import ScoreError
-from llava.eval.runner.prompts import SHORT
+from llava.eval.benchmarks.base import SHORT
+from llava.eval.benchmarks.pope import METRICS, POPE, SPLITS, metrics, parse_yes_no
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def pope(tmp_path):
     question_file = write_jsonl(tmp_path / "questions.jsonl", questions)
 
     def run(texts, **options):
-        return score(question_file, tmp_path / "coco", write_answers(tmp_path / "a.jsonl", texts), **options)
+        return POPE.score_files(question_file, tmp_path / "coco", write_answers(tmp_path / "a.jsonl", texts), **options)
 
     run.questions, run.folder, run.ids = question_file, tmp_path, [row["question_id"] for row in questions]
     return run
@@ -126,17 +126,17 @@ def test_labels_of_another_release_are_refused(pope):
     path = pope.folder / "coco" / "coco_pope_random.json"
     text = path.read_text()
     path.write_text(text.replace("a hat", "a bat"))
-    with pytest.raises(ScoreError, match="no .or no second. 'Is there a hat.*one release"):
+    with pytest.raises(UserError, match="no .or no second. 'Is there a hat.*one release"):
         pope(dict.fromkeys(pope.ids, "Yes"))
     path.write_text(text + text.split("\n")[0].replace("a dog", "a ram") + "\n")
-    with pytest.raises(ScoreError, match="1 random labels have no question"):
+    with pytest.raises(UserError, match="1 random labels have no question"):
         pope(dict.fromkeys(pope.ids, "Yes"))
 
 
 def test_uncovered_questions_are_refused_and_empty_answers_counted(pope):
-    with pytest.raises(ScoreError, match="11 of 12 questions answered, 1 missing.*first missing: '0'"):
+    with pytest.raises(UserError, match="11 of 12 questions answered, 1 missing.*first missing: '0'"):
         pope(dict.fromkeys(pope.ids[1:], "Yes"))
-    with pytest.raises(ScoreError, match="1 duplicate"):
+    with pytest.raises(UserError, match="1 duplicate"):
         pope([(i, "Yes") for i in [*pope.ids, 0]])
     result = pope(dict.fromkeys(pope.ids, "No") | {0: " "})
     assert (result["empty"], result["answered"]) == (1, 12)

@@ -1,13 +1,19 @@
 """ScienceQA's scorer against hand-computed cases of LLaVA's reading."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from answer_fixtures import last_json, write_answers
 
+from llava.cli import UserError
 from llava.eval import eval_science_qa
-from llava.eval.eval_science_qa import parse_letter, score
-from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.benchmarks.scienceqa import SCIENCEQA, parse_letter, read_problems
+
+
+def score(base, answers, img_only=False):
+    asked = replace(SCIENCEQA, read=lambda _, folder: read_problems(folder, img_only=img_only))
+    return asked.score_files(base, base, answers)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +73,9 @@ def test_image_questions_alone(base):
     answers = write_answers(base / "a.jsonl", {"7": "A", "9": "nothing"})
     result = score(base, answers, img_only=True)
     assert (result["accuracy"], result["img_accuracy"], result["unreadable"]) == (50, 50, 1)
-    with pytest.raises(ScoreError, match="2 of 3 questions answered, 1 missing.*'8'"):
+    with pytest.raises(UserError, match="2 of 3 questions answered, 1 missing.*'8'"):
         score(base, answers)
-    with pytest.raises(ScoreError, match="1 answers to unknown"):
+    with pytest.raises(UserError, match="1 answers to unknown"):
         score(base, write_answers(base / "b.jsonl", {"7": "A", "9": "A", "8": "A"}), img_only=True)
 
 
@@ -105,5 +111,5 @@ def test_llavas_result_files(base, capsys):
 def test_malformed_files_are_one_clear_error(tmp_path, splits, problems, message):
     (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
     (tmp_path / "problems.json").write_text(json.dumps(problems))
-    with pytest.raises(ScoreError, match=message):
+    with pytest.raises(UserError, match=message):
         score(tmp_path, write_answers(tmp_path / "a.jsonl", {"1": "A"}))

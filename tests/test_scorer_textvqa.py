@@ -4,10 +4,16 @@ import json
 
 import pytest
 
+from llava.cli import UserError
 from llava.eval import eval_textvqa
-from llava.eval.eval_textvqa import question_of_prompt, score, soft_accuracy
-from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.benchmarks.textvqa import TEXTVQA, question_of_prompt
+from llava.eval.metrics.judges import vqa as soft_accuracy
 from llava.eval.metrics.text_normalize import normalize_answer
+
+
+def score(annotations, answers, partial=False):
+    return TEXTVQA.score_files(annotations, annotations, answers, partial)
+
 
 SHORT = "\nAnswer the question using a single word or phrase."
 
@@ -86,7 +92,7 @@ def test_the_question_is_found_in_every_prompt_shape(prompt):
 
 @pytest.mark.parametrize("prompt", ["What brand?", "a\nb\nc", "a\nb\nc\nReference OCR token: d", "OCR tokens: a. b"])
 def test_other_prompt_shapes_are_refused(prompt):
-    with pytest.raises(ScoreError, match="shapes"):
+    with pytest.raises(UserError, match="shapes"):
         question_of_prompt(prompt)
 
 
@@ -138,7 +144,7 @@ def test_textvqas_own_question_id_is_accepted(files):
     ],
 )
 def test_answers_that_do_not_cover_the_questions_are_refused(files, rows, counts):
-    with pytest.raises(ScoreError, match=counts):
+    with pytest.raises(UserError, match=counts):
         score(*files(*rows))
     assert score(*files(*rows), partial=True)["partial"]
 
@@ -153,7 +159,7 @@ def test_an_annotation_without_ten_answers_is_refused(files, tmp_path):
     _, answers = files(*ALL)
     short = tmp_path / "short.json"
     short.write_text(json.dumps({"data": [{"image_id": "1", "question": "q", "answers": ["a"] * 9}]}))
-    with pytest.raises(ScoreError, match="entry 0.*10 strings, found 9"):
+    with pytest.raises(UserError, match="entry 0.*10 strings, found 9"):
         score(short, answers)
 
 

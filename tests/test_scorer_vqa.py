@@ -6,16 +6,16 @@ import random
 import pytest
 from answer_fixtures import last_json, write_answers, write_jsonl
 
+from llava.cli import UserError
 from llava.eval import (
     convert_mmvet_for_eval,
     convert_vizwiz_for_submission,
     convert_vqav2_for_submission,
-    eval_vizwiz,
     eval_vqav2,
 )
-from llava.eval.eval_textvqa import soft_accuracy
-from llava.eval.eval_vqav2 import vqa_accuracy
-from llava.eval.metrics.answer_files import ScoreError
+from llava.eval.benchmarks.vizwiz import VIZWIZ_VAL
+from llava.eval.benchmarks.vqav2 import VQAV2_VAL, vqa_accuracy
+from llava.eval.metrics.judges import vqa as soft_accuracy
 from llava.eval.metrics.text_normalize import normalize_vqa
 
 
@@ -70,11 +70,11 @@ def test_vqav2_val(tmp_path, capsys):
     result = last_json(capsys.readouterr().out)
     assert result["accuracy"] == pytest.approx(100 * (1 + 0.6) / 2)
     assert result["groups"]["answer type"]["number"] == {"accuracy": pytest.approx(60), "count": 1}
-    with pytest.raises(ScoreError, match="1 of 2 questions answered"):
-        eval_vqav2.score(annotations, write_answers(tmp_path / "b.jsonl", {1: "yes"}))
+    with pytest.raises(UserError, match="1 of 2 questions answered"):
+        VQAV2_VAL.score_files(None, annotations, write_answers(tmp_path / "b.jsonl", {1: "yes"}))
     annotations.write_text(json.dumps({"annotations": [entries[0], entries[0]]}))
-    with pytest.raises(ScoreError, match="annotation 1: question 1 occurs twice"):
-        eval_vqav2.score(annotations, answers)
+    with pytest.raises(UserError, match="annotation 1: question 1 occurs twice"):
+        VQAV2_VAL.score_files(None, annotations, answers)
 
 
 @pytest.fixture
@@ -93,15 +93,15 @@ def test_vizwiz_val_is_soft_accuracy_by_answer_type(vizwiz):
     annotations = folder / "val.json"
     annotations.write_text(json.dumps(entries))
     answers = write_answers(folder / "a.jsonl", {0: "Unanswerable", 1: "the soup"})
-    result = eval_vizwiz.score(annotations, vizwiz, answers)
+    result = VIZWIZ_VAL.score_files(vizwiz, annotations, answers)
     assert result["accuracy"] == pytest.approx(100 * (1 + soft_accuracy("soup", references[1])) / 2)
     assert result["groups"]["answer type"]["type1"]["accuracy"] == pytest.approx(60)
     annotations.write_text(json.dumps(entries[:1]))
-    with pytest.raises(ScoreError, match="no annotation of VizWiz_1.jpg"):
-        eval_vizwiz.score(annotations, vizwiz, answers)
+    with pytest.raises(UserError, match="no annotation of VizWiz_1.jpg"):
+        VIZWIZ_VAL.score_files(vizwiz, annotations, answers)
     annotations.write_text(json.dumps([{"image": "VizWiz_0.jpg", "question": "?"}]))
-    with pytest.raises(ScoreError, match="the test split has none"):
-        eval_vizwiz.score(annotations, vizwiz, answers)
+    with pytest.raises(UserError, match="the test split has none"):
+        VIZWIZ_VAL.score_files(vizwiz, annotations, answers)
 
 
 def test_vizwizs_submission_has_every_image_in_order(vizwiz, capsys):

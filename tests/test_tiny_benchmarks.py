@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_tiny_questions import solve
 
-from llava.eval import eval_gqa, eval_mme, eval_textvqa
+from llava.eval.benchmarks import BENCHMARKS
 from llava.tiny.benchmarks import main, write_benchmarks
 from llava.tiny.questions import SHORT_ANSWER, YES_OR_NO
 from llava.tiny.scenes import render
@@ -144,15 +144,18 @@ def test_every_gqa_type_occurs_and_questions_differ(written, gqa):
 
 
 def test_the_scorers_give_right_answers_full_marks(written, gqa, tmp_path):
+    def score(name, answers):
+        return BENCHMARKS[name].score(BENCHMARKS[name].at(written), answers)
+
     rows = read_lines(written / GQA)
     right = answers_file(tmp_path / "gqa", rows, [gqa[row["question_id"]]["answer"].capitalize() for row in rows])
-    assert eval_gqa.score(written / "gqa_mini/data/testdev_balanced_questions.json", right)["accuracy"] == 100
+    assert score("gqa_mini", right)["accuracy"] == 100
     right = answers_file(tmp_path / "mme", read_lines(written / MME), list(mme_answers(written)))
-    assert eval_mme.score(written / MME, right)["perception"] == 5 * 200
+    assert score("mme_mini", right)["perception"] == 5 * 200
     annotations = written / "textvqa_mini/TextVQA_0.5.1_val.json"
     texts = [known["answers"][0] for known in json.loads(annotations.read_text(encoding="utf-8"))["data"]]
     right = answers_file(tmp_path / "textvqa", read_lines(written / TEXTVQA), texts)
-    assert eval_textvqa.score(annotations, right)["accuracy"] == pytest.approx(100)
+    assert score("textvqa_mini", right)["accuracy"] == pytest.approx(100)
 
 
 def test_rewriting_removes_old_pictures_and_keeps_foreign_files(tmp_path, capsys):

@@ -31,8 +31,8 @@ class LoadedModel:
     inputs: Inputs
 
     @classmethod
-    def from_path(cls, options: ModelOptions, dtype: torch.dtype | None = None) -> LoadedModel:
-        """Load the model that `options` name (`dtype` in place of theirs).
+    def from_path(cls, options: ModelOptions, dtype: torch.dtype | None = None, **more: Any) -> LoadedModel:
+        """Load the model that `options` name (`dtype` in place of theirs); `more` are for `load_pretrained_model`.
 
         Raises `ValueError` as `load_pretrained_model` and `inputs_for` do; `check_model` finds most mistakes earlier.
         """
@@ -48,6 +48,7 @@ class LoadedModel:
             device=options.device,
             dtype=dtype or options.dtype,
             **{key: value for key, value in pixels.items() if value is not None},
+            **more,
         )
         inputs = inputs_for(tokenizer, processor, model.config, options.conv_mode)
         return cls(name, tokenizer, model, processor, context_len, inputs)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.eval import eval_gqa
+from llava.eval.benchmarks import BENCHMARKS
 from llava.tiny.benchmarks import write_benchmarks
 
 MODEL = "playground/checkpoints/llava-tiny"
@@ -146,7 +146,7 @@ def check(questions: int) -> None:
     found = {}
     for name, config in {"dense": None, "pruned": pruning}.items():
         wanted = own(gqa, "llava_gqa_testdev_balanced.jsonl", "data/images", f"gqa_{name}", config)
-        score = eval_gqa.score(gqa / "data/testdev_balanced_questions.json", RUNS / f"gqa_{name}.jsonl")
+        score = BENCHMARKS["gqa"].score(gqa, RUNS / f"gqa_{name}.jsonl")
         found[name] = outcome = harness(GQA, f"gqa_{name}", config, "--use_cache", str(RUNS / "cache"))
         same(f"gqa_mini, {name}: every answer", outcome.answers, wanted)
         same(f"gqa_mini, {name}: accuracy", outcome.score, score["accuracy"])

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava.eval.eval_gqa import normalize_prediction
+from llava.eval.benchmarks.gqa import judge
 
 CHOICES = ["Yes", "No"]
 
@@ -38,5 +38,5 @@ def answer_index(row: dict[str, Any]) -> int:
 
 
 def exact_match(row: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """GQA's rule, in percent: what `llava.eval.eval_gqa` averages."""
-    return {"accuracy": 100.0 * (normalize_prediction(results[0]) == row["answer"])}
+    """GQA's rule, in percent: what `llava.eval.benchmarks.gqa` averages."""
+    return {"accuracy": 100 * judge(results[0], row)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from llava.eval.benchmarks import Benchmark
 from llava.eval.metrics.answer_files import parse_answer, read_jsonl
-from llava.eval.results.resampling import share_interval
+from llava.eval.metrics.intervals import share_interval
 from llava.eval.runner.jobs import do, make_job
 from llava.eval.runner.ranks import Ranks
 from llava.eval.runner.running import Loader

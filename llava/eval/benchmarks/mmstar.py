@@ -1,22 +1,79 @@
-"""MMStar: option letters on questions that cannot be answered without the image."""
+"""MMStar: option letters on questions that cannot be answered without the image; six capabilities, eighteen axes.
+
+Letters are read by MMStar's own rule, and the overall figure is the share of all questions answered rightly, as there.
+(lmms-eval reads letters otherwise and averages over axes.) MMStar is not in LLaVA and gets MMBench's instruction.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from llava.eval import eval_mmstar
-from llava.eval.benchmarks.benchmark import Benchmark, Needed, run_needs
-from llava.eval.metrics.scores import Scores
-from llava.eval.runner.prompts import LETTER
+from llava.cli import UserError
+from llava.eval.benchmarks.base import LETTER, Benchmark, Conversion, Needed, References, question_row, run_needs
+from llava.eval.metrics.tables import LETTERS, read_table
 
 QUESTIONS = "mmstar_val.jsonl"
 TABLE = "mmstar_val.tsv"
 IMAGES = "images"
+_COLUMNS = ("index", "question", "answer", "category", "l2_category")
+_LEADS = ("", "(", "option ", "the answer is ")
 _FROM = "the hub's Lin-Chen/MMStar, its mmstar.parquet or MMStar.tsv (llava.eval.prepare writes it)"
 
 
-def _score(folder: Path, answers: Path, partial: bool) -> Scores:
-    return eval_mmstar.score(folder / TABLE, answers, partial)
+def says_option(answer: str, letter: str) -> bool:
+    """Whether MMStar's evaluation reads `letter` in an answer.
+
+    Capitals aside, the answer must begin with the letter, or with it after "(", "option " or "the answer is ". What
+    follows does not matter: "Because …" says B.
+    """
+    text = answer.lower().strip().replace("\n", " ")
+    wanted = letter.lower().strip()
+    return any(text.startswith(lead + wanted) for lead in _LEADS)
+
+
+def judge(text: str, reference: dict[str, str]) -> float:
+    """1 where the answer says the row's option, else 0."""
+    return float(says_option(text, reference["answer"]))
+
+
+def read(questions: Path, references: Path) -> References:
+    """The table's rows by index.
+
+    Raises:
+        UserError: as in `read_table`; an index that occurs twice, an answer that is no option letter.
+
+    """
+    needed = ("index", "answer", "category", "l2_category")
+    rows: dict[str, dict[str, str]] = {}
+    for where, row in read_table(references, needed):
+        if row["index"] in rows:
+            raise UserError(f"{where}: index {row['index']!r} occurs twice")
+        if row["answer"].strip() not in tuple(LETTERS):
+            raise UserError(f"{where}: answer {row['answer']!r} should be one of {', '.join(LETTERS)}")
+        rows[row["index"]] = {column: row[column] for column in needed}
+    return References(rows)
+
+
+def groups(row: dict[str, str]) -> list[tuple[str, str]]:
+    """The row's core capability, and its axis within it."""
+    return [("capability", row["category"]), ("axis", f"{row['category']} / {row['l2_category']}")]
+
+
+def prompt(question: str) -> str:
+    """The text asked: the questions hold their options already, the instruction is added."""
+    return f"{question.strip()}\n{LETTER}"
+
+
+def _write(rows, layout):
+    """The questions, the table without its images, the images."""
+    kept = []
+    with layout.lines(QUESTIONS) as write:
+        for row in rows:
+            image = layout.image_name(str(row["index"]), row["image"])
+            layout.image(f"{IMAGES}/{image}", row["image"])
+            write(question_row(str(row["index"]), image, prompt(row["question"]), row["category"]))
+            kept.append({key: str(row[key]) for key in _COLUMNS})
+    layout.table(TABLE, kept)
 
 
 MMSTAR = Benchmark(
@@ -30,6 +87,12 @@ MMSTAR = Benchmark(
     max_new_tokens=1024,
     needs=(*run_needs(QUESTIONS, _FROM, IMAGES, _FROM), Needed(TABLE, _FROM, "score")),
     counts=(1500,),
-    figure="accuracy",
-    score=_score,
+    references=TABLE,
+    read=read,
+    judge=judge,
+    groups=groups,
+    conversions=tuple(
+        Conversion(patterns, (*_COLUMNS, "image"), _write)
+        for patterns in (("mmstar.parquet", "*.parquet"), ("mmstar*.tsv",))
+    ),
 )

@@ -1,12 +1,21 @@
-"""MM-Vet: free answers, graded by a language model outside of this project."""
+"""MM-Vet: free answers, graded by a language model outside of this project (MM-Vet's notebook or evaluator)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from llava.eval import convert_mmvet_for_eval
-from llava.eval.benchmarks.benchmark import EVAL_ZIP, Benchmark, run_needs
+from llava.cli import UserError
+from llava.eval.benchmarks.base import (
+    EVAL_ZIP,
+    Benchmark,
+    Conversion,
+    matched,
+    question_row,
+    read_question_ids,
+    run_needs,
+)
+from llava.eval.metrics.answer_files import read_answers, write_json
 
 QUESTIONS = "llava-mm-vet.jsonl"
 IMAGES = "images"
@@ -14,8 +23,36 @@ _SITE = "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"
 _HUB = "or the hub's lmms-lab/MMVet"
 
 
-def _submit(folder: Path, answers: Path, upload: Path) -> dict[str, Any]:
-    return convert_mmvet_for_eval.convert(answers, upload, folder / QUESTIONS)
+def submission(questions: Path | None, answers: Path, upload: Path) -> dict[str, Any]:
+    """Write the grader's file: {"v1_0": answer, "v1_1": …}, in the order of the questions.
+
+    Args:
+        questions: JSONL of the questions that were asked; None takes the answers as they are.
+        answers: JSONL with "question_id" (a number) and "text".
+        upload: the JSON to write.
+
+    Raises:
+        UserError: unreadable or malformed input; answers that do not cover the questions.
+
+    """
+    ids = (
+        [answer.question_id for answer in read_answers(answers)] if questions is None else read_question_ids(questions)
+    )
+    texts, counts = matched(dict.fromkeys(ids), answers)
+    write_json(upload, {f"v1_{question_id}": texts[question_id] for question_id in dict.fromkeys(ids)}, indent=2)
+    return {"output": str(upload)} | counts
+
+
+def _write(rows, layout):
+    """lmms-lab/MMVet: the questions as they stand, images named as in MM-Vet's own archive."""
+    with layout.lines(QUESTIONS) as write:
+        for row in rows:
+            name = row["question_id"]
+            if not name.startswith("v1_") or not name[3:].isdigit():
+                raise UserError(f"question_id {name!r} should be v1_ and a number")
+            image = layout.image_name(name, row["image"])
+            layout.image(f"{IMAGES}/{image}", row["image"])
+            write(question_row(int(name[3:]), image, row["question"], "conv"))
 
 
 MMVET = Benchmark(
@@ -24,10 +61,10 @@ MMVET = Benchmark(
     folder="mm-vet",
     questions=QUESTIONS,
     images=IMAGES,
-    suffix="",
-    answers="free",
     max_new_tokens=1024,
     needs=run_needs(QUESTIONS, f"{EVAL_ZIP}, {_HUB}", IMAGES, f"{_SITE}, {_HUB}"),
     counts=(218,),
-    submit=_submit,
+    figure=None,
+    submit=lambda folder, answers, upload: submission(folder / QUESTIONS, answers, upload),
+    conversions=(Conversion(("data/test-*.parquet", "*.parquet"), ("question_id", "image", "question"), _write),),
 )

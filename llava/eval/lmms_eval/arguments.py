@@ -69,3 +69,10 @@ def batch_size_of(given: int | str) -> int:
     if not str(given).isdecimal() or int(given) < 1:
         raise ValueError(f"batch_size must be a number from 1, got {given!r} (auto is not supported)")
     return int(given)
+
+
+def pixels_of(name: str, given: int | str | None) -> int | None:
+    """Read the model arguments `min_pixels` and `max_pixels`; `ValueError` unless it is a number from 1, or nothing."""
+    if given is None or str(given).isdecimal() and int(given) > 0:
+        return None if given is None else int(given)
+    raise ValueError(f"{name} must be a number from 1, got {given!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +10,12 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from loguru import logger
 
+from llava.cli import ModelOptions
 from llava.eval.lmms_eval import requests as reading
 from llava.eval.lmms_eval.answering import RequestAnswerer
-from llava.eval.lmms_eval.arguments import batch_size_of, prefix_cache_of, pruning_of
-from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import find_source
-from llava.model.inputs import inputs_for
-from llava.model.layouts import read_layout
-from llava.model.preflight import resolve
+from llava.eval.lmms_eval.arguments import batch_size_of, pixels_of, prefix_cache_of, pruning_of
+from llava.model.loaded import LoadedModel
+from llava.model.preflight import check_model
 
 
 class Scored(tuple, GenerationResult):
@@ -55,6 +51,8 @@ class VisiPruner(lmms):
         as in `llava.eval.model_vqa_loader` and `load_pretrained_model`
     pruning:
         a JSON object (its text), or `none`; see `pruning_of`
+    min_pixels, max_pixels:
+        smallest and largest image in pixels (Qwen families)
     prefix_cache:
         `auto` (default): what requests about one image have in common is read once, with 2 GiB; `off`; or a number of
         bytes. `reuse_prefix` and `prefix_cache_bytes` are older words for it
@@ -70,6 +68,8 @@ class VisiPruner(lmms):
         conv_mode: str | None = None,
         dtype: str | None = None,
         attn_implementation: str = "sdpa",
+        min_pixels: int | str | None = None,
+        max_pixels: int | str | None = None,
         prefix_cache: int | str = "auto",
         reuse_prefix: bool | str | None = None,
         prefix_cache_bytes: int | str | None = None,
@@ -78,26 +78,22 @@ class VisiPruner(lmms):
     ):
         super().__init__()
         config, size = pruning_of(pruning), batch_size_of(batch_size)
-        room = prefix_cache_of(prefix_cache, reuse_prefix, prefix_cache_bytes)
+        cache = prefix_cache_of(prefix_cache, reuse_prefix, prefix_cache_bytes)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        device = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
-        path = os.path.expanduser(str(pretrained))
-        source = find_source(path, "pretrained", {})
-        layout = read_layout(source.folder)
-        layout.check_conv_mode(conv_mode)
-        config, _ = resolve(config, source, layout)
-        tokenizer, model, processor, _ = load_pretrained_model(
-            path,
-            model_base,
-            get_model_name_from_path(path),
-            device=device,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
+        options = ModelOptions(
+            model_path=str(pretrained),
+            model_base=model_base,
+            conv_mode=conv_mode,
+            device=str(self.accelerator.device) if self._world_size > 1 else device or "auto",
+            dtype=dtype or "auto",
+            min_pixels=pixels_of("min_pixels", min_pixels),
+            max_pixels=pixels_of("max_pixels", max_pixels),
         )
-        self.device = model.device
-        inputs = inputs_for(tokenizer, processor, model.config, conv_mode)
-        self.answerer = RequestAnswerer(model, inputs, config, size, room)
+        config = check_model(options, config).config
+        loaded = LoadedModel.from_path(options, attn_implementation=attn_implementation)
+        self.device = loaded.model.device
+        self.answerer = RequestAnswerer(loaded.model, loaded.inputs, config, size, cache)
         logger.info("visipruner: {}", "dense" if config is None else config.to_dict())
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:

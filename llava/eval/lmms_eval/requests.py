@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava.eval.runner.batches import read_image
+from llava.model.images import read_image, to_rgb
 from llava.model.inputs import Turn
 
 DEFAULT_NEW_TOKENS = 1024
@@ -199,7 +199,7 @@ def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
 
 def _image(given: Any) -> Image.Image:
     if isinstance(given, Image.Image):
-        return given
+        return to_rgb(given)
     if isinstance(given, str):
         return read_image(given)
     raise ValueError(f"an image is given as {type(given).__name__}: only PIL images and paths are supported")

@@ -1,4 +1,4 @@
-"""Reading, matching and writing of answer files: what every scorer and the chunk merge share."""
+"""Answers files: reading them, and matching answers with the questions they belong to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.cli import UserError
 from llava.files import replacing
 
-
-class ScoreError(ValueError):
-    """Input that cannot be scored; the message is one line that says what was given and what to do."""
+ScoreError = UserError  # its name of before
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,13 @@ class Answer:
     prompt: str | None
     text: str
     where: str
+
+    @property
+    def asked(self) -> str:
+        """The prompt; `UserError` if the line has none."""
+        if self.prompt is None:
+            raise UserError(f'{self.where}: key "prompt" is missing; the question is found through it')
+        return self.prompt
 
 
 @dataclass(frozen=True)
@@ -71,23 +77,23 @@ def _read_text(path: str | Path, what: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ScoreError(f"{what} not found: {path}") from None
+        raise UserError(f"{what} not found: {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ScoreError(f"{what} {path} cannot be read: {error}") from None
+        raise UserError(f"{what} {path} cannot be read: {error}") from None
 
 
 def read_json(path: str | Path, what: str) -> Any:
     """The JSON document in `path`; `what` names the file's role in messages.
 
     Raises:
-        ScoreError: the file is missing, unreadable or not JSON (with line and column).
+        UserError: the file is missing, unreadable or not JSON (with line and column).
 
     """
     text = _read_text(path, what)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ScoreError(
+        raise UserError(
             f"{what} {path} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from None
 
@@ -98,7 +104,7 @@ def read_jsonl(path: str | Path, what: str, torn: bool = False) -> list[tuple[st
     torn: leave out a last line that is broken, as in a file that is being written
 
     Raises:
-        ScoreError: the file is missing or unreadable, or a line is not one JSON object.
+        UserError: the file is missing or unreadable, or a line is not one JSON object.
 
     """
     rows = []
@@ -114,61 +120,33 @@ def read_jsonl(path: str | Path, what: str, torn: bool = False) -> list[tuple[st
             if torn and number == len(lines):
                 break
             hint = " (the file ends inside this line; run what wrote it again)" if number == len(lines) else ""
-            raise ScoreError(f"{what} {path} is not valid JSON at line {number}: {error.msg}{hint}") from None
+            raise UserError(f"{what} {path} is not valid JSON at line {number}: {error.msg}{hint}") from None
         if not isinstance(row, dict):
-            raise ScoreError(f"{where}: expected a JSON object, found {type(row).__name__}")
+            raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
         rows.append((where, row))
     return rows
 
 
 def field(row: dict[str, Any], key: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
-    """`row[key]`, checked to be present and of type `kind`; a ScoreError names `where` otherwise."""
+    """`row[key]`, checked to be present and of type `kind`; a UserError names `where` otherwise."""
     if key not in row:
-        raise ScoreError(f'{where}: key "{key}" is missing; found {", ".join(sorted(row)) or "no keys"}')
+        raise UserError(f'{where}: key "{key}" is missing; found {", ".join(sorted(row)) or "no keys"}')
     if not isinstance(row[key], kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = " or ".join(k.__name__ for k in kinds)
-        raise ScoreError(f'{where}: key "{key}" should be {names}, found {type(row[key]).__name__}')
+        raise UserError(f'{where}: key "{key}" should be {names}, found {type(row[key]).__name__}')
     return row[key]
 
 
 def parse_answer(row: dict[str, Any], where: str) -> Answer:
-    """One row of an answers file as an `Answer`; a ScoreError names a missing or mistyped key."""
+    """One row of an answers file as an `Answer`; a UserError names a missing or mistyped key."""
     prompt = field(row, "prompt", where) if row.get("prompt") is not None else None
     return Answer(str(field(row, "question_id", where, (str, int))), prompt, field(row, "text", where), where)
 
 
 def read_answers(path: str | Path) -> list[Answer]:
-    """All answers of a file, in file order (ScoreError as in `read_jsonl`)."""
+    """All answers of a file, in file order (UserError as in `read_jsonl`)."""
     return [parse_answer(row, where) for where, row in read_jsonl(path, "answers file")]
-
-
-def answers_by_id(
-    ids: Iterable[str], path: str | Path, partial: bool = False
-) -> tuple[dict[str, Answer], Coverage, int]:
-    """The answers of a file to questions that are known by their id alone.
-
-    Args:
-        ids: the id of every question, each once.
-        path: the answers JSONL.
-        partial: as in `match`.
-
-    Returns:
-        Question id → its answer, in file order; the counts; and how many of these answers are empty.
-
-    Raises:
-        ScoreError: as in `read_jsonl` and `match`.
-
-    """
-    answers = read_answers(path)
-    used, coverage = match(ids, [(answer.question_id, answer.where) for answer in answers], partial)
-    chosen = {answers[index].question_id: answers[index] for index in used}
-    return chosen, coverage, count_empty(chosen.values())
-
-
-def count_empty(answers: Iterable[Answer]) -> int:
-    """How many answers hold no text: they are scored as they stand, and the scorer tells their number."""
-    return sum(not answer.text.strip() for answer in answers)
 
 
 def match(
@@ -185,7 +163,7 @@ def match(
         The indices into `given` to score, ascending, and the counts.
 
     Raises:
-        ScoreError: questions without an answer, answers beyond one a question, or answers to no known question and
+        UserError: questions without an answer, answers beyond one a question, or answers to no known question and
             `partial` is False; or nothing at all to score.
 
     """
@@ -213,31 +191,19 @@ def match(
     examples += [f"first unknown: {where}" for where in unknown[:1]]
     details = "; ".join([coverage.describe(), *examples])
     if not total:
-        raise ScoreError("the benchmark file holds no question to score")
+        raise UserError("the benchmark file holds no question to score")
     if not used:
-        raise ScoreError(f"nothing to score: {details}")
+        raise UserError(f"nothing to score: {details}")
     if not partial:
-        raise ScoreError(f"{details}. Finish or repair the run, or pass --partial to score the answered questions")
+        raise UserError(f"{details}. Finish or repair the run, or pass --partial to score the answered questions")
     return used, coverage
-
-
-def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A plain text table: first column left aligned, the others right aligned, floats with two decimals."""
-    cells = [list(header)] + [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(lines)
 
 
 def write_json(path: str | Path, document: Any, indent: int | None = 1) -> None:
     """Writes a JSON document; the file appears complete or not at all. Folders are made.
 
     Raises:
-        ScoreError: the file cannot be written.
+        UserError: the file cannot be written.
 
     """
     path = Path(path)
@@ -245,4 +211,4 @@ def write_json(path: str | Path, document: Any, indent: int | None = 1) -> None:
         with replacing(path) as file:
             file.write(json.dumps(document, indent=indent, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise ScoreError(f"{path} cannot be written: {error}") from None
+        raise UserError(f"{path} cannot be written: {error}") from None

@@ -6,34 +6,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llava.eval.metrics.answer_files import Coverage, format_table
+from llava.eval.metrics.answer_files import Coverage
 
 Groups = dict[str, dict[str, dict[str, Any]]]
 """Kind of group → name of group → its figures, "count" among them: {"category": {"ocr": {"accuracy": 50.0, …}}}."""
 
 
 class Scores(dict[str, Any]):
-    """What a scorer returns: a flat dict with the same keys from every scorer.
+    """What a scorer returns: a flat dict with the same keys for every benchmark.
 
-    - "benchmark": the benchmark's name; "figure": the key of the score that people quote;
-    - one key a score: percent, unless the scorer says otherwise; "accuracy" is always among them;
-    - "groups": figures by category, type, split, … (`Groups`);
-    - the counts of `Coverage.to_dict` ("questions", "answered", "missing", …, "partial"), and
-    - "empty": how many of the scored answers hold no text.
+    - "benchmark": its name; "figure": the key of the score that people quote
+    - one key per score, in percent unless the benchmark says otherwise; "accuracy" is always among them
+    - "groups": figures by category, type, split, … (`Groups`)
+    - the counts of `Coverage.to_dict` ("questions", "answered", "missing", …, "partial")
+    - "empty": how many of the scored answers hold no text
     """
-
-    @classmethod
-    def of(
-        cls,
-        benchmark: str,
-        figure: str,
-        values: Mapping[str, Any],
-        groups: Groups,
-        coverage: Coverage,
-        empty: int,
-    ) -> Scores:
-        """Put the parts together; `values` holds `figure` and "accuracy", and whatever else the benchmark reports."""
-        return cls(benchmark=benchmark, figure=figure, **values, groups=groups, **coverage.to_dict(), empty=empty)
 
     @property
     def quoted(self) -> float:
@@ -42,12 +29,12 @@ class Scores(dict[str, Any]):
 
 
 def accuracy_of(values: Sequence[float]) -> dict[str, Any]:
-    """`{"accuracy", "count"}`, in percent, of values in [0, 1] (or bools); of at least one."""
+    """`{"accuracy", "count"}`, in percent, of at least one value in [0, 1]."""
     return {"accuracy": 100 * sum(values) / len(values), "count": len(values)}
 
 
 def group_accuracies(judged: Iterable[tuple[str, str, float]]) -> Groups:
-    """Accuracy by group from (kind, name, value in [0, 1]) triples; kinds as they come, names in order."""
+    """Accuracy per group from (kind, name, value in [0, 1]); kinds as they come, names sorted."""
     collected: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for kind, name, value in judged:
         collected[kind][name].append(value)
@@ -56,19 +43,41 @@ def group_accuracies(judged: Iterable[tuple[str, str, float]]) -> Groups:
     }
 
 
-def render_scores(scores: Scores, title: str, named: Mapping[str, str] | None = None) -> str:
-    """A scorer's table: first the scores in `named` (key → label), then the accuracy of every group.
+def render_scores(scores: Scores, title: str, labels: Mapping[str, str] = {}) -> str:  # noqa: B006
+    """A scorer's table: one row for all answers, one per group; below it the scores that are no column.
 
     Args:
-        scores: the result, whose groups hold "accuracy" and "count".
+        scores: the result.
         title: heads the first column.
-        named: default: "accuracy" alone.
+        labels: key of a score → what the table calls it; default: the key with spaces.
 
     """
-    rows: list[tuple] = [(label, scores["answered"], scores[key]) for key, label in (named or DEFAULT_ROW).items()]
-    for kind, names in scores["groups"].items():
-        rows += [(f"{kind}: {name}", entry["count"], entry["accuracy"]) for name, entry in names.items()]
-    return format_table((title, "questions", "%"), rows)
+    entries = [(f"{kind}: {name}", entry) for kind, names in scores["groups"].items() for name, entry in names.items()]
+    columns = list(dict.fromkeys(key for _, entry in entries for key in entry if key != "count")) or ["accuracy"]
+    rows = [(labels.get("all", "all"), scores | {"count": scores["answered"]}), *entries]
+    cells = [(label, row["count"], *(_cell(row.get(key, "")) for key in columns)) for label, row in rows]
+
+    def name(key: str) -> str:
+        return labels.get(key, key.replace("_", " "))
+
+    counts = set(Coverage(0, 0, 0, 0, 0).to_dict()) | {"empty"}
+    others = {key: value for key, value in scores.items() if key not in counts | {"benchmark", "figure", "groups"}}
+    more = [f"{name(key)}: {_cell(value)}" for key, value in others.items() if key not in columns and value != []]
+    return "\n".join([format_table((title, "questions", *map(name, columns)), cells), *more])
 
 
-DEFAULT_ROW = {"accuracy": "accuracy"}
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A plain text table: first column left aligned, the others right aligned."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

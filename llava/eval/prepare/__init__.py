@@ -7,12 +7,11 @@ from pathlib import Path
 
 from llava.eval.benchmarks import Benchmark
 from llava.eval.prepare.checking import State, check
-from llava.eval.prepare.converting import convert
-from llava.eval.prepare.layout import Layout, PrepareError
-from llava.eval.prepare.originals import copy_files, copy_images, derive_questions
+from llava.eval.prepare.copying import convert, copy_files, copy_images, derive_questions
+from llava.eval.prepare.layout import Layout
 from llava.eval.prepare.sources import open_source
 
-__all__ = ["Layout", "PrepareError", "State", "check", "prepare"]
+__all__ = ["Layout", "State", "check", "prepare"]
 
 
 def prepare(
@@ -21,7 +20,7 @@ def prepare(
     """Fill a benchmark's folder from what was downloaded, then check it.
 
     Question and reference files come first, then what has to be converted, then images: so several sources may be given
-    in any order. A file that is there is kept (an image: if its size is right), so that an interrupted call goes on.
+    in any order. A file that is there is kept (an image: if its size is right), so an interrupted call continues.
 
     Args:
         benchmark: one of `llava.eval.benchmarks.BENCHMARKS`.
@@ -33,19 +32,16 @@ def prepare(
         What the folder holds now, and the layout with the numbers of files written and kept.
 
     Raises:
-        PrepareError: a source that cannot be used.
+        UserError: a source that cannot be used.
 
     """
     sources = [Path(source).expanduser() for source in sources]
-    layout = Layout(benchmark.at(Path(out).expanduser()), overwrite)
-    for path in sources:
-        with open_source(path) as source:
-            copy_files(benchmark, source, layout)
-    for path in sources:
-        with open_source(path) as source:
-            convert(benchmark, source, layout)
-    derive_questions(benchmark, layout)
-    for path in sources:
-        with open_source(path) as source:
-            copy_images(benchmark, source, layout)
-    return check(benchmark, Path(out).expanduser()), layout
+    layout = Layout(benchmark.at(out), overwrite)
+    for step in (copy_files, convert, None, copy_images):
+        if step is None:
+            derive_questions(benchmark, layout)
+            continue
+        for path in sources:
+            with open_source(path) as source:
+                step(benchmark, source, layout)
+    return check(benchmark, Path(out)), layout

@@ -7,39 +7,32 @@ r"""Bring downloaded benchmarks into the layout that the loader reads, and say w
 
 A source is a zip archive, a folder or a file: LLaVA's eval.zip or the folder it was unpacked to, the authors' archives
 and annotation files, MMBench's or MMStar's TSV, parquet snapshots of the hub's lmms-lab data sets (these need pyarrow).
-Nothing is downloaded. What is there already is kept, so that a call can be repeated and goes on after an interruption.
+Nothing is downloaded. What is there already is kept, so a call can be repeated and continues after an interruption.
 The last line is one JSON object; the exit status is 1 while something is missing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from llava.cli import OutputOptions, option, print_json, run_command
 from llava.eval.benchmarks import BENCHMARKS, find_benchmarks
-from llava.eval.metrics.answer_files import ScoreError, format_table
-from llava.eval.prepare import PrepareError, State, prepare
+from llava.eval.metrics.scores import format_table
+from llava.eval.prepare import State, prepare
 
 _REAL = [name for name in BENCHMARKS if not name.endswith("_mini")]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"benchmarks: {', '.join(_REAL)}",
-    )
-    add = parser.add_argument
-    add("benchmark", metavar="BENCH", help="a benchmark's name, several with commas, or all")
-    add("sources", metavar="SOURCE", nargs="*", type=Path, help="what was downloaded; none: only look")
-    add("--out", type=Path, default=Path("playground/data/eval"), help="the data folder (default %(default)s)")
-    add("--overwrite", action="store_true", help="replace question and reference files that are there")
-    return parser
+@dataclass(kw_only=True)
+class Options(OutputOptions):
+    """Which benchmarks, from what, to where."""
+
+    benchmark: str = option(positional=True, help="a benchmark's name, several with commas, or all")
+    sources: list[Path] = option([], positional=True, many=True, help="what was downloaded; none: only look")
+    out: Path = option(Path("playground/data/eval"), help="the data folder (default %(default)s)")
+    overwrite: bool = option(False, help="replace question and reference files that are there")
 
 
 def render(states: Sequence[State]) -> str:
@@ -54,38 +47,27 @@ def render(states: Sequence[State]) -> str:
         for state in states
     ]
     lines = [format_table(("benchmark", "questions", "images", "ready"), rows)]
-    for state in states:
-        lines += [f"{state.benchmark.name}: {problem}" for problem in state.problems]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"{state.benchmark.name}: {problem}" for state in states for problem in state.problems])
+
+
+def work(options: Options) -> int:
+    """Prepare, print the states, and return 1 while something is missing."""
+    benchmarks = find_benchmarks(",".join(_REAL) if options.benchmark == "all" else options.benchmark)
+    done = [prepare(benchmark, options.sources, options.out, options.overwrite) for benchmark in benchmarks]
+    states = [state for state, _ in done]
+    written, kept = (sum(getattr(layout, count) for _, layout in done) for count in ("written", "kept"))
+    print(render(states))
+    if options.sources and not written + kept:
+        names = ", ".join(benchmark.name for benchmark in benchmarks)
+        print(f"nothing that belongs to {names} was found in {', '.join(map(str, options.sources))}")
+    print_json({"written": written, "kept": kept, "benchmarks": [state.to_dict() for state in states]}, options)
+    return int(any(state.problems for state in states))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    args = build_parser().parse_args(argv)
-    try:
-        benchmarks = find_benchmarks(",".join(_REAL) if args.benchmark == "all" else args.benchmark)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    states, written, kept = [], 0, 0
-    try:
-        for benchmark in benchmarks:
-            state, layout = prepare(benchmark, args.sources, args.out, args.overwrite)
-            states.append(state)
-            written, kept = written + layout.written, kept + layout.kept
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (PrepareError, ScoreError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(render(states))
-    if args.sources and not written + kept:
-        names = ", ".join(benchmark.name for benchmark in benchmarks)
-        print(f"nothing that belongs to {names} was found in {', '.join(map(str, args.sources))}")
-    summary = {"written": written, "kept": kept, "benchmarks": [state.to_dict() for state in states]}
-    print(json.dumps(summary, separators=(",", ":")))
-    return 0 if all(not state.problems for state in states) else 1
+    epilog = f"benchmarks: {', '.join(_REAL)}"
+    return run_command(Options, work, argv, prog="python -m llava.eval.prepare", description=__doc__, epilog=epilog)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llava.cli import UserError
 from llava.eval.benchmarks import Benchmark, Needed
-from llava.eval.metrics.answer_files import ScoreError
 from llava.eval.prepare.layout import Layout
 
 _NAMED = 3
@@ -67,7 +67,7 @@ def check(benchmark: Benchmark, data_dir: Path) -> State:
     The images are looked for, not opened; where every file is there, the scoring is rehearsed.
 
     Raises:
-        PrepareError: the question file is malformed, or names an image outside the image folder.
+        UserError: the question file is malformed, or names an image outside the image folder.
 
     """
     layout = Layout(benchmark.at(data_dir))
@@ -82,6 +82,6 @@ def check(benchmark: Benchmark, data_dir: Path) -> State:
     if questions and not lacking:
         try:
             benchmark.rehearse(layout.folder)
-        except ScoreError as error:
+        except UserError as error:
             misfit = str(error)
     return State(benchmark, layout.folder, questions, len(images), missing, lacking, misfit)

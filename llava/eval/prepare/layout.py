@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from llava.cli import UserError
 from llava.files import replacing
 
 _CHUNK = 1 << 20
 Write = Callable[[Any], None]
 
 
-class PrepareError(ValueError):
-    """A source that cannot be used; the message is one line that says what was given and what to do."""
+_SIGNATURES = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG\r\n\x1a\n", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"))
 
 
 @dataclass
@@ -36,12 +37,12 @@ class Layout:
         """The path of a file in the folder.
 
         Raises:
-            PrepareError: `relative` is absolute or contains "..".
+            UserError: `relative` is absolute or contains "..".
 
         """
         path = Path(relative)
         if not relative or path.is_absolute() or ".." in path.parts or "\0" in relative or "\\" in relative:
-            raise PrepareError(f"{relative!r} must be a path inside {self.folder}, without '..'")
+            raise UserError(f"{relative!r} must be a path inside {self.folder}, without '..'")
         return self.folder / path
 
     def keeps(self, relative: str) -> bool:
@@ -52,19 +53,41 @@ class Layout:
             return True
         return False
 
-    def image(self, relative: str, data: bytes) -> None:
-        """Write an image; one of the same size is kept."""
-        path = self.path(relative)
-        if self._has(path, len(data)):
-            return
-        with self._replacing(path, "wb") as file:
-            file.write(data)
+    def image_bytes(self, cell: Any, where: str) -> bytes:
+        """The bytes of an image cell as the hub's data sets store it: {"bytes", "path"}, or bytes.
+
+        Raises:
+            UserError: the cell is empty, or names a file that is not in the data set.
+
+        """
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes) or not data:
+            path = cell.get("path") if isinstance(cell, dict) else None
+            raise UserError(f"{where}: no image in the row" + (f", only the path {path!r}" if path else ""))
+        return data
+
+    def image_name(self, stem: str, cell: Any) -> str:
+        """`stem` with the ending that fits the image's first bytes; `UserError` if they are no image's."""
+        data = self.image_bytes(cell, f"image {stem}")
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return stem + ".webp"
+        for signature, suffix in _SIGNATURES:
+            if data.startswith(signature):
+                return stem + suffix
+        raise UserError(f"image {stem}: not an image (JPEG, PNG, GIF, BMP or WebP); begins with {data[:8]!r}")
+
+    def image(self, relative: str, cell: Any) -> None:
+        """Write the image of a cell; one of the same size is kept."""
+        path, data = self.path(relative), self.image_bytes(cell, f"image {relative}")
+        if not self._has(path, len(data)):
+            with self._replacing(path, "wb") as file:
+                file.write(data)
 
     def copy(self, relative: str, source: BinaryIO, size: int) -> None:
         """Copy a file of `size` bytes; one of the same size is kept.
 
         Raises:
-            PrepareError: the source ends early or goes on.
+            UserError: the source ends early or goes on.
 
         """
         path = self.path(relative)
@@ -74,7 +97,7 @@ class Layout:
             while chunk := source.read(_CHUNK):
                 file.write(chunk)
             if file.tell() != size:
-                raise PrepareError(f"{path.name}: {file.tell()} of {size} bytes could be read; the source is damaged")
+                raise UserError(f"{path.name}: {file.tell()} of {size} bytes could be read; the source is damaged")
         self._replaced.add(relative)
 
     def _has(self, path: Path, size: int) -> bool:
@@ -106,27 +129,28 @@ class Layout:
             yield write
             _write(file, "]\n" if key is None else "]}\n")
 
-    @contextmanager
-    def mapping(self, relative: str) -> Iterator[Write]:
-        """A function that writes one (key, value) of a JSON object; as `lines` otherwise."""
+    def json(self, relative: str, document: Any) -> None:
+        """Write a JSON document, unless the file is kept."""
+        self.text(relative, json.dumps(document, ensure_ascii=False) + "\n")
+
+    def text(self, relative: str, text: str) -> None:
+        """Write a text file, unless it is kept."""
         with self._text(relative) as file:
-            _write(file, "{")
-            separator = ""
+            _write(file, text)
 
-            def write(item: tuple[str, Any]) -> None:
-                nonlocal separator
-                key, value = item
-                _write(file, f"{separator}{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
-                separator = ",\n"
-
-            yield write
-            _write(file, "}\n")
+    def table(self, relative: str, rows: Sequence[Mapping[str, str]]) -> None:
+        """Write a TSV table, unless it is kept."""
+        with self._text(relative) as file:
+            if file is not None and rows:
+                writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
 
     def rows(self, relative: str) -> Iterator[dict[str, Any]]:
         """The rows of a JSONL file of the folder, one by one; none where there is no such file.
 
         Raises:
-            PrepareError: a line is no JSON object with "image" as text.
+            UserError: a line is no JSON object with "image" as text.
 
         """
         path = self.path(relative)
@@ -142,22 +166,16 @@ class Layout:
                 except json.JSONDecodeError:
                     valid = False
                 if not valid:
-                    raise PrepareError(f'{path}:{number}: expected a JSON object, its "image" a path')
+                    raise UserError(f'{path}:{number}: expected a JSON object, its "image" a path')
                 yield row
 
-    def json(self, relative: str) -> Any:
-        """The JSON document of a file of the folder; a PrepareError tells that it is none."""
+    def read_json(self, relative: str) -> Any:
+        """The JSON document of a file of the folder; `UserError` if it is none."""
         path = self.path(relative)
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise PrepareError(f"{path} cannot be read as JSON: {error}") from None
-
-    @contextmanager
-    def text(self, relative: str) -> Iterator[TextIO | None]:
-        """A text file for writing, None where the file is kept."""
-        with self._text(relative) as file:
-            yield file
+            raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
     @contextmanager
     def _text(self, relative: str) -> Iterator[TextIO | None]:
@@ -171,7 +189,7 @@ class Layout:
     @contextmanager
     def _replacing(self, path: Path, mode: str) -> Iterator[Any]:
         if not path.parent.resolve().is_relative_to(self.folder.resolve()):
-            raise PrepareError(f"{path} is not written: a symbolic link leads out of {self.folder}")
+            raise UserError(f"{path} is not written: a symbolic link leads out of {self.folder}")
         with replacing(path, mode, sync=mode == "w") as file:
             yield file
         self.written += 1

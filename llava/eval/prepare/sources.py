@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from llava.eval.prepare.layout import PrepareError
+from llava.cli import UserError
 
 _IGNORED = frozenset({"__MACOSX", "answers", "answers_upload", "results", "reviews"})
 
@@ -82,21 +82,21 @@ def open_source(path: Path) -> Iterator[Source]:
     """A downloaded zip, folder or file.
 
     Raises:
-        PrepareError: there is nothing at `path`, or it is a damaged or encrypted archive.
+        UserError: there is nothing at `path`, or it is a damaged or encrypted archive.
 
     """
     if not path.exists():
-        raise PrepareError(f"source not found: {path}")
+        raise UserError(f"source not found: {path}")
     if path.suffix.lower() != ".zip":
         yield FolderSource(path)
         return
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.flag_bits & 1 for entry in archive.infolist()):
-                raise PrepareError(f"{path} is encrypted; unpack it and give the folder")
+                raise UserError(f"{path} is encrypted; unpack it and give the folder")
             yield ZipSource(archive, str(path))
     except zipfile.BadZipFile as error:
-        raise PrepareError(f"{path} is not a whole zip archive ({error}); download it again") from None
+        raise UserError(f"{path} is not a whole zip archive ({error}); download it again") from None
 
 
 def find(source: Source, wanted: str) -> str | None:

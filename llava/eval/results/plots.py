@@ -35,9 +35,9 @@ class PlotOptions:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One run as the pictures need it; arrays run over its prompts.
+    """What the plots show of one run; arrays run over its prompts.
 
-    name: in the legend, one look a name; flops_share: prefill FLOPs over all tokens, percent of dense; accuracy:
+    name: in the legend, one look per name; flops_share: prefill FLOPs over all tokens, percent of dense; accuracy:
     percent, None where the answers cannot be judged; tokens: int [prompts, layers], those that enter each layer;
     filter_layers, exit_layers: int, -1 for none; kept: visual tokens left by the filter layer, all where there is none
     """
@@ -125,7 +125,7 @@ def tokens_plot(panels: Panels, path: Path, title: str, options: PlotOptions) ->
     return options.save(figure, path)
 
 
-def histogram_plot(panels: Panels, path: Path, title: str, options: PlotOptions) -> Path | None:
+def decisions_plot(panels: Panels, path: Path, title: str, options: PlotOptions) -> Path | None:
     """Draw histograms of filter layer, exit layer and tokens kept, a row per benchmark; None if no run pruned."""
     decided = {
         name: [run for run in runs if (run.filter_layers >= 0).any() or (run.exit_layers >= 0).any()]
@@ -175,7 +175,7 @@ def _layer_bars(axes, by_name: Mapping[str, np.ndarray], layers: int, looks: Map
 
 
 def _kept_steps(axes, by_name: Mapping[str, np.ndarray], looks: Mapping[str, dict]) -> None:
-    """Histograms as outlines on common bins; a vertical line for a run that keeps as many tokens in every prompt."""
+    """Histograms as outlines on common bins; a vertical line for a run that keeps equally many tokens in every prompt."""
     varied = {name: kept for name, kept in by_name.items() if kept.min() < kept.max()}
     for name in by_name.keys() - varied.keys():
         axes.axvline(by_name[name][0], color=looks[name]["color"], linestyle="--", linewidth=1.5)
@@ -210,7 +210,7 @@ def new_figure(size: tuple[float, float], lines: int, columns: int, **options: A
 
 
 def _grid(panels: int, widest: int, size: tuple[float, float]):
-    """A figure with `panels` axes of `size`, at most `widest` a line, and room for a title and a legend."""
+    """A figure with `panels` axes of `size`, at most `widest` per line, and room for a title and a legend."""
     columns = min(widest, panels)
     lines = -(-panels // columns)
     figure, grid = new_figure((max(6.0, size[0] * columns), size[1] * lines + 1), lines, columns)
@@ -225,7 +225,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def _looks(panels: Panels) -> dict[str, dict[str, Any]]:
-    """One look a name over all panels; dense runs are black stars."""
+    """One look per name over all panels; dense runs are black stars."""
     runs = {run.name: run.dense for runs in panels.values() for run in runs}
     others = [name for name, dense in runs.items() if not dense]
     star = {"color": "black", "marker": "*"}

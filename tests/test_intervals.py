@@ -6,12 +6,13 @@ import random
 import numpy as np
 import pytest
 from run_fixtures import write_run
+from scipy.stats import binomtest
 
-from llava.eval import eval_gqa, eval_mme, eval_textvqa
+from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.metrics.answer_files import read_jsonl
-from llava.eval.results.question_scores import SCORERS, find_annotations
-from llava.eval.results.resampling import Terms, clusters, paired_bootstrap, quoted, share_interval, sign_test
-from llava.eval.results.runs import read_run
+from llava.eval.metrics.intervals import Clusters, Terms, paired_bootstrap, share_interval, sign_test
+from llava.eval.results.judging import judge_of
+from llava.eval.runner.run import Run
 from llava.tiny.benchmarks import write_benchmarks
 
 QUESTIONS = {
@@ -49,8 +50,8 @@ def test_questions_of_one_image_do_not_count_as_independent():
     b = {key: float(int(key[0]) % 3 == 0) for key in keys}
 
     def interval(chosen):
-        drawn = clusters("gqa", chosen, None)
-        scores = [quoted("gqa", {key: one[key] for key in chosen}, drawn)["accuracy"] for one in (a, b)]
+        drawn = Clusters.by_image(chosen, None)
+        scores = [drawn.terms([{key: (one[key], 1.0) for key in chosen}]) for one in (a, b)]
         return paired_bootstrap({"x": tuple(scores)}, drawn.strata, 300)["x"]
 
     assert interval(keys) == pytest.approx(interval(single))
@@ -65,18 +66,22 @@ def test_strata_keep_their_size_and_one_cluster_has_no_interval():
 def test_exact_test_and_share_interval_against_tables():
     assert sign_test(0, 0) == 1
     assert sign_test(0, 5) == sign_test(5, 0) == pytest.approx(2 / 32)
-    assert share_interval(8, 10) == pytest.approx([49.02, 94.33], abs=0.01)  # Wilson
-    assert share_interval(10, 10)[1] == pytest.approx(100)
+    assert share_interval(8, 10) == pytest.approx((49.02, 94.33), abs=0.01)  # Wilson
+    assert share_interval(10, 10)[1] == pytest.approx(100) and share_interval(0, 0) == (0, 100)
+    for fixed, broken, count, total in ((3, 5, 0, 7), (120, 90, 5, 1000), (0, 1, 999, 1000)):
+        wilson = binomtest(count, total).proportion_ci(0.95, method="wilson")
+        assert share_interval(count, total) == pytest.approx((100 * wilson.low, 100 * wilson.high))
+        assert sign_test(fixed, broken) == pytest.approx(binomtest(fixed, fixed + broken).pvalue)
 
 
 def test_mme_images_are_drawn_within_their_task():
     keys = [(f"{task}/{image}.png", f"{n}") for task in ("count", "OCR") for image in range(6) for n in range(2)]
     a = dict.fromkeys(keys, 1.0)
     b = {key: float(key[0].startswith("OCR")) for key in keys}  # all images of a task alike: nothing to vary
-    drawn = clusters("mme", keys, None)
-    pairs = {
-        name: (quoted("mme", a, drawn)[name], quoted("mme", b, drawn)[name]) for name in ("perception", "accuracy")
-    }
+    mme = BENCHMARKS["mme"]
+    drawn = Clusters.by_image(keys, None, mme.stratum)
+    terms = [mme.quoted_terms(scores) for scores in (a, b)]
+    pairs = {name: tuple(drawn.terms(one[name]) for one in terms) for name in ("perception", "accuracy")}
     assert paired_bootstrap(pairs, drawn.strata, 100) == {"perception": [-200, -200], "accuracy": [-50, -50]}
 
 
@@ -95,15 +100,14 @@ def test_quoted_scores_are_the_scorers(mini, tmp_path, kind, answered):
     words = list("0123456789") if kind == "textvqa" else ["Yes", "no", "Red.", "maybe"]
     rows = [row for _, row in read_jsonl(questions, "questions")]
     texts = {(row["question_id"], row["text"]): draw.choice(words) for row in rows if draw.random() < answered}
-    run = read_run(write_run(tmp_path / "x.jsonl", questions, texts))
-    found, annotations = find_annotations(run.question_file)
-    assert found == kind
-    scores = SCORERS[kind].scores(questions, annotations, run.answers.values())
-    figures = quoted(kind, scores, clusters(kind, list(scores), run.images))
-    expected = {"gqa": eval_gqa.score, "textvqa": eval_textvqa.score}.get(kind, eval_mme.score)(
-        questions if kind == "mme" else annotations, tmp_path / "x.jsonl", partial=answered < 1
-    )
+    run = Run.read(write_run(tmp_path / "x.jsonl", questions, texts))
+    judge = judge_of(run)
+    assert judge.benchmark.kind == kind
+    scores = judge.scores(run)
+    drawn = Clusters.by_image(list(scores), run.images)
+    figures = {name: drawn.terms(terms).value for name, terms in judge.benchmark.quoted_terms(scores).items()}
+    expected = judge.benchmark.score(questions.parent, tmp_path / "x.jsonl", partial=answered < 1)
     assert set(figures) == ({"perception", "total", "accuracy"} if kind == "mme" else {"accuracy"})
     assert 0 < expected["accuracy"] < 100
-    for name, terms in figures.items():
-        assert terms.value == pytest.approx(expected[name]), name
+    for name, value in figures.items():
+        assert value == pytest.approx(expected[name]), name
