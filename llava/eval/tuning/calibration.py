@@ -44,7 +44,9 @@ class Calibration:
         self.options, self.command = options, command
         self.out = (options.out or Path("runs/calibrate") / Path(options.model_path).expanduser().name).expanduser()
         self.others = [_read_record(Path(path)) for path in options.compare]
-        self.beside = named_configs(options.config, taken=[DENSE, CALIBRATED])
+        self.beside = named_configs(options.config)
+        if CALIBRATED in self.beside:
+            raise UserError(f"--config: the name {CALIBRATED!r} is taken by the config that is searched for")
         questions = read_questions(options.questions, options.images)
         places = split(questions, options.samples, options.confirm, options.held_out, options.seed)
         self.parts = dict(
