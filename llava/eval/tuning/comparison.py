@@ -37,7 +37,7 @@ class MethodComparison:
 
     def __init__(self, options: Options, methods: Mapping[str, str], command: str):
         self.options, self.methods, self.out = options, methods, options.out.expanduser()
-        self.targets = sorted(set(options.save))
+        self.targets = sorted(set(options.saving))
         tune_dir, data_dir = options.tune_dir.expanduser(), options.data_dir.expanduser()
         if tune_dir.resolve() == data_dir.resolve():
             raise UserError("--tune-dir is --data-dir: choose on other questions than those that are compared on")
@@ -47,7 +47,7 @@ class MethodComparison:
         for name, reference in methods.items():
             if ":" in reference and not schedules(reference, 12):
                 raise UserError(f"--methods {reference}: {name} has no schedules() to choose from (docs/methods.md)")
-        benchmarks = find_benchmarks(options.benchmark)
+        benchmarks = find_benchmarks(",".join(options.benchmark))
         for one in benchmarks:
             if one.judge is None:
                 raise UserError(f"{one.title} has no references to score with; methods are compared by their accuracy")

@@ -63,11 +63,11 @@ class Trials:
             self.done[key] = row
         row = self.done[key]
         self._broken.update(row["broken_batches"])
-        self.bar.update(key not in self._tried)
         self._tried[key] = row
         passed = [one["flops"] for one in self._tried.values() if one["passed"]]
         best = f"{100 * min(passed):.1f}% of dense FLOPs" if passed else "none passed"
         self.bar.set_postfix_str(best, refresh=False)
+        self.bar.update(len(self._tried) - self.bar.n)
         return row
 
     def _run(self, config: dict[str, Any]) -> dict[str, Any]:
