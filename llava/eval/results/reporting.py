@@ -224,9 +224,9 @@ def tables(rows: Sequence[Row], configs: bool) -> Iterator[tuple[str, str, Table
 def _markdown(rows: Sequence[Row], pictures: Mapping[str, Sequence[Path]], left_out: Sequence[str]) -> str:
     """The report: a section per model with its plots, in it a table per benchmark."""
     lines = ["# Report", ""]
-    lines += ["Means per question: FLOPs of visual and of all tokens, KV bytes after prefill, with their change against"]
-    lines += ["the same prompts dense, and visual tokens that the filter layer kept. Milliseconds are those of each run on"]
-    lines += ["its own, so that they compare only on one machine at rest."]
+    lines += ["Means per question: FLOPs of visual and of all tokens, KV bytes after prefill, with their change from"]
+    lines += ["the same prompts dense, and visual tokens kept by the filter layer. Milliseconds are those of each run"]
+    lines += ["on its own, so that they compare only on one machine at rest."]
     for model, files in pictures.items():
         lines += ["", f"## {plain(model)}"]
         for name, benchmark, table, notes in tables(rows, configs=True):
