@@ -156,11 +156,13 @@ def make_row(one: Labelled, data_dir: str | Path | None = None) -> Row:
 
 
 def _scores(run: Run, data_dir: str | Path | None) -> tuple[dict[str, float], str | None]:
-    """The quoted scores, or none and why."""
+    """The quoted scores: of the answers, or else those in the run file; or none, and why."""
     try:
         judge = judge_of(run, data_dir=data_dir)
         scores = judge.scores(run)
     except ValueError as error:
+        if run.scores is not None:
+            return {name: run.scores[name] for name in dict.fromkeys([run.scores["figure"], "accuracy"])}, None
         return {}, f"{error} (--data-dir names the folder of the benchmarks)"
     drawn = Clusters.by_image(list(scores), images=None)
     return {name: drawn.terms(terms).value for name, terms in judge.benchmark.quoted_terms(scores).items()}, None
