@@ -18,9 +18,9 @@ from typing import Any
 from llava.cli import UserError
 from llava.eval.metrics.answer_files import Answer, ScoreError, parse_answer, read_jsonl
 from llava.eval.metrics.intervals import Key, share_interval
+from llava.eval.runner.answers import parts_of, read_times
 from llava.eval.runner.costs import Costs
-from llava.eval.runner.parts import parts_of, read_times
-from llava.eval.runner.runfile import RunFileError, fingerprint, read_run_file, run_file_of
+from llava.eval.runner.runfile import fingerprint, read_run_file, run_file_of
 
 RUN_FILE = ".run.json"
 _CHUNK_NAME = re.compile(r"\d+_\d+")
@@ -238,7 +238,7 @@ def _run_file(path: Path) -> Path:
 def _record(file: Path) -> dict[str, Any]:
     try:
         record = read_run_file(file)
-    except RunFileError:
+    except UserError:
         raise UserError(f"{file} is not a run file of llava.eval.run or model_vqa_loader") from None
     if record is None:
         raise UserError(f"{file} is missing: a run is X.jsonl with X{RUN_FILE} beside it")
