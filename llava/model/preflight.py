@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from llava.cli import ModelOptions
 from llava.model import checkpoint
-from llava.model.builder import quantization_config
+from llava.model.formats import TRANSFORMERS, Layout, read_layout, read_transformers_config
 from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.language_model.configuration_llava import read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.layouts import TRANSFORMERS, Layout, read_layout, read_transformers_config
+from llava.model.loading import quantization_config
 from llava.model.parts import find_parts
 from llava.model.processors import check_pixels
 from llava.model.pruning import PruningConfig, prune
@@ -111,9 +111,9 @@ def skeleton(source: checkpoint.Source, layout: Layout) -> PreTrainedModel:
             return LlavaLlamaForCausalLM(config, read_vision_config(tower.folder, config))
         if layout.kind == "internvl":
             # imported here because only this layout needs it
-            from llava.model import internvl_original
+            from llava.model.internvl import model as internvl
 
-            config = internvl_original.read_config(source.folder, read_json(source.folder / "config.json"))
+            config = internvl.read_config(source.folder, read_json(source.folder / "config.json"))
             return transformers.InternVLForConditionalGeneration(config)
         config = read_transformers_config(source.folder)
         return getattr(transformers, TRANSFORMERS[config.model_type])(config)
