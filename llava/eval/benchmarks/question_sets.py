@@ -72,6 +72,7 @@ def question_set(
     }
     spec |= {"name": name, "max_new_tokens": max_new_tokens}
     built = {"name": name, "title": name, "folder": str(file.parent), "questions": file.name, "images": str(folder)}
+    spec = None if callable(judge) else spec  # a function cannot stand in a run file
     fields = built | {"max_new_tokens": max_new_tokens, "needs": tuple(needs), "spec": spec} | scoring
     return Benchmark(**fields | more)
 
