@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import Benchmark, Needed, References, read_question_ids
+from llava.eval.benchmarks.base import Benchmark, References
+from llava.eval.benchmarks.files import read_question_ids
 from llava.eval.metrics.answer_files import field, read_jsonl
 from llava.eval.metrics.judges import JUDGES, Judge
 
@@ -53,12 +54,9 @@ def question_set(
         )
     file = Path(questions).expanduser().resolve()
     folder = file.parent if images is None else Path(images).expanduser().resolve()
-    needs = [Needed(str(file), "the question file that was named", "run")]
-    needs.append(Needed(str(folder), "the image folder that was named", "run"))
     scoring: dict[str, Any] = {"figure": None}
     if references is not None:
         right = Path(references).expanduser().resolve()
-        needs.append(Needed(str(right), "the references that were named", "score"))
         value = JUDGES[judge] if isinstance(judge, str) else judge
         scoring = {"references": str(right), "figure": "accuracy", "groups": _groups, "read": _reader(value)}
         scoring["judge"] = lambda text, reference: value(text, reference["answers"])
@@ -72,7 +70,7 @@ def question_set(
     }
     spec |= {"name": name, "max_new_tokens": max_new_tokens}
     built = {"name": name, "title": name, "folder": str(file.parent), "questions": file.name, "images": str(folder)}
-    fields = built | {"max_new_tokens": max_new_tokens, "needs": tuple(needs), "spec": spec} | scoring
+    fields = built | {"max_new_tokens": max_new_tokens, "spec": spec} | scoring
     return Benchmark(**fields | more)
 
 
