@@ -69,6 +69,8 @@ def test_to_dict_round_trips(settings, tmp_path):
         ({**README, "layer_threshold": "high"}, "number from 0 to 1, got str"),
         ({**README, "tokens_threshold": -0.1}, "number ≥ 0, got -0.1"),
         ({**README, "tokens_threshold": float("inf")}, "got inf"),
+        ({**README, "tokens_threshold": 10**400}, "'tokens_threshold' must be a number ≥ 0, got 1000000"),
+        ({**README, "sink_token": 2**63}, "'sink_token' must be an integer ≥ 0, got 9223"),
         ({**README, "exit_patience": 0}, "integer ≥ 1"),
         ({**README, "exit_threshold": 2}, "from 0 to 1"),
         ({**README, "sink_token": -1}, "integer ≥ 0"),
@@ -151,6 +153,37 @@ def test_a_filled_in_boundary_is_checked_like_a_given_one():
     early.check_layers(12)
     with pytest.raises(ValueError, match=r"'mid_deep_layer' \(4\) lies before 'shallow_mid_layer' \(6\)"):
         early.check_layers(32)
+
+
+def test_a_source_that_holds_no_config_says_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("method: fastv\nk: 3\n")
+    (tmp_path / "configs.json").mkdir()
+    (tmp_path / "twice.json").write_text('{"method": "fastv", "k": 2, "k": 3}')
+    (tmp_path / "plain").write_text('{"method": "fastv", "k": 3}')
+    for source, message in [
+        ("config.yaml", "'config.yaml' is not JSON .*YAML is not read; write the same settings as JSON"),
+        ("nowhere.yaml", "'nowhere.yaml' cannot be read: No such file"),
+        ("configs.json", "'configs.json' is a folder; give the .json file in it"),
+        (".", "'.' is a folder"),
+        ("~/twice.json", "'~/twice.json' has the key 'k' twice"),
+        ('{"mode": [], "before": {"method": "divprune", "keep": 3, "keep": 4}}', "has the key 'keep' twice"),
+        ("9" * 5000, "is not JSON"),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            PruningConfig.of(source)
+        assert "\n" not in str(caught.value)
+    assert (
+        PruningConfig.of("~/plain")
+        == PruningConfig.of(Path("plain"))
+        == PruningConfig.from_dict({"method": "fastv", "k": 3})
+    )
+
+
+def test_a_fixed_exit_beside_a_found_one_is_said_to_have_no_effect():
+    with pytest.warns(UserWarning, match=r"'mid_deep_layer' \(20\) has no effect beside 'middle'"):
+        PruningConfig.from_dict({**README, "mid_deep_layer": 20})
 
 
 def test_config_files_may_begin_with_a_byte_order_mark_but_are_text(tmp_path):

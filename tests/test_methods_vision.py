@@ -128,14 +128,20 @@ def test_images_that_were_not_encoded_inside_are_refused_and_nothing_outlives_th
         model(input_ids=ids, attention_mask=mask, image_features=features)
 
 
-def test_the_oldest_images_are_forgotten(model, monkeypatch):
+def test_images_of_the_present_batch_are_held_however_many_and_the_oldest_others_forgotten(model, monkeypatch):
     from llava.model.pruning import vision
 
-    monkeypatch.setattr(vision, "REMEMBERED", 2)
     ids, mask, pixels = prompts("titit", "tit")
-    with prune(model, {"method": "visionzip", "dominant": 5, "contextual": 2}):
+    config = {"method": "visionzip", "dominant": 5, "contextual": 2}
+    with prune(model, config), torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask, images=pixels).logits
+    monkeypatch.setattr(vision, "REMEMBERED", 2)
+    with prune(model, config), torch.no_grad():
+        assert torch.equal(model(input_ids=ids, attention_mask=mask, images=pixels).logits, expected)
         features = list(model.encode_images(pixels))
         model(input_ids=ids[1:], attention_mask=mask[1:], image_features=features[2:])
+        model.encode_images(torch.randn_like(pixels[:2]))
+        model(input_ids=ids[1:], attention_mask=mask[1:], image_features=features[2:])  # shown last, and so held
         with pytest.raises(ValueError, match="newest 2 are remembered"):
             model(input_ids=ids[:1], attention_mask=mask[:1], image_features=features[:2])
 

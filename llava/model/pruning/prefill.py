@@ -169,12 +169,14 @@ class Prefill:
                 position[places[selection.keep]] = tokens.position[places[selection.origin]]
         if rewritten:
             tokens = tokens.rewrite(np.concatenate(rewritten), states)
-        if mask.all():
-            return tokens
-        tokens = replace(tokens, position=position).keep(mask)
+        if position is not tokens.position:
+            tokens = replace(tokens, position=position, _memo={})
+        cut = not mask.all()
+        if cut:
+            tokens = tokens.keep(mask)
         for prompt, positions in zip(self.policies, tokens.visual_positions, strict=True):
             prompt.positions = positions
-        if compact:
+        if cut and compact:
             tokens = tokens.renumber(self.rotary)
             self.shift = tuple(given - left for given, left in zip(self.given, tokens.lengths, strict=True))
         return tokens

@@ -18,7 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from .packed import PackedTokens, upload
 
 REMEMBERED = 128
-"""Images whose states are held: about 1.2 MB each for CLIP-L/336 in half precision."""
+"""Images whose states are held, and more in a larger batch: about 1.2 MB each for CLIP-L/336 in half precision."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,18 @@ def clip_encoder(tower: nn.Module, select_layer: int, projector: nn.Module) -> E
 
 
 class EncoderHook:
-    """Remembers the states of the newest images that an encoder sees between `start` and `stop`."""
+    """Remembers the states of images that an encoder sees between `start` and `stop`.
+
+    The newest `REMEMBERED` are held, and in any case those that the last prompts showed and those encoded since: a
+    batch may have any number of images.
+    """
 
     def __init__(self, encoder: Encoder):
         self.encoder = encoder
         self._hooks: list = []
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
         self._images: list[tuple[torch.Tensor, EncoderStates]] = []
+        self._present = 0
 
     def start(self) -> None:
         """Begin to watch."""
@@ -89,7 +94,7 @@ class EncoderHook:
         """Stop watching and forget everything."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._seen, self._images = [], None, []
+        self._hooks, self._seen, self._images, self._present = [], None, [], 0
 
     def _encoded(self, module, args, kwargs, output) -> None:
         entered = args[0] if args else kwargs["hidden_states"]
@@ -108,7 +113,8 @@ class EncoderHook:
         for image in range(len(features)):
             states = EncoderStates(features[image], attention[image], keys[image], self.encoder.projector.forward)
             self._images.append((_fingerprint(output[image]), states))
-        del self._images[:-REMEMBERED]
+        self._present += len(features)
+        del self._images[: -max(REMEMBERED, self._present)]
 
     def find(self, tokens: PackedTokens) -> dict[int, list[EncoderStates]]:
         """Return the images of every prompt that has visual tokens, in order; one host synchronisation.
@@ -121,7 +127,8 @@ class EncoderHook:
             return {}
         missing = ValueError(
             "this method reads the image encoder, and these visual tokens are not of an image that it encoded inside "
-            f"`with prune(…)` (the newest {REMEMBERED} are remembered): encode the pixels there, one token per patch"
+            f"`with prune(…)` (of earlier batches the newest {REMEMBERED} are remembered): encode the pixels there, "
+            "one token per patch"
         )
         if not self._images:
             raise missing
@@ -136,11 +143,13 @@ class EncoderHook:
         same = torch.stack([(row == known).all(-1) for row in shown]).cpu().numpy()
         if not same.any(1).all():
             raise missing
-        found = iter(same.argmax(1))
+        found = same.argmax(1).tolist()
+        images = iter([self._images[place][1] for place in found])
+        present = set(found)
+        order = sorted(range(len(self._images)), key=lambda place: place in present)
+        self._images, self._present = [self._images[place] for place in order], len(present)
         return {
-            b: [self._images[next(found)][1] for _ in range(count // patches)]
-            for b, count in enumerate(tokens.visual_counts)
-            if count
+            b: [next(images) for _ in range(count // patches)] for b, count in enumerate(tokens.visual_counts) if count
         }
 
 
