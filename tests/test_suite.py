@@ -52,14 +52,13 @@ def test_a_suite_runs_scores_times_and_draws_every_config(data, tmp_path, capsys
     [("half", "NAME=CONFIG"), (f"dense={HALF}", "built in"), ('half={"mode":["deep"]}', "mid_deep_layer")],
 )
 def test_bad_configs_are_refused_by_the_command_line(data, tmp_path, capsys, config, message):
-    with pytest.raises(SystemExit):
-        suite.main(arguments(data, tmp_path, "--config", config))
+    assert suite.main(arguments(data, tmp_path, "--config", config)) == 1
     assert message in capsys.readouterr().err
 
 
 def test_names_and_boundaries_are_checked_before_anything_is_asked(data, tmp_path, capsys):
     assert suite.main(arguments(data, tmp_path, "--config", f"a={HALF}", "--config", f"a={HALF}")) == 1
-    assert "one name" in capsys.readouterr().err
+    assert "the name 'a' is taken" in capsys.readouterr().err
     assert suite.main(arguments(data, tmp_path, "--config", 'b={"method":"random","layer":13,"keep":2}')) == 1
     assert "config 'b': 'layer' is 13, but the model has 12 layers" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -68,8 +67,6 @@ def test_names_and_boundaries_are_checked_before_anything_is_asked(data, tmp_pat
 def test_missing_benchmarks_say_what_to_put_where(tmp_path, capsys):
     assert suite.main(arguments(tmp_path, tmp_path)) == 1
     assert "llava.tiny.benchmarks" in capsys.readouterr().err
-    assert suite.main([*arguments(tmp_path, tmp_path), "--benchmarks", "mmvet"]) == 1
-    assert "scored by a server" in capsys.readouterr().err
 
 
 def test_speed_up_is_the_median_of_the_rounds_ratios():
