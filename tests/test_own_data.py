@@ -1,11 +1,13 @@
 """A user's own questions: docs/your-own-data.md followed to the letter, the judges, and what is refused."""
 
+import importlib
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
-from answer_fixtures import write_answers, write_jsonl
+from answer_fixtures import last_json, write_answers, write_jsonl
 from PIL import Image
 
 from llava.cli import UserError
@@ -30,6 +32,20 @@ def folder(tmp_path, monkeypatch):
         Image.new("RGB", (32, 32), color).save(f"images/{color}.png")
     Path("playground").symlink_to(ROOT / "playground")
     return tmp_path
+
+
+def test_the_page_followed_to_the_letter(folder, capsys):
+    commands = [line for kind, _, text in BLOCKS if kind == "bash" for line in text.replace("\\\n", "").splitlines()]
+    assert len(commands) == 4
+    for line in commands:
+        _, _, module, *words = shlex.split(line)
+        assert importlib.import_module(module).main(words) == 0, line
+    assert last_json(capsys.readouterr().out)["benchmark"] == "colors"
+    scores = json.loads(Path("runs/mine/questions/pruned.run.json").read_text())["scores"]
+    assert (scores["questions"], scores["groups"]["category"]["color"]["count"]) == (3, 2)
+    run = "runs/mine/colors/dense.jsonl"  # compare and report find MY_BENCHMARK through the run file
+    assert importlib.import_module("llava.eval.compare").main([run, run]) == 0
+    assert last_json(capsys.readouterr().out)["benchmark"] == "colors"
 
 
 def test_a_set_is_scored_by_question_and_found_again(folder):

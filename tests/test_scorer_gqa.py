@@ -5,7 +5,6 @@ import json
 import pytest
 
 from llava.cli import UserError
-from llava.eval import eval_gqa
 from llava.eval.benchmarks.gqa import GQA, normalize
 
 

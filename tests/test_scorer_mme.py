@@ -5,7 +5,6 @@ import json
 import pytest
 
 from llava.cli import UserError
-from llava.eval import eval_mme
 from llava.eval.benchmarks.mme import MME, TASKS, parse_yes_no, read_release
 
 

@@ -7,8 +7,8 @@ from answer_fixtures import last_json, write_answers, write_jsonl
 
 from llava.cli import UserError
 from llava.eval import eval_pope
-from llava.eval.benchmarks.prompts import SHORT
 from llava.eval.benchmarks.pope import METRICS, POPE, SPLITS, metrics, parse_yes_no
+from llava.eval.benchmarks.prompts import SHORT
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from llava.cli import UserError
-from llava.eval import eval_textvqa
 from llava.eval.benchmarks.textvqa import TEXTVQA, question_of_prompt
 from llava.eval.metrics.judges import vqa as soft_accuracy
 from llava.eval.metrics.text_normalize import normalize_answer
