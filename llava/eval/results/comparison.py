@@ -8,7 +8,8 @@ from typing import Any
 
 from llava.cli import UserError
 from llava.eval.benchmarks import Benchmark
-from llava.eval.metrics.intervals import Clusters, Key, paired_bootstrap, sign_test
+from llava.eval.metrics.answer_files import Key
+from llava.eval.metrics.intervals import Clusters, paired_bootstrap, sign_test
 from llava.eval.results.judging import judge_of
 from llava.eval.runner.costs import STAGES
 from llava.eval.runner.run import Run

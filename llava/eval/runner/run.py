@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.metrics.answer_files import Answer, ScoreError, parse_answer, read_jsonl
-from llava.eval.metrics.intervals import Key, share_interval
+from llava.eval.metrics.answer_files import Answer, Key, ScoreError, parse_answer, read_jsonl
+from llava.eval.metrics.intervals import share_interval
 from llava.eval.runner.answers import parts_of, read_times
 from llava.eval.runner.costs import Costs
 from llava.eval.runner.runfile import fingerprint, read_run_file, run_file_of
@@ -257,7 +257,7 @@ def _assemble(chunks: dict[Path, dict[str, Any]]) -> Run:
     traces: dict[Key, dict[str, Any]] = {}
     for path, record in parts:
         for answer, metadata in _read_answers(path, finished=record.get("state") == "finished"):
-            key = (answer.question_id, answer.prompt)
+            key = answer.key
             if key in answers:
                 raise UserError(f"{answer.where} answers the question of {answers[key].where} again")
             answers[key], traces[key] = answer, metadata
@@ -279,9 +279,8 @@ def _read_answers(path: Path, finished: bool) -> Iterator[tuple[Answer, dict[str
             here: set[Key] = set()
             for where, row in read_jsonl(file, "answers file", torn=not finished):
                 answer = parse_answer(row, where)
-                if answer.prompt is None:
-                    raise UserError(f'{where}: key "prompt" is missing; the question is found through it')
-                key = (answer.question_id, answer.prompt)
+                answer.asked  # noqa: B018 - raises where the prompt is missing
+                key = answer.key
                 if key in before:  # in the answers file and in a part: stopped while the parts were put together
                     continue
                 here.add(key)
