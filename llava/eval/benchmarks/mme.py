@@ -53,13 +53,16 @@ def read(questions: Path, references: Path) -> References:
             two questions, which acc+ needs.
 
     """
-    truth = read_release(questions if questions.is_dir() else references)
-    lines = list(truth) if questions.is_dir() else []
-    for where, row in [] if questions.is_dir() else read_jsonl(questions, "questions file"):
-        line = find_line(field(row, "question_id", where), field(row, "text", where), truth)
-        if line not in truth:
-            raise UserError(f"{where}: {line[0]}/{line[1]} of the release does not have the question {line[2]!r}")
-        lines.append(line)
+    if questions.is_dir():
+        truth = read_release(questions)
+        lines = list(truth)
+    else:
+        rows, truth, lines = read_jsonl(questions, "questions file"), read_release(references), []
+        for where, row in rows:
+            line = find_line(field(row, "question_id", where), field(row, "text", where), truth)
+            if line not in truth:
+                raise UserError(f"{where}: {line[0]}/{line[1]} of the release does not have the question {line[2]!r}")
+            lines.append(line)
     wrong = {image: count for image, count in Counter(line[:2] for line in lines).items() if count != 2}
     if wrong:
         (task, file), count = next(iter(wrong.items()))

@@ -12,8 +12,6 @@ from typing import Any
 from llava.cli import UserError
 from llava.files import replacing
 
-ScoreError = UserError  # its name of before
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -63,14 +61,8 @@ class Coverage:
 
     def to_dict(self) -> dict[str, Any]:
         """The counts for a scorer's JSON line; "partial" is True when the score does not cover the benchmark."""
-        return {
-            "questions": self.expected,
-            "answered": self.answered,
-            "missing": self.missing,
-            "duplicates": self.duplicates,
-            "unknown": self.unknown,
-            "partial": not self.complete,
-        }
+        counts = {"questions": self.expected, "answered": self.answered, "missing": self.missing}
+        return counts | {"duplicates": self.duplicates, "unknown": self.unknown, "partial": not self.complete}
 
 
 def _read_text(path: str | Path, what: str) -> str:

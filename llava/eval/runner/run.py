@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.metrics.answer_files import Answer, ScoreError, parse_answer, read_jsonl
+from llava.eval.metrics.answer_files import Answer, parse_answer, read_jsonl
 from llava.eval.metrics.intervals import Key, share_interval
 from llava.eval.runner.answers import parts_of, read_times
 from llava.eval.runner.costs import Costs
@@ -273,22 +273,17 @@ def _read_answers(path: Path, finished: bool) -> Iterator[tuple[Answer, dict[str
     """Yield the answers in `path` and, of an unfinished run, in its parts, each with its metadata and times."""
     parts = [] if finished else sorted(parts_of(path).glob("*.jsonl"))
     before: set[Key] = set()
-    try:
-        times = read_times(path)
-        for file in ([path] if finished or path.is_file() else []) + parts:
-            here: set[Key] = set()
-            for where, row in read_jsonl(file, "answers file", torn=not finished):
-                answer = parse_answer(row, where)
-                if answer.prompt is None:
-                    raise UserError(f'{where}: key "prompt" is missing; the question is found through it')
-                key = (answer.question_id, answer.prompt)
-                if key in before:  # in the answers file and in a part: stopped while the parts were put together
-                    continue
-                here.add(key)
-                metadata = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
-                metadata = times.get(key, {}) | metadata
-                # "kept" is as long as the prompt has visual tokens, and nothing here reads it
-                yield answer, {name: value for name, value in metadata.items() if name != "kept"}
-            before |= here
-    except ScoreError as error:
-        raise UserError(str(error)) from None
+    times = read_times(path)
+    for file in ([path] if finished or path.is_file() else []) + parts:
+        here: set[Key] = set()
+        for where, row in read_jsonl(file, "answers file", torn=not finished):
+            answer = parse_answer(row, where)
+            key = (answer.question_id, answer.asked)
+            if key in before:  # in the answers file and in a part: stopped while the parts were put together
+                continue
+            here.add(key)
+            metadata = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
+            metadata = times.get(key, {}) | metadata
+            # "kept" is as long as the prompt has visual tokens, and nothing here reads it
+            yield answer, {name: value for name, value in metadata.items() if name != "kept"}
+        before |= here
