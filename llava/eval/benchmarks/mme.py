@@ -48,10 +48,8 @@ def judge(text: str, reference: str) -> float:
 def read(questions: Path, references: Path) -> References:
     """The release's answers to the questions of llava_mme.jsonl, or of the release itself if `questions` is a folder.
 
-    Raises:
-        UserError: unreadable or malformed files; a question that the release does not have; an image without exactly
-            two questions, which acc+ needs.
-
+    Raises `UserError`: unreadable or malformed files; a question that the release does not have; an image without
+    exactly two questions, which acc+ needs.
     """
     if questions.is_dir():
         truth = read_release(questions)
@@ -80,9 +78,7 @@ def read(questions: Path, references: Path) -> References:
 def read_release(folder: Path) -> dict[Line, str]:
     """The release's questions and their answers ("yes" or "no").
 
-    Raises:
-        UserError: the folder is missing or holds no question; a line is not "question<TAB>Yes|No".
-
+    Raises `UserError`: the folder is missing or holds no question; a line is not "question<TAB>Yes|No".
     """
     if not folder.is_dir():
         raise UserError(

@@ -77,9 +77,7 @@ def _read_text(path: str | Path, what: str) -> str:
 def read_json(path: str | Path, what: str) -> Any:
     """The JSON document in `path`; `what` names the file's role in messages.
 
-    Raises:
-        UserError: the file is missing, unreadable or not JSON (with line and column).
-
+    Raises `UserError`: the file is missing, unreadable or not JSON (with line and column).
     """
     text = _read_text(path, what)
     try:
@@ -95,9 +93,7 @@ def read_jsonl(path: str | Path, what: str, torn: bool = False) -> list[tuple[st
 
     torn: leave out a last line that is broken, as in a file that is being written
 
-    Raises:
-        UserError: the file is missing or unreadable, or a line is not one JSON object.
-
+    Raises `UserError`: the file is missing or unreadable, or a line is not one JSON object.
     """
     rows = []
     # Not str.splitlines: that also breaks at U+2028 and the like, which JSON strings may contain unescaped.
@@ -194,9 +190,7 @@ def match(
 def write_json(path: str | Path, document: Any, indent: int | None = 1) -> None:
     """Writes a JSON document; the file appears complete or not at all. Folders are made.
 
-    Raises:
-        UserError: the file cannot be written.
-
+    Raises `UserError`: the file cannot be written.
     """
     path = Path(path)
     try:

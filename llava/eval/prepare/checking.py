@@ -50,9 +50,7 @@ def check(benchmark: Benchmark, data_dir: Path) -> State:
 
     The images are looked for, not opened; where every file is there, the scoring is rehearsed.
 
-    Raises:
-        UserError: the question file is malformed, or names an image outside the image folder.
-
+    Raises `UserError`: the question file is malformed, or names an image outside the image folder.
     """
     layout = Layout(benchmark.at(data_dir))
     rows = list(layout.rows(benchmark.questions))
