@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FULL, MIXED, Prompts, random_llama
-from transformers import LlamaForCausalLM, StoppingCriteria, TextStreamer
+from transformers import DynamicCache, LlamaForCausalLM, StaticCache, StoppingCriteria, TextStreamer
 
 from llava.model.pruning import PruningConfig, RaggedCache, prune
 

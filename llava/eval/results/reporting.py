@@ -156,11 +156,13 @@ def make_row(one: Labelled, data_dir: str | Path | None = None) -> Row:
 
 
 def _scores(run: Run, data_dir: str | Path | None) -> tuple[dict[str, float], str | None]:
-    """The quoted scores, or none and why."""
+    """The quoted scores: of the answers, or else those in the run file; or none, and why."""
     try:
         judge = judge_of(run, data_dir=data_dir)
         scores = judge.scores(run)
     except ValueError as error:
+        if run.scores is not None:
+            return {name: run.scores[name] for name in dict.fromkeys([run.scores["figure"], "accuracy"])}, None
         return {}, f"{error} (--data-dir names the folder of the benchmarks)"
     drawn = Clusters.by_image(list(scores), images=None)
     return {name: drawn.terms(terms).value for name, terms in judge.benchmark.quoted_terms(scores).items()}, None
@@ -224,9 +226,9 @@ def tables(rows: Sequence[Row], configs: bool) -> Iterator[tuple[str, str, Table
 def _markdown(rows: Sequence[Row], pictures: Mapping[str, Sequence[Path]], left_out: Sequence[str]) -> str:
     """The report: a section per model with its plots, in it a table per benchmark."""
     lines = ["# Report", ""]
-    lines += ["Means per question: FLOPs of visual and of all tokens, KV bytes after prefill, in brackets their change"]
-    lines += ["against the same prompts dense; visual tokens that the filter layer kept. Milliseconds are those of each"]
-    lines += ["run on its own, so that they compare only on one machine at rest."]
+    lines += ["Means per question: FLOPs of visual and of all tokens, KV bytes after prefill, with their change from"]
+    lines += ["the same prompts dense, and visual tokens kept by the filter layer. Milliseconds are those of each run"]
+    lines += ["on its own, so that they compare only on one machine at rest."]
     for model, files in pictures.items():
         lines += ["", f"## {plain(model)}"]
         for name, benchmark, table, notes in tables(rows, configs=True):

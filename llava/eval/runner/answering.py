@@ -16,15 +16,13 @@ import torch
 from tqdm import tqdm
 
 from llava.eval.runner.batches import Batch
+from llava.eval.runner.costs import STAGES
+from llava.eval.runner.generate import Generator
 from llava.eval.runner.questions import Question, Skipped
 from llava.eval.runner.timing import ForwardTimer, Milliseconds
-from llava.eval.runner.totals import STAGES
-from llava.model.inputs import ImageFeatures, Inputs, ProcessedImage
-from llava.model.pruning import PruningConfig, PruningTrace, prune
-from llava.model.pruning.families import family_of
-from llava.model.pruning.flops import DecoderShape
-from llava.model.pruning.method import AttentionRule, PromptState
-from llava.model.pruning.methods import NoPruning
+from llava.model.inputs import ImageFeatures, Inputs
+from llava.model.pruning import PruningConfig
+from llava.model.pruning.method import PromptState
 from llava.model.pruning.prefix_cache import Reused
 
 WARM_UP_TOKENS = 2
@@ -57,15 +55,14 @@ class Generation:
 class Answerer:
     """Context manager that asks a loaded model, pruned when `config` is given and left untouched otherwise.
 
-    With `prefix_cache_bytes`, questions about the same image in a unit of batches read it once (`prune`'s
-    `prefix_cache`); a dense model then runs in the pruning engine, too, with nothing pruned.
+    With `prefix_cache_bytes`, questions about the same image in a unit of batches read it once (`Generator`).
 
-    Sampling is seeded once a batch, with `seed` plus the index of the batch's first question: it can be repeated with
+    Sampling is seeded once per batch, with `seed` plus the index of the batch's first question: it can be repeated with
     the same batch size. At temperature 0 answers do not depend on the batch (up to rounding in half precision).
 
-    A batch that the device's memory does not hold is halved, as often as it takes, and so are those after it: `halved`
-    tells where. `spent`: milliseconds by stage since the block was entered, warm-up left out. `policies`: what the
-    method remembers of each prompt of the last batch.
+    On out-of-memory the batch size is halved, repeatedly if needed, for the rest of the run: `halved` says where.
+    `spent`: milliseconds by stage since the block was entered, warm-up left out. `policies`: what the method remembers
+    of each prompt of the last batch.
     """
 
     def __init__(
@@ -78,26 +75,20 @@ class Answerer:
         prefix_cache_bytes: int | None = None,
     ):
         self.model, self.inputs, self.model_id, self.config, self.how = model, inputs, model_id, config, how
-        self._room = prefix_cache_bytes
+        self._generator = Generator(model, inputs, config, prefix_cache_bytes)
         self.halved: list[dict[str, Any]] = []
         self.spent: Counter[str] = Counter()
         self.policies: list[PromptState] = []
         self._most: int | None = None
         self._most_images: int | None = None
         self._unit: int | None = None
-        self._seen: dict[Path, ImageFeatures] = {}
         self._unreadable: dict[Path, str] = {}
-        self._shape = DecoderShape.of(family_of(model).decoder(model).config)
         ends = model.generation_config.eos_token_id
         self._ends = set(ends if isinstance(ends, list | tuple) else [ends]) - {None}
 
     def __enter__(self) -> Answerer:
         with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            self._session = None
-            if self.config is not None or self._room is not None:
-                config = NoPruning() if self.config is None else self.config
-                self._session = stack.enter_context(prune(self.model, config, prefix_cache=self._room))
+            stack.enter_context(self._generator)
             self._timer = stack.enter_context(ForwardTimer(self.model))
             self._exit = stack.pop_all()
         self._warm = False
@@ -113,8 +104,9 @@ class Answerer:
         takes.
         """
         if batch.unit != self._unit:
-            self._unit, self._seen = batch.unit, {}
-            self._forget()
+            self._unit = batch.unit
+            self._generator.images.clear()
+            self._generator.forget()  # what is reused depends on the unit alone, not on what this process asked before
         if not self._warm:
             self._warm_up(batch)
         self._unreadable |= batch.errors
@@ -123,7 +115,7 @@ class Answerer:
         asked, rows, skipped = [], [], []
         for question, row in zip(batch.questions, batch.rows, strict=True):
             reasons = [batch.refused.get(question), *map(self._unreadable.get, question.paths)]
-            reason = next(filter(None, reasons), None) or self._too_long(row, self._shown(question))
+            reason = next(filter(None, reasons), None) or self._generator.too_long(row, self._shown(question))
             if reason:
                 skipped.append(Skipped(question, reason))
             else:
@@ -132,7 +124,7 @@ class Answerer:
         seen = [self._shown(question) for question in asked]
         lines = self._ask(asked, rows, seen) if asked else []
         for path in batch.finished:
-            self._seen.pop(path, None)
+            self._generator.images.pop(path, None)
         return lines, skipped
 
     def _warm_up(self, batch: Batch) -> None:
@@ -140,60 +132,39 @@ class Answerer:
         with suppress(torch.OutOfMemoryError):  # the batch itself will tell which question is too much
             self._ask_once(batch)
         self._timer.take()
-        self._forget()
-        if self.reused is not None:
-            self._session.prefix_cache.reused = Reused()
-
-    def _forget(self) -> None:
-        """Forget prefixes: what is reused depends on the unit alone, and not on what this process asked before."""
-        if self._session is not None and self._session.prefix_cache is not None:
-            self._session.prefix_cache.clear()
+        self._generator.forget(counts=True)
 
     @property
     def reused(self) -> Reused | None:
-        """What reuse of prefixes did; None without it."""
-        cache = None if self._session is None else self._session.prefix_cache
-        return None if cache is None else cache.reused
+        """What the prefix cache did; None without one."""
+        return self._generator.reused
 
     def _ask_once(self, batch: Batch) -> None:
         for question, row in zip(batch.questions, batch.rows, strict=True):
             if question in batch.refused or not batch.pictures.keys() >= set(question.paths):
                 continue
             seen = self.inputs.encode_images(self.model, [batch.pictures[path] for path in question.paths])
-            if not self._too_long(row, seen):
-                self._generate([row], [seen], max_new_tokens=WARM_UP_TOKENS)
+            if not self._generator.too_long(row, seen):
+                self._generator.generate([row], [seen], **self.how.arguments() | {"max_new_tokens": WARM_UP_TOKENS})
                 self._warm = True
                 return
 
     def _see(self, batch: Batch) -> None:
-        """Look at the batch's new images; the unit's further batches may show them too."""
+        """Run the vision part on the batch's new images; the unit's further batches may show them too."""
         paths = list(batch.pictures)
         while paths:
             part = paths[: self._most_images]
-            seen = self._look([batch.pictures[path] for path in part])
-            if seen is None:
+            try:
+                self._generator.encode_images({path: batch.pictures[path] for path in part})
+            except torch.OutOfMemoryError:
                 self._most_images = self._half("images", str(part[0]), len(part))
             else:
-                self._seen |= zip(part, seen, strict=True)
                 paths = paths[len(part) :]
-
-    def _look(self, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures] | None:
-        """Return what the vision tower makes of some images; None where memory ran out."""
-        try:
-            return self.inputs.encode_images(self.model, pictures)
-        except torch.OutOfMemoryError:
-            return None
 
     def _shown(self, question: Question) -> list[ImageFeatures]:
         """What the question shows, in order; nothing for an image that could not be read."""
-        return [self._seen[path] for path in question.paths if path in self._seen]
-
-    def _too_long(self, row: list[int], seen: list[ImageFeatures]) -> str | None:
-        length, limit = self.inputs.length(row, seen), self.inputs.limit
-        if limit is not None and length > limit:
-            image = " with its image" if seen else ""
-            return f"the prompt has {length} tokens{image}, the model takes {limit}"
-        return None
+        images = self._generator.images
+        return [images[path] for path in question.paths if path in images]
 
     def _ask(
         self, questions: list[Question], rows: list[list[int]], seen: list[list[ImageFeatures]]
@@ -235,7 +206,7 @@ class Answerer:
 
     def _free(self) -> None:
         self._take()
-        self._forget()
+        self._generator.forget()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -246,11 +217,11 @@ class Answerer:
         if self.how.temperature > 0:
             torch.manual_seed(self.how.seed + questions[0].index)
         try:
-            output = self._generate(rows, seen).tolist()
+            tokens, traces = self._generator.generate(rows, seen, **self.how.arguments())
         except torch.OutOfMemoryError:
             return None
-        if self._session is not None:
-            self.policies += self._session.policies[:: self.how.num_beams]
+        output = tokens.tolist()
+        self.policies += self._generator.policies[:: self.how.num_beams]
         spent = self._take()
         share = 1 / len(questions)
         milliseconds = {stage: round(share * getattr(spent, stage), 4) for stage in STAGES}
@@ -264,9 +235,7 @@ class Answerer:
                 "metadata": trace.summary()
                 | {"generated_tokens": self._length(new), "milliseconds": milliseconds, "batch": len(questions)},
             }
-            for question, text, new, trace in zip(
-                questions, self.inputs.decode(output), output, self._traces(rows, seen), strict=True
-            )
+            for question, text, new, trace in zip(questions, self.inputs.decode(output), output, traces, strict=True)
         ]
 
     def _answer_id(self, question: Question) -> str:
@@ -275,44 +244,6 @@ class Answerer:
         seed = self.how.seed if self.how.temperature > 0 else None
         return shortuuid.uuid(name=json.dumps([self.model_id, config, self.how.arguments(), seed, *question.key]))
 
-    def _generate(self, rows: list[list[int]], seen: list[list[ImageFeatures]], **changes: Any) -> torch.Tensor:
-        if self._session is not None:
-            self._session.traces.clear()
-        batch = self.inputs.collate(rows, seen, self.model)
-        arguments = self.how.arguments() | {"pad_token_id": self.inputs.tokenizer.pad_token_id} | changes
-        return self.inputs.new_tokens(self.model.generate(**batch, **arguments), batch)
-
-    def _traces(self, rows: list[list[int]], seen: list[list[ImageFeatures]]) -> list[PruningTrace]:
-        """The newest prefill's trace of each prompt; beams prefill a prompt several times, alike."""
-        if self._session is None:
-            sizes = [
-                (self.inputs.length(row, shown), sum(image.visual for image in shown))
-                for row, shown in zip(rows, seen, strict=True)
-            ]
-            return [dense_trace(self._shape, self.model.dtype.itemsize, *size) for size in sizes]
-        traces, copies = self._session.traces, self.how.num_beams
-        if len(traces) != copies * len(rows):
-            raise RuntimeError(f"{len(rows)} prompts with {copies} beams left {len(traces)} traces")
-        return traces[::copies]
-
     def _length(self, tokens: list[int]) -> int:
         """Generated tokens up to and including the end token; what follows is padding."""
         return next((place for place, token in enumerate(tokens, start=1) if token in self._ends), len(tokens))
-
-
-def dense_trace(shape: DecoderShape, itemsize: int, tokens: int, visual: int) -> PruningTrace:
-    """Return the trace of a prompt of `tokens` tokens, `visual` of them visual, that runs whole through every layer."""
-    layers = shape.layers
-    return PruningTrace(
-        shape=shape,
-        itemsize=itemsize,
-        tokens_per_layer=[tokens] * layers,
-        visual_per_layer=[visual] * layers,
-        rules=[AttentionRule()] * layers,
-        filter_layer=None,
-        kept=[],
-        influence=[],
-        exit_layer=None,
-        kv_tokens_per_layer=[tokens] * layers,
-        probes=[],
-    )
