@@ -226,9 +226,7 @@ class Benchmark:
 
         Answers to questions that the references do not have, or that do not count (`counts_once`), are left out.
 
-        Raises:
-            UserError: unreadable or malformed references; an answer whose question cannot be told.
-
+        Raises `UserError`: unreadable or malformed references; an answer whose question cannot be told.
         """
         known = self.read(questions, references)
         keyed = ((answer, known.key_of(answer)) for answer in answers)
@@ -255,10 +253,8 @@ class Benchmark:
     def rehearse(self, folder: Path) -> None:
         """Score, and submit, one made-up answer to every question: what would fail after the run fails before it.
 
-        Raises:
-            UserError: questions and references do not belong together, one of them is malformed, a library that the
-                submission needs is not installed, or the temporary folder is full.
-
+        Raises `UserError`: questions and references do not belong together, one of them is malformed, a library that
+        the submission needs is not installed, or the temporary folder is full.
         """
         try:
             with TemporaryDirectory() as temporary:

@@ -77,9 +77,7 @@ def judge(text: str, reference: Row) -> float:
 def read(questions: Path, references: Path) -> References:
     """The table's rows by index, without their images; column names in lower case but for the options.
 
-    Raises:
-        UserError: as in `read_table`; an index that is no number or occurs twice, an answer that is no option.
-
+    Raises `UserError`: as in `read_table`; an index that is no number or occurs twice, an answer that is no option.
     """
     rows: dict[str, Row] = {}
     for where, row in read_table(references, ("index", "question", "A", "B", "answer")):

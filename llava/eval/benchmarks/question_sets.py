@@ -119,9 +119,7 @@ def _groups(reference: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 def load_benchmark(spec: str) -> Benchmark:
     """The `Benchmark` that `path/to/file.py:NAME` or `package.module:NAME` names.
 
-    Raises:
-        UserError: no such file or module, or nothing (or something else) of that name in it.
-
+    Raises `UserError`: no such file or module, or nothing (or something else) of that name in it.
     """
     place, _, name = spec.rpartition(":")
     try:
