@@ -17,7 +17,7 @@ from llava.eval.benchmarks import (
     textvqa,
     vizwiz,
 )
-from llava.eval.benchmarks.base import LETTER, SHORT, short_answer
+from llava.eval.benchmarks.prompts import LETTER, SHORT, short_answer
 from llava.eval.metrics.answer_files import read_answers
 from llava.tiny.benchmarks import write_benchmarks
 

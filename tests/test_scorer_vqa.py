@@ -73,7 +73,7 @@ def test_vqav2_val(tmp_path, capsys):
     with pytest.raises(UserError, match="1 of 2 questions answered"):
         VQAV2_VAL.score_files(None, annotations, write_answers(tmp_path / "b.jsonl", {1: "yes"}))
     annotations.write_text(json.dumps({"annotations": [entries[0], entries[0]]}))
-    with pytest.raises(UserError, match="annotation 1: question 1 occurs twice"):
+    with pytest.raises(UserError, match="entry 1: question 1 occurs twice"):
         VQAV2_VAL.score_files(None, annotations, answers)
 
 

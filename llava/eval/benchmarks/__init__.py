@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import Benchmark, Needed, References
+from llava.eval.benchmarks.base import Benchmark, References
 from llava.eval.benchmarks.gqa import GQA
 from llava.eval.benchmarks.mmbench import MMBENCH
 from llava.eval.benchmarks.mme import MME
@@ -25,7 +25,6 @@ from llava.eval.benchmarks.vqav2 import VQAV2, VQAV2_VAL
 __all__ = [
     "BENCHMARKS",
     "Benchmark",
-    "Needed",
     "References",
     "benchmark_of",
     "find_benchmark",
@@ -37,8 +36,8 @@ __all__ = [
 def _mini(real: Benchmark) -> Benchmark:
     """The same formats with the small model's questions, written by llava.tiny."""
     mini = real.in_folder(f"{real.name}_mini")
-    needs = tuple(replace(need, where="python -m llava.tiny.benchmarks") for need in mini.needs)
-    return replace(mini, title=f"{real.title} mini", needs=needs, conversions=())
+    source = dict.fromkeys(("questions_from", "images_from", "references_from"), "python -m llava.tiny.benchmarks")
+    return replace(mini, title=f"{real.title} mini", conversions=(), **source)
 
 
 _REAL = (GQA, MME, TEXTVQA, POPE, SCIENCEQA, MMBENCH, MMSTAR, MMVET, VQAV2, VQAV2_VAL, VIZWIZ, VIZWIZ_VAL)

@@ -15,20 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    EVAL_ZIP,
-    SHORT,
-    Benchmark,
-    Conversion,
-    Figures,
-    Judged,
-    Key,
-    References,
-    Term,
-    question_row,
-    run_needs,
-    short_answer,
-)
+from llava.eval.benchmarks.base import EVAL_ZIP, Benchmark, Conversion, Figures, Judged, Key, References, Term
+from llava.eval.benchmarks.files import question_row
+from llava.eval.benchmarks.prompts import SHORT, short_answer
 from llava.eval.metrics.answer_files import Answer, field, read_jsonl
 
 QUESTIONS = "llava_mme.jsonl"
@@ -228,9 +217,10 @@ MME = Benchmark(
     questions=QUESTIONS,
     images=RELEASE,
     suffix=f"\n{SHORT}",
-    answers="yes or no",
     # The release folder holds the images and, beside them, the references.
-    needs=run_needs(QUESTIONS, f"{EVAL_ZIP}, {_HUB}", RELEASE, f"MME's authors, {_SITE}, {_HUB}"),
+    reference_files=(),
+    questions_from=f"{EVAL_ZIP}, {_HUB}",
+    images_from=f"MME's authors, {_SITE}, {_HUB}",
     counts=(2374,),
     references=RELEASE,
     read=read,
@@ -241,12 +231,6 @@ MME = Benchmark(
     figure="perception",
     unit="of 2000",
     labels={"acc_plus": "acc+", "absent": "absent tasks (not in the sums)", "unofficial": "in no official sum"},
-    conversions=(
-        Conversion(
-            ("data/test-*.parquet", "*.parquet"),
-            ("question_id", "image", "question", "answer", "category"),
-            _write,
-        ),
-    ),
+    conversions=(Conversion("data/test-*.parquet *.parquet", "question_id image question answer category", _write),),
     extra_file=_release_file,
 )

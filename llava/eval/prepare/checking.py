@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks import Benchmark, Needed
+from llava.eval.benchmarks import Benchmark
+from llava.eval.benchmarks.base import Needed
 from llava.eval.prepare.layout import Layout
 
 _NAMED = 3

@@ -62,7 +62,8 @@ def judge_of(
     elif benchmark is None and isinstance(given, Mapping):
         found = question_set(**given)
     else:
-        found = benchmark_of(questions, benchmark)
+        own = given if isinstance(given, str) and ":" in given else None  # path/to/file.py:MY_BENCHMARK
+        found = benchmark_of(questions, benchmark or own)
     path = found.references_at(questions.parent) if references is None else Path(references).expanduser()
     if not path.exists():
         raise UserError(f"references of {found.name} not found: {path}")
