@@ -17,9 +17,8 @@ from llava.eval import calibrate
 from llava.eval.runner.questions import read_questions
 from llava.eval.tuning import candidates as space
 from llava.eval.tuning.candidates import Candidate, Shallow, Space
-from llava.eval.tuning.held_out_agreement import exact_interval, max_disagreements
 from llava.eval.tuning.recording import RECORDER, Recording, scales_of, transfer
-from llava.eval.tuning.samples import split
+from llava.eval.tuning.samples import exact_interval, max_disagreements, split
 from llava.eval.tuning.search import PARTS, cheapest, with_shallow
 from llava.eval.tuning.trials import read_trials
 from llava.model.pruning import PruningConfig, prune

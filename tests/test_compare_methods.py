@@ -304,6 +304,39 @@ def test_wrong_input_is_one_line_before_weights_are_read(run, data, capsys, no_w
     assert message in err and len(err.splitlines()) == 1
 
 
+OWN_METHOD = """
+from dataclasses import dataclass, replace
+from llava.model.pruning import Layer, Method, Share
+
+@dataclass(frozen=True)
+class FirstTokens(Method):
+    layer: Layer = 2
+    part: Share = 0.5
+
+    def select(self, layer, prompt, measured):
+        if layer != self.layer:
+            return None
+        return prompt.positions < prompt.positions[0] + round(self.part * prompt.visual_tokens)
+
+    @classmethod
+    def schedules(cls, num_layers):
+        return [cls(layer=layer) for layer in (1, 3)]
+
+    def with_budget(self, share, num_layers, visual_tokens):
+        return replace(self, part=share)
+"""
+
+
+def test_a_method_in_a_file_of_ones_own_takes_part(data, tmp_path):
+    (tmp_path / "own.py").write_text(OWN_METHOD)
+    words = ["--methods", f"{tmp_path}/own.py:FirstTokens,random-before", "--saving", "50", "--limit", "4"]
+    assert compare_methods.main([*arguments(data, tmp_path / "out"), *words, "--tune-limit", "2"]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]}
+    assert rows["FirstTokens-50"]["config"]["method"].endswith("own.py:FirstTokens")
+    assert 0.47 < rows["FirstTokens-50"]["flops"] <= 0.51
+    assert "random-before-50" in rows
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_script_has_no_syntax_error():
     script = Path(__file__).parents[1] / "scripts" / "tiny" / "compare_methods.sh"
