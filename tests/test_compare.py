@@ -300,6 +300,8 @@ def test_questions_of_ones_own_are_judged_as_the_run_file_or_the_options_say(tmp
     older = write_run(tmp_path / "older.jsonl", questions, dict.fromkeys(keys, "3"))
     assert "no scores: " in result_of(capsys, older, b)["notes"][-1]
     assert result_of(capsys, older, a, "--references", references, "--judge", "exact")["fixed"] == 5
+    own = question_set(questions, references=references, judge=lambda text, answers: float(text == "3"))
+    assert json.dumps(own.spec) and compare(Run.read(a), Run.read(b), own)["fixed"] == 5
     code = {"benchmark": f"{tmp_path}/missing.py:MINE", "scores": {"figure": "accuracy", "accuracy": 12.5}}
     coded = write_run(tmp_path / "coded.jsonl", questions, dict.fromkeys(keys, "3"), **code)
     report = make_report(find_runs([a, coded])[0], tmp_path / "report")  # runs no code that a run file names

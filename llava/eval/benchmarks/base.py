@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llava.cli import UserError
 from llava.eval.metrics import answer_files
-from llava.eval.metrics.answer_files import Answer, read_answers, read_jsonl
+from llava.eval.metrics.answer_files import Answer, Key, read_answers, read_jsonl
 from llava.eval.metrics.scores import Groups, Scores, accuracy_of, group_accuracies, render_scores
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 EVAL_ZIP = "LLaVA's eval.zip, linked in https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
 
-Key = tuple[str, str]
-"""(question id, prompt): what names a question, since MME and TextVQA use one id for all questions of an image."""
 Term = dict[Key, tuple[float, float]]
 """Question → (numerator, denominator); a quoted score is 100 · Σ over its terms of Σ numerators / Σ denominators."""
 
@@ -235,7 +233,7 @@ class Benchmark:
         known = self.read(questions, references)
         keyed = ((answer, known.key_of(answer)) for answer in answers)
         return {
-            (answer.question_id, answer.prompt): float(self.judge(answer.text, known.of[key]))
+            answer.key: float(self.judge(answer.text, known.of[key]))
             for answer, key in keyed
             if key in known.of and self.counts_once(known.of[key])
         }

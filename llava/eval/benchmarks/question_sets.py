@@ -64,6 +64,8 @@ def question_set(
     if references is not None:
         fields |= {"references": str(paths["references"]), "figure": "accuracy", "groups": _groups}
         fields |= {"read": _reader(judge), "judge": _checked(JUDGES.get(judge, judge))}
+    if callable(judge):
+        fields["spec"] = None  # a function cannot stand in a run file
     return Benchmark(**fields | more)
 
 

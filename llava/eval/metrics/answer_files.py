@@ -15,6 +15,10 @@ from llava.files import replacing
 ScoreError = UserError  # its name of before
 
 
+Key = tuple[str, str]
+"""(question id, prompt): what names a question, since MME and TextVQA use one id for all questions of an image."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """One line of an answers file as `llava.eval.model_vqa_loader` writes it.
@@ -27,6 +31,11 @@ class Answer:
     prompt: str | None
     text: str
     where: str
+
+    @property
+    def key(self) -> Key:
+        """What names the answer's question; the prompt is "" where the line has none."""
+        return self.question_id, self.prompt or ""
 
     @property
     def asked(self) -> str:
