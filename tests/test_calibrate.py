@@ -168,8 +168,8 @@ def test_the_search_finds_the_cheapest_where_each_part_of_a_setting_passes_by_it
 def test_shallow_layers_are_masked_at_the_end_where_the_answers_bear_it():
     best = Candidate(Shallow(4, None), 0.99, 0.1, None, 0.5)
     assert with_shallow(best, 0.5, "absolute", lambda settings: {"passed": False}) == best.settings("absolute")
-    dearer = with_shallow(best, 0.5, "absolute", lambda settings: {"passed": True, "flops": 0.51})
-    assert dearer == best.settings("absolute")
+    costlier = with_shallow(best, 0.5, "absolute", lambda settings: {"passed": True, "flops": 0.51})
+    assert costlier == best.settings("absolute")
     found = with_shallow(best, 0.5, "relative", lambda one: {"passed": "shallow_visual" in one, "flops": 0.5})
     assert found == {
         "mode": ["shallow", "middle"],
