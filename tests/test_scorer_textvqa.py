@@ -62,8 +62,7 @@ def test_normalisation_follows_the_official_rules(text, expected):
 
 
 @pytest.mark.parametrize(
-    ("matches", "expected"),
-    [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)],
+    ("matches", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)]
 )
 def test_each_annotator_is_left_out_in_turn(matches, expected):
     # k matches: for k annotators k-1 others agree, for 10-k all k do; e.g. k=2: (2·1/3 + 8·2/3) / 10 = 0.6.

@@ -7,12 +7,7 @@ import pytest
 from answer_fixtures import last_json, write_answers, write_jsonl
 
 from llava.cli import UserError
-from llava.eval import (
-    convert_mmvet_for_eval,
-    convert_vizwiz_for_submission,
-    convert_vqav2_for_submission,
-    eval_vqav2,
-)
+from llava.eval import convert_mmvet_for_eval, convert_vizwiz_for_submission, convert_vqav2_for_submission, eval_vqav2
 from llava.eval.benchmarks.vizwiz import VIZWIZ_VAL
 from llava.eval.benchmarks.vqav2 import VQAV2_VAL, vqa_accuracy
 from llava.eval.metrics.judges import vqa as soft_accuracy

@@ -22,15 +22,7 @@ from llava.eval.benchmarks.textvqa import TEXTVQA
 from llava.eval.benchmarks.vizwiz import VIZWIZ, VIZWIZ_VAL
 from llava.eval.benchmarks.vqav2 import VQAV2, VQAV2_VAL
 
-__all__ = [
-    "BENCHMARKS",
-    "Benchmark",
-    "References",
-    "benchmark_of",
-    "find_benchmark",
-    "find_benchmarks",
-    "question_set",
-]
+__all__ = ["BENCHMARKS", "Benchmark", "References", "benchmark_of", "find_benchmark", "find_benchmarks", "question_set"]
 
 
 def _mini(real: Benchmark) -> Benchmark:
@@ -51,9 +43,7 @@ def find_benchmark(spec: str | Mapping[str, Any]) -> Benchmark:
     A folder that is only named like a benchmark holds its file formats, with any number of questions. A mapping has
     the words of `question_set`: so `find_benchmark(benchmark.spec)` is the benchmark again.
 
-    Raises:
-        UserError: no benchmark has the name; the one that is meant is suggested.
-
+    Raises `UserError`: no benchmark has the name; the one that is meant is suggested.
     """
     if not isinstance(spec, str):
         return question_set(**spec)
@@ -89,9 +79,7 @@ def benchmark_of(question_file: str | Path, kind: str | None = None) -> Benchmar
     It is found by the folder, whose name begins with the benchmark's (`gqa`, `gqa_mini`, `MME`), or by `kind`, a
     benchmark's name or file.
 
-    Raises:
-        UserError: the folder is none of a benchmark that can be scored.
-
+    Raises `UserError`: the folder is none of a benchmark that can be scored.
     """
     file = Path(question_file).expanduser().resolve()
     scored = [benchmark for benchmark in BENCHMARKS.values() if benchmark.judge is not None]

@@ -29,9 +29,7 @@ def read_question_ids(path: str | Path, key: str = "question_id") -> dict[str, A
 def read_entries(path: Path, key: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON list (under `key` of an object, if given), each with "file: entry number".
 
-    Raises:
-        UserError: the file is missing or is not such a list.
-
+    Raises `UserError`: the file is missing or is not such a list.
     """
     data = read_json(path, "annotation file")
     entries = data if key is None else data.get(key) if isinstance(data, dict) else None
@@ -47,9 +45,7 @@ def read_entries(path: Path, key: str | None = None) -> Iterator[tuple[str, dict
 def matched(ids: Iterable[str], answers: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The answers to questions that are known by id, each answered once: question id → text; and the counts.
 
-    Raises:
-        UserError: unreadable input; answers that do not cover the questions.
-
+    Raises `UserError`: unreadable input; answers that do not cover the questions.
     """
     given = read_answers(answers)
     used, coverage = match(ids, [(answer.question_id, answer.where) for answer in given])

@@ -77,9 +77,7 @@ def judge(text: str, reference: Row) -> float:
 def read(questions: Path, references: Path) -> References:
     """The table's rows by index, without their images; column names in lower case but for the options.
 
-    Raises:
-        UserError: as in `read_table`; an index that is no number or occurs twice, an answer that is no option.
-
+    Raises `UserError`: as in `read_table`; an index that is no number or occurs twice, an answer that is no option.
     """
     rows: dict[str, Row] = {}
     for where, row in read_table(references, ("index", "question", "A", "B", "answer")):
@@ -214,7 +212,7 @@ MMBENCH = Benchmark(
     read=read,
     judge=judge,
     aggregate=aggregate,
-    counts_once=lambda row: int(row["index"]) < ROTATION,
+    has_own_score=lambda row: int(row["index"]) < ROTATION,
     figure="circular",
     labels={"accuracy": "single pass", "unreadable": "answers without a readable option letter"},
     submit=lambda folder, answers, upload: submission(folder / TABLE, answers, upload),

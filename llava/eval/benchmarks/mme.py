@@ -48,18 +48,19 @@ def judge(text: str, reference: str) -> float:
 def read(questions: Path, references: Path) -> References:
     """The release's answers to the questions of llava_mme.jsonl, or of the release itself if `questions` is a folder.
 
-    Raises:
-        UserError: unreadable or malformed files; a question that the release does not have; an image without exactly
-            two questions, which acc+ needs.
-
+    Raises `UserError`: unreadable or malformed files; a question that the release does not have; an image without
+    exactly two questions, which acc+ needs.
     """
-    truth = read_release(questions if questions.is_dir() else references)
-    lines = list(truth) if questions.is_dir() else []
-    for where, row in [] if questions.is_dir() else read_jsonl(questions, "questions file"):
-        line = find_line(field(row, "question_id", where), field(row, "text", where), truth)
-        if line not in truth:
-            raise UserError(f"{where}: {line[0]}/{line[1]} of the release does not have the question {line[2]!r}")
-        lines.append(line)
+    if questions.is_dir():
+        truth = read_release(questions)
+        lines = list(truth)
+    else:
+        rows, truth, lines = read_jsonl(questions, "questions file"), read_release(references), []
+        for where, row in rows:
+            line = find_line(field(row, "question_id", where), field(row, "text", where), truth)
+            if line not in truth:
+                raise UserError(f"{where}: {line[0]}/{line[1]} of the release does not have the question {line[2]!r}")
+            lines.append(line)
     wrong = {image: count for image, count in Counter(line[:2] for line in lines).items() if count != 2}
     if wrong:
         (task, file), count = next(iter(wrong.items()))
@@ -77,9 +78,7 @@ def read(questions: Path, references: Path) -> References:
 def read_release(folder: Path) -> dict[Line, str]:
     """The release's questions and their answers ("yes" or "no").
 
-    Raises:
-        UserError: the folder is missing or holds no question; a line is not "question<TAB>Yes|No".
-
+    Raises `UserError`: the folder is missing or holds no question; a line is not "question<TAB>Yes|No".
     """
     if not folder.is_dir():
         raise UserError(

@@ -41,9 +41,7 @@ def judge(text: str, reference: dict[str, str]) -> float:
 def read(questions: Path, references: Path) -> References:
     """The table's rows by index.
 
-    Raises:
-        UserError: as in `read_table`; an index that occurs twice, an answer that is no option letter.
-
+    Raises `UserError`: as in `read_table`; an index that occurs twice, an answer that is no option letter.
     """
     needed = ("index", "answer", "category", "l2_category")
     rows: dict[str, dict[str, str]] = {}

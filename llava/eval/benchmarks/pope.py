@@ -51,10 +51,8 @@ def judge(text: str, reference: Label) -> float:
 def read(questions: Path, references: Path) -> References:
     """Question id → label, looked up in coco_pope_<split>.json of the folder `references`.
 
-    Raises:
-        UserError: a file is missing or malformed, a question has no label, or a label no question (the files are of
-            different releases), or an id or a question occurs twice.
-
+    Raises `UserError`: a file is missing or malformed, a question has no label, or a label no question (the files are
+    of different releases), or an id or a question occurs twice.
     """
     labels: dict[str, Label] = {}
     open_labels: dict[str, dict[tuple[str, str], bool]] = {}

@@ -26,7 +26,7 @@ def question_set(
     max_new_tokens: int = 128,
     **more: Any,
 ) -> Benchmark:
-    """Questions of one's own as a benchmark; without references they are asked and not scored.
+    """A user's own questions as a benchmark; without references they are asked and not scored.
 
     Args:
         questions: JSONL with "question_id", "text" (asked as it stands) and "image".
@@ -119,9 +119,7 @@ def _groups(reference: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 def load_benchmark(spec: str) -> Benchmark:
     """The `Benchmark` that `path/to/file.py:NAME` or `package.module:NAME` names.
 
-    Raises:
-        UserError: no such file or module, or nothing (or something else) of that name in it.
-
+    Raises `UserError`: no such file or module, or nothing (or something else) of that name in it.
     """
     place, _, name = spec.rpartition(":")
     try:

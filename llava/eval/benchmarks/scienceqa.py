@@ -49,9 +49,7 @@ def judge(text: str, reference: dict[str, Any]) -> float:
 def read_problems(base_dir: Path, split: str = "test", img_only: bool = False) -> References:
     """The problems of a split, by id; with `img_only` those that have an image were asked.
 
-    Raises:
-        UserError: pid_splits.json or problems.json in `base_dir` is missing or malformed.
-
+    Raises `UserError`: pid_splits.json or problems.json in `base_dir` is missing or malformed.
     """
     splits, problems = read_json(base_dir / SPLITS, "split file"), read_json(base_dir / PROBLEMS, "problems")
     if not isinstance(splits, dict) or not isinstance(splits.get(split), list) or not isinstance(problems, dict):

@@ -29,9 +29,7 @@ _HUB = "or the hub's lmms-lab/textvqa"
 def read(questions: Path, references: Path) -> References:
     """The ten answers of each question, by (image id, question), from {"data": [{"image_id", "question", "answers"}]}.
 
-    Raises:
-        UserError: the file is missing or malformed, a question has not ten answers.
-
+    Raises `UserError`: the file is missing or malformed, a question has not ten answers.
     """
     keys, answers_of, aliases = [], {}, {}
     for where, entry in read_entries(references, "data"):
@@ -61,9 +59,7 @@ def question_of_prompt(prompt: str) -> str:
     The prompt shapes: "OCR tokens: … Question: … Short answer:"; three lines, one of them "Reference OCR token: …"
     before or after the question; two lines, the question first.
 
-    Raises:
-        UserError: the prompt has none of these shapes.
-
+    Raises `UserError`: the prompt has none of these shapes.
     """
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):

@@ -37,10 +37,8 @@ def judge(text: str, reference: dict[str, Any]) -> float:
 def read(questions: Path, references: Path) -> References:
     """Question id → {"answers", "type"}, from val.json: [{"image", "answers": [{"answer"}], "answer_type"}].
 
-    Raises:
-        UserError: a file is missing or malformed, an image has no answers (those of the test split have none), or a
-            question's image has no annotation.
-
+    Raises `UserError`: a file is missing or malformed, an image has no answers (those of the test split have none), or
+    a question's image has no annotation.
     """
     images, annotations = read_question_ids(questions, "image"), {}
     for where, entry in read_entries(references):
@@ -65,9 +63,7 @@ def groups(reference: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def submission(questions: Path, answers: Path, upload: Path) -> dict[str, Any]:
     """Write the server's file: [{"image", "answer"}] in the order of the question file, answers normalised.
 
-    Raises:
-        UserError: unreadable or malformed input; answers that do not cover the questions.
-
+    Raises `UserError`: unreadable or malformed input; answers that do not cover the questions.
     """
     images = read_question_ids(questions, "image")
     texts, counts = matched(images, answers)
@@ -76,7 +72,7 @@ def submission(questions: Path, answers: Path, upload: Path) -> dict[str, Any]:
 
 
 def prompt(question: str) -> str:
-    """The text asked: only the first letter is upper case, and the model is told how to decline."""
+    """The text asked: only the first letter is upper case, and the prompt says how to decline."""
     return short_answer(f"{question.capitalize()}\n{UNANSWERABLE}")
 
 

@@ -49,9 +49,7 @@ def vqa_accuracy(submitted: str, answers: list[str]) -> float:
 def read(questions: Path, references: Path) -> References:
     """The annotations by question id, from VQA's JSON {"annotations": [{"question_id", "answers", …}]}.
 
-    Raises:
-        UserError: the file is missing or malformed, a question has no answers or occurs twice.
-
+    Raises `UserError`: the file is missing or malformed, a question has no answers or occurs twice.
     """
     annotations: dict[str, Reference] = {}
     for where, entry in read_entries(references, "annotations"):
@@ -71,10 +69,8 @@ def submission(questions: Path, all_questions: Path, answers: Path, upload: Path
     The server wants every question of test2015; those outside the split that was asked (test-dev2015) get an empty
     answer, as LLaVA does, and "filled" counts them.
 
-    Raises:
-        UserError: unreadable or malformed input; a question of the split that is not among all; answers that do not
-            cover the split.
-
+    Raises `UserError`: unreadable or malformed input; a question of the split that is not among all; answers that do
+    not cover the split.
     """
     split, everything = read_question_ids(questions), read_question_ids(all_questions)
     stray = next((question_id for question_id in split if question_id not in everything), None)

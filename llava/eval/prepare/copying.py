@@ -68,9 +68,7 @@ def _pick(names: list[str], image: str) -> str | None:
 def convert(benchmark: Benchmark, source: Source, layout: Layout) -> None:
     """Convert the published rows of a benchmark that the source has (parquet files, TSV tables) into its folder.
 
-    Raises:
-        UserError: parquet files or tables inside an archive; files that cannot be read; rows that do not fit.
-
+    Raises `UserError`: parquet files or tables inside an archive; files that cannot be read; rows that do not fit.
     """
     for conversion in benchmark.conversions:
         names = choose(list(source.files), *conversion.patterns.split())

@@ -35,9 +35,7 @@ class Source:
 def open_source(path: Path) -> Iterator[Source]:
     """A downloaded zip, folder or file; symbolic links in a folder are followed, as the hub's cache needs.
 
-    Raises:
-        UserError: there is nothing at `path`, or it is a damaged or encrypted archive.
-
+    Raises `UserError`: there is nothing at `path`, or it is a damaged or encrypted archive.
     """
     if not path.exists():
         raise UserError(f"source not found: {path}")
