@@ -65,8 +65,7 @@ class Workload:
         if config is None:
             return nullcontext()
         graphs = self.graphs or False
-        reuse = {} if prefix_cache is None else {"reuse_prefix": True, "prefix_cache_bytes": prefix_cache}
-        return prune(self.model, config, self.visual_mask, cuda_graphs=graphs, **reuse)
+        return prune(self.model, config, self.visual_mask, cuda_graphs=graphs, prefix_cache=prefix_cache)
 
     @property
     def decoder(self) -> Any:
