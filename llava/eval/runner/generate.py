@@ -12,7 +12,7 @@ from llava.model.inputs import ImageFeatures, Inputs, ProcessedImage
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
-from llava.model.pruning.method import AttentionRule
+from llava.model.pruning.method import AttentionRule, PromptState
 from llava.model.pruning.methods import NoPruning
 from llava.model.pruning.prefix_cache import Reused
 
@@ -30,7 +30,7 @@ class Generator:
     ):
         self.model, self.inputs, self.config, self.prefix_cache = model, inputs, config, prefix_cache
         self.images: dict[Hashable, ImageFeatures] = {}
-        self._session = None
+        self._session, self._beams = None, 1
         self._shape = DecoderShape.of(family_of(model).decoder(model).config)
 
     def __enter__(self) -> Generator:
@@ -48,6 +48,11 @@ class Generator:
         self._exit.close()
 
     @property
+    def policies(self) -> list[PromptState]:
+        """What the method remembers of each prompt of the last batch; none of an untouched model."""
+        return [] if self._session is None else self._session.policies[:: self._beams]
+
+    @property
     def reused(self) -> Reused | None:
         """What the prefix cache did; None without one."""
         return None if self._session is None or self._session.prefixes is None else self._session.prefixes.reused
@@ -56,6 +61,10 @@ class Generator:
         """Empty the prefix cache."""
         if self._session is not None and self._session.prefixes is not None:
             self._session.prefixes.clear()
+
+    def start_counting(self) -> None:
+        """Count what the prefix cache does from zero."""
+        self._session.prefixes.reused = Reused()
 
     def encode_images(self, pictures: Mapping[Hashable, ProcessedImage]) -> None:
         """Run the vision part on those of `pictures` that `images` does not hold yet."""
@@ -83,12 +92,14 @@ class Generator:
             New tokens, int64 [B, n], and the prefill's trace of each prompt.
 
         """
+        self._beams = arguments.get("num_beams", 1)
         if self._session is not None:
             self._session.traces.clear()
+            self._session.policies.clear()
         batch = self.inputs.collate(rows, shown, self.model)
         given = {"use_cache": True, "pad_token_id": self.inputs.tokenizer.pad_token_id} | arguments
         tokens = self.inputs.new_tokens(self.model.generate(**batch, **given), batch)
-        return tokens, self._traces(rows, shown, arguments.get("num_beams", 1))
+        return tokens, self._traces(rows, shown, self._beams)
 
     def _traces(
         self, rows: Sequence[Sequence[int]], shown: Sequence[Sequence[ImageFeatures]], beams: int
