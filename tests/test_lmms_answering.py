@@ -254,9 +254,9 @@ class TestErrors:
         _, model, inputs = original
         requests = asked(images)
         requests[3] = dataclasses.replace(requests[3], read=lambda: of_text("?", ["missing.png"]))
-        with pytest.raises(RequestError, match=r"^task/test/3: FileNotFoundError: .*missing\.png") as caught:
+        with pytest.raises(RequestError, match=r"^task/test/3: ValueError: image 'missing.png'") as caught:
             RequestAnswerer(model, inputs, None, 4).generate(requests)
-        assert isinstance(caught.value.__cause__, FileNotFoundError)
+        assert isinstance(caught.value.__cause__, ValueError)
 
     def test_a_prompt_that_is_too_long(self, original, images, monkeypatch):
         _, model, inputs = original

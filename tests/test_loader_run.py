@@ -173,7 +173,7 @@ def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
 
     def watched(self, batch):
         result = answer(self, batch)
-        held.append(len(self._seen))
+        held.append(len(self._images))
         return result
 
     monkeypatch.setattr(Answerer, "answer", watched)

@@ -95,7 +95,6 @@ class Generator:
         self._beams = arguments.get("num_beams", 1)
         if self._session is not None:
             self._session.traces.clear()
-            self._session.policies.clear()
         batch = self.inputs.collate(rows, shown, self.model)
         given = {"use_cache": True, "pad_token_id": self.inputs.tokenizer.pad_token_id} | arguments
         tokens = self.inputs.new_tokens(self.model.generate(**batch, **given), batch)

@@ -96,7 +96,7 @@ def watch(loaded: Loaded, batches: Sequence[Batch]) -> Watched:
     """
     cosine, l2, output, tokens = [], [], [], []
     how = Generation(max_new_tokens=1)
-    with Answerer(loaded.model, loaded.inputs, loaded.name, recorder(), how) as answerer:
+    with Answerer(loaded, recorder(), how) as answerer:
         for batch in tqdm(batches, desc="influence of all layers", unit="batch"):
             lines, bad = answerer.answer(batch)
             if bad:

@@ -66,7 +66,7 @@ class Trials:
         # what broke earlier configs comes first: a bad one is found out early
         order = sorted(range(len(self.batches)), key=lambda place: -self._broken[place])
         pruning = PruningConfig.from_dict(config)
-        with Answerer(self.loaded.model, self.loaded.inputs, self.loaded.name, pruning, self.how) as answerer:
+        with Answerer(self.loaded, pruning, self.how) as answerer:
             for place in order:
                 lines, _ = answerer.answer(self.batches[place])
                 same = sum(line["text"].strip() == self.dense[_key(line)] for line in lines)
