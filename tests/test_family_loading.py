@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llava import load_pretrained_model
 from llava.model import builder, processors
-from llava.model.layouts import TRANSFORMERS, read_layout
+from llava.model.formats import TRANSFORMERS, read_layout
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -189,7 +189,7 @@ def test_torchvision_decides_the_processor(folder, monkeypatch, there):
     automatic, alone = Recorder(processor), Recorder(processor)
     monkeypatch.setattr(processors, "is_torchvision_available", lambda: there)
     monkeypatch.setattr(processors, "AutoProcessor", automatic)
-    monkeypatch.setitem(processors.IMAGES_ALONE, "qwen2_vl", alone)
+    monkeypatch.setattr(processors, "images_alone", lambda kind: alone)
     load(folder)
     assert (automatic.asked, alone.asked) == (([folder], []) if there else ([], [folder]))
 

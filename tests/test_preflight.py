@@ -9,7 +9,7 @@ from loader_fixtures import Bench, write_images, write_model
 from llava import PruningConfig, load_pretrained_model
 from llava.model import preflight
 from llava.model.checkpoint import Source
-from llava.model.layouts import read_layout
+from llava.model.formats import read_layout
 from llava.model.preflight import resolve, skeleton
 
 ZIP = PruningConfig.from_dict({"method": "visionzip", "dominant": 3, "contextual": 1})

@@ -3,16 +3,7 @@
 import json
 
 import pytest
-from prepare_fixtures import (
-    GQA_QUESTIONS,
-    GQA_REFERENCES,
-    LETTER,
-    SHORT,
-    as_base64,
-    jsonl,
-    picture,
-    write_zip,
-)
+from prepare_fixtures import GQA_QUESTIONS, GQA_REFERENCES, LETTER, SHORT, as_base64, jsonl, picture, write_zip
 
 from llava.cli import UserError
 from llava.eval.benchmarks import BENCHMARKS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from transformers import PreTrainedModel
 
 from llava.cli import ModelOptions
 from llava.model import checkpoint
-from llava.model.builder import quantization_config
+from llava.model.formats import TRANSFORMERS, Layout, read_layout, read_transformers_config
 from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.language_model.configuration_llava import read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.layouts import TRANSFORMERS, Layout, read_layout, read_transformers_config
+from llava.model.loading import quantization_config
 from llava.model.parts import find_parts
 from llava.model.processors import check_pixels
 from llava.model.pruning import PruningConfig, prune
@@ -71,6 +72,19 @@ def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
     return Checked(parts.config, parts.base, layout, config, filled_in, device, dtype, settings)
 
 
+PAPER_7B = {"mode": ["shallow", "middle", "deep"], "layer_threshold": 0.995, "tokens_threshold": 0.2}
+"""The paper's settings of LLaVA-1.5-7B; layer boundaries that are left open scale with the depth of the model."""
+
+
+def default_config(folder: Path) -> PruningConfig:
+    """Return the `pruning.json` of a checkpoint's folder, else the paper's settings of LLaVA-1.5-7B.
+
+    Raises `ValueError` as `PruningConfig.from_json` does.
+    """
+    beside = folder / "pruning.json"
+    return PruningConfig.from_json(beside) if beside.is_file() else PruningConfig.from_dict(PAPER_7B)
+
+
 def resolve(
     config: PruningConfig | None, source: checkpoint.Source, layout: Layout | None = None
 ) -> tuple[PruningConfig | None, dict[str, Any]]:
@@ -97,9 +111,9 @@ def skeleton(source: checkpoint.Source, layout: Layout) -> PreTrainedModel:
             return LlavaLlamaForCausalLM(config, read_vision_config(tower.folder, config))
         if layout.kind == "internvl":
             # imported here because only this layout needs it
-            from llava.model import internvl_original
+            from llava.model.internvl import model as internvl
 
-            config = internvl_original.read_config(source.folder, read_json(source.folder / "config.json"))
+            config = internvl.read_config(source.folder, read_json(source.folder / "config.json"))
             return transformers.InternVLForConditionalGeneration(config)
         config = read_transformers_config(source.folder)
         return getattr(transformers, TRANSFORMERS[config.model_type])(config)

@@ -113,9 +113,7 @@ class Answerer:
         with suppress(torch.OutOfMemoryError):  # the batch itself will show which question is too much
             self._ask_once(batch)
         self._timer.take()
-        self._generator.forget()
-        if self.reused is not None:
-            self._generator.start_counting()
+        self._generator.forget(counts=True)
 
     def _ask_once(self, batch: Batch) -> None:
         inputs, model = self.loaded.inputs, self.loaded.model
@@ -194,7 +192,7 @@ class Answerer:
             output = tokens.tolist()
         except torch.OutOfMemoryError:
             return None
-        self.policies += self._generator.policies
+        self.policies += self._generator.policies[:: self.options.num_beams]
         spent = self._take()
         share = 1 / len(questions)
         milliseconds = {stage: round(share * getattr(spent, stage), 4) for stage in STAGES}

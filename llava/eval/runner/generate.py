@@ -30,7 +30,7 @@ class Generator:
     ):
         self.model, self.inputs, self.config, self.prefix_cache = model, inputs, config, prefix_cache
         self.images: dict[Hashable, ImageFeatures] = {}
-        self._session, self._beams = None, 1
+        self._session = None
         self._shape = DecoderShape.of(family_of(model).decoder(model).config)
 
     def __enter__(self) -> Generator:
@@ -48,23 +48,21 @@ class Generator:
         self._exit.close()
 
     @property
-    def policies(self) -> list[PromptState]:
-        """What the method remembers of each prompt of the last batch; none of an untouched model."""
-        return [] if self._session is None else self._session.policies[:: self._beams]
-
-    @property
     def reused(self) -> Reused | None:
         """What the prefix cache did; None without one."""
         return None if self._session is None or self._session.prefixes is None else self._session.prefixes.reused
 
-    def forget(self) -> None:
-        """Empty the prefix cache."""
-        if self._session is not None and self._session.prefixes is not None:
-            self._session.prefixes.clear()
+    @property
+    def policies(self) -> list[PromptState]:
+        """What the method remembers of each prompt of the last batch, once per beam; nothing without pruning."""
+        return [] if self._session is None else list(self._session.policies)
 
-    def start_counting(self) -> None:
-        """Count what the prefix cache does from zero."""
-        self._session.prefixes.reused = Reused()
+    def forget(self, counts: bool = False) -> None:
+        """Empty the prefix cache; with `counts`, also what `reused` has counted."""
+        cache = None if self._session is None else self._session.prefixes
+        if cache is not None:
+            cache.clear()
+            cache.reused = Reused() if counts else cache.reused
 
     def encode_images(self, pictures: Mapping[Hashable, ProcessedImage]) -> None:
         """Run the vision part on those of `pictures` that `images` does not hold yet."""
@@ -92,13 +90,12 @@ class Generator:
             New tokens, int64 [B, n], and the prefill's trace of each prompt.
 
         """
-        self._beams = arguments.get("num_beams", 1)
         if self._session is not None:
             self._session.traces.clear()
         batch = self.inputs.collate(rows, shown, self.model)
         given = {"use_cache": True, "pad_token_id": self.inputs.tokenizer.pad_token_id} | arguments
         tokens = self.inputs.new_tokens(self.model.generate(**batch, **given), batch)
-        return tokens, self._traces(rows, shown, self._beams)
+        return tokens, self._traces(rows, shown, arguments.get("num_beams", 1))
 
     def _traces(
         self, rows: Sequence[Sequence[int]], shown: Sequence[Sequence[ImageFeatures]], beams: int

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from scipy.stats import binom, binomtest
 
-from llava.eval.metrics.answer_files import parse_answer, read_jsonl
+from llava.eval.runner.run import Run
 
 LEVEL = 0.95
 PASSING = 1 / 6
@@ -20,32 +18,24 @@ def exact_interval(count: int, total: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def bearable(samples: int, agreement: float) -> int:
-    """Return how many answers may differ so that a setting of just this agreement passes in one of six cases at most.
+def max_disagreements(samples: int, agreement: float) -> int:
+    """Largest number of differing answers that a config of just this agreement meets with probability ≤ 1/6.
 
-    That is about one standard error below what the target gives up; 0 where even no difference at all comes more often.
+    That is about one standard error below what the target allows; 0 where even no difference is more likely than that.
     """
     return max(0, int(binom.ppf(PASSING, samples, 1 - agreement)) - 1) if agreement < 1 else 0
 
 
-def texts_of(answers_file: Path) -> dict[tuple[str, str], str]:
-    """The answers of a file by (question id, prompt)."""
-    answers = (parse_answer(row, where) for where, row in read_jsonl(answers_file, "answers file"))
-    return {(answer.question_id, answer.prompt or ""): answer.text.strip() for answer in answers}
-
-
-def claim(dense: Path, pruned: Path, totals: Mapping[str, Any]) -> dict[str, Any]:
-    """Agreement of two answers files, its interval, and what the pruned run cost as shares of dense."""
-    before, after = texts_of(dense), texts_of(pruned)
-    equal = sum(after[key] == text for key, text in before.items())
-    low, high = exact_interval(equal, len(before))
+def held_out_agreement(dense: Run, pruned: Run) -> dict[str, Any]:
+    """Agreement of two runs in [0, 1], its interval, and the costs of the pruned run as shares of dense."""
+    found, costs = pruned.agreement(dense, dense.answers), pruned.costs
     return {
-        "questions": len(before),
-        "equal": equal,
-        "agreement": equal / len(before),
-        "interval": [low, high],
-        "flops": totals["flops_all_tokens"] / totals["dense_flops_all_tokens"],
-        "visual_flops": totals["flops"] / totals["dense_flops"],
-        "kv": totals["kv_bytes"] / totals["dense_kv_bytes"],
-        "kept_tokens": totals["kept_tokens_mean"],
+        "questions": found.count,
+        "equal": found.equal,
+        "agreement": found.equal / found.count,
+        "interval": [*exact_interval(found.equal, found.count)],
+        "flops": costs.flops_share,
+        "visual_flops": costs.visual_flops_share,
+        "kv": costs.kv_share,
+        "kept_tokens": round(costs.mean_kept, 3),
     }
