@@ -237,6 +237,3 @@ def generate_arguments(options: GenerationOptions) -> dict[str, Any]:
         "max_new_tokens": options.max_new_tokens,
         "use_cache": True,
     }
-
-
-Generation = GenerationOptions  # the old name, until its callers have switched

@@ -11,8 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava.cli import GenerationOptions
 from llava.eval.metrics.intervals import Key
-from llava.eval.runner.answering import Answerer, Generation
+from llava.eval.runner.answering import Answerer
 from llava.eval.runner.batches import Batch
 from llava.eval.runner.costs import Costs
 from llava.model.loaded import LoadedModel
@@ -32,7 +33,7 @@ class Trials:
         batches: Sequence[Batch],
         dense: Mapping[Key, str],
         allowed: int,
-        generation: Generation,
+        generation: GenerationOptions,
     ):
         self.path, self.loaded, self.batches, self.dense = path, loaded, list(batches), dense
         self.allowed, self.generation = allowed, generation
