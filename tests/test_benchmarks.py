@@ -119,7 +119,7 @@ def test_a_mini_benchmark_needs_nothing_more_and_is_scored(minis, name):
     assert len(read_answers(answers)) == scores["questions"]
 
 
-def test_what_is_missing_is_told_by_use(minis, tmp_path):
+def test_what_is_missing_is_listed_by_use(minis, tmp_path):
     gqa = BENCHMARKS["gqa"]
     assert [need.use for need in gqa.missing(tmp_path)] == ["run", "run", "score"]
     assert [need.path for need in gqa.missing(tmp_path, "score")] == ["data/testdev_balanced_questions.json"]

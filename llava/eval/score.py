@@ -36,7 +36,7 @@ class Options(OutputOptions):
     benchmark: str = option(positional=True, help="a benchmark's name, a folder named after one, or path/file.py:NAME")
     answers: Path = option(help=ANSWERS)
     data_dir: Path = option(
-        Path("playground/data/eval"), help="folder of the benchmarks' folders (default %(default)s)"
+        Path("playground/data/eval"), help="folder of the benchmarks' folders (default playground/data/eval)"
     )
     questions: Path | None = option(None, help="another question file than the benchmark's")
     references: Path | None = option(None, help="other references than the benchmark's")

@@ -2,7 +2,7 @@
 
 A benchmark is one file of this folder and one `Benchmark` in it. To score is always the same: `read` the references,
 `judge` each answer against its own, aggregate. A new one needs `name`, `questions`, `images`, `references`, `read` and
-`judge`; data of one's own needs no file here (`llava.eval.benchmarks.question_set`, docs/your-own-data.md).
+`judge`; a user's own data needs no file here (`llava.eval.benchmarks.question_set`, docs/your-own-data.md).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Benchmark:
 
     Scoring: `read(questions, references)` reads the references, `judge(text, reference)` says what an answer is worth,
     in [0, 1]; None if only a server can tell. Optional: `groups(reference)` yields (kind, name) of the groups that a
-    question belongs to; `aggregate(judged, references)` replaces the mean; `counts_once(reference)` is False for a
+    question belongs to; `aggregate(judged, references)` replaces the mean; `has_own_score(reference)` is False for a
     question that has no score of its own; `quoted` and `stratum` are explained at the methods that use them. `figure`
     names the score that people quote, in `unit`; `labels` renames scores in the table.
 
@@ -131,7 +131,7 @@ class Benchmark:
     judge: Callable[[str, Any], float] | None = None
     groups: Callable[[Any], Iterable[tuple[str, str]]] = lambda reference: ()
     aggregate: Callable[[Sequence[Judged], References], Figures] | None = None
-    counts_once: Callable[[Any], bool] = lambda reference: True
+    has_own_score: Callable[[Any], bool] = lambda reference: True
     quoted: Callable[[Mapping[Key, float]], dict[str, list[Term]]] | None = None
     stratum: Callable[[Key], str] = lambda key: ""
     figure: str | None = "accuracy"
@@ -156,7 +156,7 @@ class Benchmark:
         return Path(data_dir).expanduser() / self.folder
 
     def in_folder(self, folder: str) -> Benchmark:
-        """The same benchmark in another folder, named after it: a set of one's own in the same format."""
+        """The same benchmark in another folder, named after it: a user's set in the same format."""
         name, title = folder.lower(), f"{folder} ({self.title})"
         return replace(self, name=name, title=title, folder=folder, counts=(), spec=folder)
 
@@ -181,10 +181,8 @@ class Benchmark:
     def references_at(self, folder: Path) -> Path:
         """Where the references are; `UserError` if the benchmark has none."""
         if self.judge is None or self.references is None:
-            hint = (
-                "" if self.submit is None else "; its answers go to a server (llava.eval.score writes the file for it)"
-            )
-            raise UserError(f"{self.title} has no references to score with{hint}")
+            server = "; its answers go to a server (llava.eval.score --upload writes the file for it)"
+            raise UserError(f"{self.title} has no references to score with{server if self.submit else ''}")
         return folder / self.references
 
     def score(self, folder: Path, answers: Path, partial: bool = False) -> Scores:
@@ -224,16 +222,16 @@ class Benchmark:
     def question_scores(self, answers: Iterable[Answer], questions: Path, references: Path) -> dict[Key, float]:
         """What each answer is worth, in [0, 1]; their mean is the score "accuracy".
 
-        Answers to questions that the references do not have, or that do not count (`counts_once`), are left out.
+        Answers to questions that the references do not have, or that do not count (`has_own_score`), are left out.
 
-        Raises `UserError`: unreadable or malformed references; an answer whose question cannot be told.
+        Raises `UserError`: unreadable or malformed references; an answer whose question cannot be found.
         """
         known = self.read(questions, references)
         keyed = ((answer, known.key_of(answer)) for answer in answers)
         return {
             answer.key: float(self.judge(answer.text, known.of[key]))
             for answer, key in keyed
-            if key in known.of and self.counts_once(known.of[key])
+            if key in known.of and self.has_own_score(known.of[key])
         }
 
     def quoted_terms(self, scores: Mapping[Key, float]) -> dict[str, list[Term]]:

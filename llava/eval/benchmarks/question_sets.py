@@ -26,7 +26,7 @@ def question_set(
     max_new_tokens: int = 128,
     **more: Any,
 ) -> Benchmark:
-    """Questions of one's own as a benchmark; without references they are asked and not scored.
+    """A user's own questions as a benchmark; without references they are asked and not scored.
 
     Args:
         questions: JSONL with "question_id", "text" (asked as it stands) and "image".

@@ -12,7 +12,6 @@ from typing import Any
 from llava.cli import UserError
 from llava.files import replacing
 
-
 Key = tuple[str, str]
 """(question id, prompt): what names a question, since MME and TextVQA use one id for all questions of an image."""
 
@@ -160,7 +159,7 @@ def match(
         The indices into `given` to score, ascending, and the counts.
 
     Raises:
-        UserError: questions without an answer, answers beyond one a question, or answers to no known question and
+        UserError: questions without an answer, several answers to one question, or answers to no known question and
             `partial` is False; or nothing at all to score.
 
     """

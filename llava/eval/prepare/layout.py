@@ -82,7 +82,7 @@ class Layout:
     def copy(self, relative: str, source: BinaryIO, size: int) -> None:
         """Copy a file of `size` bytes; one of the same size is kept.
 
-        Raises `UserError`: the source ends early or goes on.
+        Raises `UserError`: the source is shorter or longer than `size`.
         """
         path = self.path(relative)
         if self._has(path, size):

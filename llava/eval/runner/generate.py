@@ -38,9 +38,7 @@ class Generator:
             stack.enter_context(torch.inference_mode())
             if self.config is not None or self.prefix_cache is not None:
                 config = NoPruning() if self.config is None else self.config
-                reuse = {"reuse_prefix": True, "prefix_cache_bytes": self.prefix_cache}
-                reuse = {} if self.prefix_cache is None else reuse
-                self._session = stack.enter_context(prune(self.model, config, **reuse))
+                self._session = stack.enter_context(prune(self.model, config, prefix_cache=self.prefix_cache))
             self._exit = stack.pop_all()
         return self
 
@@ -50,7 +48,8 @@ class Generator:
     @property
     def reused(self) -> Reused | None:
         """What the prefix cache did; None without one."""
-        return None if self._session is None or self._session.prefixes is None else self._session.prefixes.reused
+        cache = None if self._session is None else self._session.prefix_cache
+        return None if cache is None else cache.reused
 
     @property
     def policies(self) -> list[PromptState]:
@@ -59,7 +58,7 @@ class Generator:
 
     def forget(self, counts: bool = False) -> None:
         """Empty the prefix cache; with `counts`, also what `reused` has counted."""
-        cache = None if self._session is None else self._session.prefixes
+        cache = None if self._session is None else self._session.prefix_cache
         if cache is not None:
             cache.clear()
             cache.reused = Reused() if counts else cache.reused
