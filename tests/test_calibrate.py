@@ -17,9 +17,8 @@ from llava.eval import calibrate
 from llava.eval.runner.questions import read_questions
 from llava.eval.tuning import candidates as space
 from llava.eval.tuning.candidates import Candidate, Shallow, Space
-from llava.eval.tuning.held_out_agreement import exact_interval, max_disagreements
 from llava.eval.tuning.recording import RECORDER, Recording, scales_of, transfer
-from llava.eval.tuning.samples import split
+from llava.eval.tuning.samples import exact_interval, max_disagreements, split
 from llava.eval.tuning.search import PARTS, cheapest, with_shallow
 from llava.eval.tuning.trials import read_trials
 from llava.model.pruning import PruningConfig, prune
@@ -169,8 +168,8 @@ def test_the_search_finds_the_cheapest_where_each_part_of_a_setting_passes_by_it
 def test_shallow_layers_are_masked_at_the_end_where_the_answers_bear_it():
     best = Candidate(Shallow(4, None), 0.99, 0.1, None, 0.5)
     assert with_shallow(best, 0.5, "absolute", lambda settings: {"passed": False}) == best.settings("absolute")
-    dearer = with_shallow(best, 0.5, "absolute", lambda settings: {"passed": True, "flops": 0.51})
-    assert dearer == best.settings("absolute")
+    costlier = with_shallow(best, 0.5, "absolute", lambda settings: {"passed": True, "flops": 0.51})
+    assert costlier == best.settings("absolute")
     found = with_shallow(best, 0.5, "relative", lambda one: {"passed": "shallow_visual" in one, "flops": 0.5})
     assert found == {
         "mode": ["shallow", "middle"],

@@ -119,7 +119,7 @@ def test_candidates_are_taken_below_the_budget_and_unlike_each_other():
     others = [candidate(0.51), candidate(0.44)]
     assert near(found + others, 0.5, 0) == found
     assert near(found + others, 0.5, 2) == [others[1]]
-    assert spread(found, 2) == [found[1], found[2]]  # the dearest, and not the one that is nearly the same
+    assert spread(found, 2) == [found[1], found[2]]  # the most expensive, and not the one that is nearly the same
     assert around(found[1], [found[2], found[0]], 1) == [found[0]]
     alike = [candidate(0.48, tokens=0.1 + n / 1000) for n in range(12)]
     assert around(found[1], [found[2], *alike], 2) == [alike[1], alike[2]]  # the two likest of thirteen
@@ -145,7 +145,7 @@ def test_thresholds_are_set_by_how_many_tokens_stay(space):
 
 
 def test_visipruners_best_settings_are_set_to_the_budget_too(space, monkeypatch, tmp_path):
-    """The best trial is too dear as it is; with fewer tokens it is within, and wins."""
+    """The best trial exceeds the budget as it is; with fewer tokens it is within, and wins."""
 
     class Asked:
         shape = SHAPE
@@ -195,9 +195,9 @@ def row(method, mean, **difference):
 
 def test_verdict_names_the_winner_whoever_it_is():
     rows = [row("visipruner", 90.0, a=-0.4, b=-1.2), row("random", 91.0, a=0.0, b=0.0)]
-    told = verdict(rows, 50.0, 1.0)
-    assert "random is first with 91.0" in told and "number 2 of 2" in told and "NOT within 1 point" in told
-    assert "b -1.2" in told
+    line = verdict(rows, 50.0, 1.0)
+    assert "random is first with 91.0" in line and "number 2 of 2" in line and "NOT within 1 point" in line
+    assert "b -1.2" in line
     assert " within 2 points" in verdict(rows, 50.0, 2.0) and "NOT" not in verdict(rows, 50.0, 2.0)
     assert "visipruner is absent" in verdict(rows[1:], 50.0, 1.0)
     assert verdict(rows[:1], 50.0, 1.0).startswith("−50%: visipruner is number 1 of 1 with 90.0")
@@ -302,6 +302,39 @@ def test_wrong_input_is_one_line_before_weights_are_read(run, data, capsys, no_w
     assert compare_methods.main([*arguments(data, run), *words]) == 1
     err = capsys.readouterr().err
     assert message in err and len(err.splitlines()) == 1
+
+
+OWN_METHOD = """
+from dataclasses import dataclass, replace
+from llava.model.pruning import Layer, Method, Share
+
+@dataclass(frozen=True)
+class FirstTokens(Method):
+    layer: Layer = 2
+    part: Share = 0.5
+
+    def select(self, layer, prompt, measured):
+        if layer != self.layer:
+            return None
+        return prompt.positions < prompt.positions[0] + round(self.part * prompt.visual_tokens)
+
+    @classmethod
+    def schedules(cls, num_layers):
+        return [cls(layer=layer) for layer in (1, 3)]
+
+    def with_budget(self, share, num_layers, visual_tokens):
+        return replace(self, part=share)
+"""
+
+
+def test_a_method_in_a_file_of_ones_own_takes_part(data, tmp_path):
+    (tmp_path / "own.py").write_text(OWN_METHOD)
+    words = ["--methods", f"{tmp_path}/own.py:FirstTokens,random-before", "--saving", "50", "--limit", "4"]
+    assert compare_methods.main([*arguments(data, tmp_path / "out"), *words, "--tune-limit", "2"]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]}
+    assert rows["FirstTokens-50"]["config"]["method"].endswith("own.py:FirstTokens")
+    assert 0.47 < rows["FirstTokens-50"]["flops"] <= 0.51
+    assert "random-before-50" in rows
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

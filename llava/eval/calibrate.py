@@ -21,12 +21,8 @@ example:
 then
   python -m llava.eval.run … --pruning-config OUT/pruning.json
 
-How: the samples are answered dense, and read once more with the influence of every layer recorded. From that the FLOPs
-of any setting are predicted without running it. A search then asks the promising ones for real, one stage of the
-method after another, on the samples and the --confirm questions. So few answers may differ that a config of just
---agreement passes in at most one of six cases: two of 488 at 0.99, six of 1000. (Below 180 even no difference is more
-likely than that: few questions promise too much.) What fails is stopped early. The claim is measured on questions of
-other images, which the search never sees. Use questions like those that the model will be asked.
+Use questions like those that the model will be asked. docs/calibration.md says how the search works and what the claim
+means.
 
 OUT gets pruning.json (the config), report.md, tradeoff.png, calibration.json (everything, for programs), the questions
 of each part and the held-out answers dense and calibrated (`python -m llava.eval.compare` reads them). An interrupted

@@ -26,11 +26,7 @@ of these
 or path/to/file.py:Class, a method of your own with schedules() and with_budget() (docs/methods.md).
 Beside them run none and blind (nothing pruned; no visual token at all) and every --config as it is.
 
-1. Tuning. How many tokens a method keeps is set by bisection to the most that saves the target; token counts decide,
-   answers do not. Where layers are free too, at most --trials of them are asked on the tuning questions, and the best
-   accuracy wins. VisiPruner's thresholds and boundaries come from one unpruned pass, as many are tried, and the three
-   best are set to the target by how many tokens stay.
-2. Benchmarks. Dense and what was chosen answer the benchmarks, which no choice has looked at.
+Configs are chosen on the questions of --tune-dir; the benchmarks are asked only then (docs/performance.md).
 
 example:
   python -m llava.tiny.benchmarks && python -m llava.tiny.benchmarks --split tune

@@ -20,9 +20,8 @@ from llava.model.pruning.flops import DecoderShape
 
 from . import report
 from .candidates import Space
-from .held_out_agreement import held_out_agreement, max_disagreements
 from .recording import SCALES, Recording, record, scales_of, transfer
-from .samples import split, write_questions
+from .samples import held_out_agreement, max_disagreements, split, write_questions
 from .search import cheapest, with_shallow
 from .trials import Trials
 
