@@ -80,47 +80,37 @@ class Recorder(Method):
 
     @property
     def positions(self) -> str:
-        """Those of `base`."""
         return self.base.positions
 
     @property
     def reads_vision(self) -> bool:
-        """Whether `base` does."""
         return self.base.reads_vision
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings of `base`, which decides."""
         return self.base.to_dict()
 
     def resolved(self, num_layers: int) -> Recorder:
-        """Fill in what `base` leaves open."""
         return Recorder(self.ask, self.base.resolved(num_layers))
 
     def check_layers(self, num_layers: int) -> None:
-        """Raise `ValueError` when `base` does not fit the model."""
         self.base.check_layers(num_layers)
 
     def attention(self, layer: int) -> AttentionRule:
-        """As `base`."""
         return self.base.attention(layer)
 
     def cached(self, layer: int) -> KVRule:
-        """As `base`."""
         return self.base.cached(layer)
 
     def unread(self, layer: int, prompt: PromptState) -> np.ndarray | None:
-        """As `base`."""
         return self.base.unread(layer, prompt)
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
-        """Measure what is asked for, and what `base` needs; one of them where they are the same."""
         theirs = prompt.memory["theirs"] = self.base.probe(layer, prompt)
         if layer < 0 or theirs == self.ask:
             return theirs
         return self.ask if theirs is None else Several(self.ask, theirs)
 
     def select(self, layer: int, prompt: PromptState, measured: Any) -> np.ndarray | Selection | None:
-        """Write down what was asked for, and leave the choice to `base`."""
         if layer < 0:
             prompt.memory["recorded"] = Recorded(prompt.positions)
             return self.base.select(layer, prompt, measured)
