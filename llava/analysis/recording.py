@@ -18,7 +18,7 @@ import torch
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 from llava.model.pruning.methods import NoPruning
 from llava.model.pruning.probes import Probe
-from llava.model.pruning.record import Recorder, Several
+from llava.model.pruning.record import Several, recorder
 
 __all__ = ["Several", "Watched", "read", "watch"]
 
@@ -64,7 +64,7 @@ def watch(
 
     """
     base = NoPruning() if config is None else PruningConfig.of(config)
-    with prune(model, Recorder(probe, base), visual_mask) as session:
+    with prune(model, recorder(probe, base), visual_mask) as session:
         read(model, inputs)
     empty = [number for number, trace in enumerate(session.traces) if not trace.visual_tokens]
     if empty:
