@@ -9,6 +9,7 @@ import numpy as np
 from llava_fixtures import make_model, write_checkpoint, write_json
 from PIL import Image
 
+import llava.model.loaded
 from llava.conversation import conv_templates
 from llava.eval.model_vqa_loader import main
 
@@ -22,6 +23,15 @@ CONFIG = {
 }
 IMAGES = ("a.png", "a.png", "a.png", "sub/b.png", "sub/b.png", "c.png", "a.png", "c.png", "c.png", "sub/b.png")
 OWN_TO_A_RUN = ("answer_id", "milliseconds", "batch")
+
+
+def forbid_loading(monkeypatch) -> None:
+    """Fail the test if a model's weights are read from here on."""
+
+    def load(*arguments, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(llava.model.loaded, "load_pretrained_model", load)
 
 
 def write_model(folder: Path) -> Path:
@@ -100,6 +110,14 @@ class Bench:
 
     def rows(self) -> list[dict]:
         return read_jsonl(self.answers)
+
+    def times(self) -> list[dict]:
+        return read_jsonl(self.answers.with_name(self.answers.stem + ".times.jsonl"))
+
+    @property
+    def part(self) -> Path:
+        """Where the answers of an unfinished run by one process lie."""
+        return self.answers.with_name(self.answers.stem + ".parts") / "0.jsonl"
 
     @property
     def run_file(self) -> Path:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from llava.eval import compare_methods
-from llava.eval.runner import running
+from llava.model import loaded as running
 from llava.eval.runner.totals import Totals
 from llava.eval.tuning import choosing
 from llava.eval.tuning.asking import Answered

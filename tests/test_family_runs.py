@@ -236,7 +236,7 @@ def test_a_text_that_holds_a_placeholder_is_refused(family, loaded, bench, capsy
 
 
 def test_a_conversation_template_is_refused_before_the_model_loads(family, bench, capsys, monkeypatch):
-    monkeypatch.setattr("llava.eval.runner.running.load_pretrained_model", None)
+    monkeypatch.setattr("llava.model.loaded.load_pretrained_model", None)
     assert bench.run(conv_mode="vicuna_v1") == 1
     said = capsys.readouterr().err
     assert "'vicuna_v1' (conv_mode) was given" in said and said.count("\n") == 1

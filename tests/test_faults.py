@@ -38,16 +38,16 @@ KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
 from llava.eval import model_vqa_loader
-from llava.eval.runner import running
+from llava.model import loaded
 
 arguments, part, kills = sys.argv[3:], Path(sys.argv[1]), int(sys.argv[2])
 model = []
-load = running.load_pretrained_model
+load = loaded.load_pretrained_model
 def once(*words, **options):
     if not model:
         model.append(load(*words, **options))
     return model[0]
-running.load_pretrained_model = once
+loaded.load_pretrained_model = once
 model_vqa_loader.main([*arguments, "--limit", "1"])  # loads the model, which every fork below then has
 sys.stdout.flush()  # or a fork that flushes writes what the parent has written once more
 

@@ -239,13 +239,6 @@ def test_quantised_loading_without_bitsandbytes(folder, monkeypatch):
         load(folder, load_4bit=True)
 
 
-def test_lora_checkpoints_are_refused(model, tmp_path):
-    folder = write_checkpoint(tmp_path / "m", model)
-    write_json(folder / "adapter_config.json", {})
-    with pytest.raises(ValueError, match="LoRA checkpoint: merge it"):
-        load(folder)
-
-
 def test_projector_on_a_base_model(model, tmp_path):
     whole = write_checkpoint(tmp_path / "whole", model)
     state = load_file(whole / "model.safetensors")

@@ -5,10 +5,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loader_fixtures import CONFIG, Bench, questions, write_images, write_jsonl, write_model
+from loader_fixtures import CONFIG, Bench, forbid_loading, questions, write_images, write_jsonl, write_model
 
-import llava.eval.runner.running
-from llava.eval.runner.questions import QuestionError, get_chunk, read_questions, require_images, split_list
+from llava.cli import UserError
+from llava.eval.runner.questions import get_chunk, read_questions, require_images, split_list
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +19,7 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def bench(tmp_path, shared, monkeypatch):
-    def load(*arguments, **options):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(llava.eval.runner.running, "load_pretrained_model", load)
+    forbid_loading(monkeypatch)
     return Bench(tmp_path, *shared)
 
 
@@ -78,7 +75,7 @@ def test_a_link_out_of_the_image_folder_is_refused_but_one_within_is_not(tmp_pat
     [question] = read_questions(inside, tmp_path / "linked")
     assert require_images([question], False) == ([question], [])
     outside = write_jsonl(tmp_path / "out.jsonl", [{"question_id": 1, "image": "out.png", "text": "x"}])
-    with pytest.raises(QuestionError, match="out.jsonl:1: image 'out.png' is a symbolic link out of"):
+    with pytest.raises(UserError, match="out.jsonl:1: image 'out.png' is a symbolic link out of"):
         read_questions(outside, images)
 
 
@@ -88,7 +85,7 @@ def test_a_missing_image_file_is_bad_and_a_question_without_an_image_is_not(tmp_
     assert (asked[0].image, asked[0].path) == (None, None)
     good, bad = require_images(asked, True)
     assert good == asked[:1] and [skipped.question for skipped in bad] == asked[1:]
-    with pytest.raises(QuestionError, match="q.jsonl:2: image not found: .*no"):
+    with pytest.raises(UserError, match="q.jsonl:2: image not found: .*no"):
         require_images(asked, False)
 
 
@@ -99,10 +96,11 @@ def test_a_missing_image_file_is_bad_and_a_question_without_an_image_is_not(tmp_
         ({"pruning_config": json.dumps(CONFIG | {"shallow_mid_layer": 3})}, "shallow_mid_layer"),
         ({"pruning_config": "nowhere.json"}, "'nowhere.json' cannot be read"),
         ({"pruning_config": "{"}, "is not JSON"),
-        ({"question_file": "nowhere.jsonl"}, "question file not found: nowhere.jsonl"),
-        ({"image_folder": "nowhere"}, "--image-folder 'nowhere' is not a folder"),
+        ({"question_file": "nowhere.jsonl"}, "nowhere.jsonl (from: the question file"),
+        ({"image_folder": "nowhere"}, "/nowhere (from: the image folder"),
         ({"model_path": "/nowhere/at/all"}, "no such folder"),
         ({"device": "abacus"}, "abacus"),
+        ({"conv_mode": "v99"}, "v99"),
         ({"dtype": "float7"}, "float7"),
     ],
 )
@@ -121,7 +119,7 @@ def test_answers_never_replace_the_questions(bench, capsys):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"batch_size": 0}, {"temperature": -1}, {"top_p": 1.5}, {"conv_mode": "v99"}, {"limit": "all"}]
+    "changes", [{"batch_size": 0}, {"temperature": -1}, {"top_p": 1.5}, {"prefix_cache": "-1"}, {"limit": "all"}]
 )
 def test_argparse_refuses_with_status_2_in_one_line(bench, capsys, changes):
     with pytest.raises(SystemExit) as stopped:
@@ -136,5 +134,5 @@ def test_help_teaches(bench, capsys):
         bench.run("--help")
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for word in ("examples:", "--pruning-config", "--top_p", "--skip-bad", "run.json", "llava.tiny.benchmarks"):
+    for word in ("examples:", "--pruning-config", "--top-p", "--skip-bad", "run.json", "llava.tiny.benchmarks"):
         assert word in text

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from loader_fixtures import read_jsonl
+from loader_fixtures import forbid_loading, read_jsonl
 
+import llava.model.loaded
+from llava.cli import UserError
 from llava.eval import run
 from llava.eval.benchmarks import find_benchmark
-from llava.cli import UserError
-from llava.eval.runner import parts, running
+from llava.eval.runner import answers as parts
+from llava.eval.runner import session
 from llava.eval.runner.batches import UNITS, group, share
 from llava.eval.runner.questions import Question
 from llava.eval.runner.ranks import RankError, Ranks
@@ -60,13 +62,6 @@ def last_json(output):
     return json.loads(output.rstrip("\n").split("\n")[-1])
 
 
-def forbid_loading(monkeypatch):
-    def load(*arguments, **options):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(running, "load_pretrained_model", load)
-
-
 def test_benchmarks_are_asked_scored_and_reported_and_not_asked_again(data, alone, monkeypatch, capsys):
     forbid_loading(monkeypatch)
     before = (alone / "gqa_mini" / "pruned.jsonl").read_bytes()
@@ -87,8 +82,8 @@ def test_benchmarks_are_asked_scored_and_reported_and_not_asked_again(data, alon
 
 def test_the_model_is_loaded_once_for_all_benchmarks(data, tmp_path, monkeypatch):
     loaded = []
-    load = running.load_pretrained_model
-    monkeypatch.setattr(running, "load_pretrained_model", lambda *a, **k: loaded.append(1) or load(*a, **k))
+    load = llava.model.loaded.load_pretrained_model
+    monkeypatch.setattr(llava.model.loaded, "load_pretrained_model", lambda *a, **k: loaded.append(1) or load(*a, **k))
     assert run.main(arguments(data, tmp_path, "--limit", "4", benchmark="gqa_mini,mme_mini,textvqa_mini")) == 0
     assert loaded == [1]
 
@@ -116,14 +111,15 @@ def test_two_processes_give_the_same_bytes(data, alone, tmp_path):
 
 BREAKING = """
 import sys
+from llava.cli import UserError
 from llava.eval import run
-from llava.eval.runner import running
-keep = running.Run._keep
+from llava.eval.runner import session
+keep = session.Session._keep
 def broken(self, batch, *more):
-    if self.ranks.index == 1 and self.session["questions"] >= 8:
+    if self.ranks.index == 1 and self.about["questions"] >= 8:
         raise ValueError("the disk is on fire")
     return keep(self, batch, *more)
-running.Run._keep = broken
+session.Session._keep = broken
 sys.exit(run.main())
 """
 
@@ -201,7 +197,7 @@ def test_a_run_that_is_killed_before_its_first_answer_has_a_run_file(data, tmp_p
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "group", killed)
+    monkeypatch.setattr(session, "group", killed)
     assert run.main(arguments(data, tmp_path, "--pruning-config", PRUNED)) == 130
     record = json.loads((tmp_path / "gqa_mini" / "pruned.run.json").read_text())
     wanted = json.loads(Path(PRUNED).read_text())
@@ -249,7 +245,7 @@ def test_an_unreadable_image_stops_the_run_or_is_left_out_and_the_score_is_parti
     (folder / "gqa_mini" / "data" / "images" / asked[-1]["image"]).write_bytes(b"")
     words = arguments(folder, tmp_path / "out")
     assert run.main(words) == 1
-    assert "cannot be read" in capsys.readouterr().err
+    assert "is not an image" in capsys.readouterr().err
     assert run.main([*words, "--skip-bad"]) == 0
     found = last_json(capsys.readouterr().out)["benchmarks"]["gqa_mini"]
     bad = sum(row["image"] == asked[-1]["image"] for row in asked)
@@ -265,7 +261,7 @@ def test_an_unreadable_image_stops_the_run_or_is_left_out_and_the_score_is_parti
         (["--split", "nowhere"], "nowhere.jsonl"),
         (["--pruning-config", "nowhere.json"], "'nowhere.json' cannot be read"),
         (["--data-dir", "nowhere"], "cannot run; missing:"),
-        (["--benchmark", "gqa_minni"], "gqa_minni (GQA) cannot run; missing:"),
+        (["--benchmark", "gqa_minni"], "gqa_minni (GQA) cannot run (did you mean gqa_mini?); missing:"),
     ],
 )
 def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys, changes, message):

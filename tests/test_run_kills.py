@@ -13,17 +13,17 @@ KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
 from llava.eval import run
-from llava.eval.runner import running
+from llava.model import loaded
 
 out, kills, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 folder = out / "killed" / "gqa_mini"
 model = []
-load = running.load_pretrained_model
+load = loaded.load_pretrained_model
 def once(*words, **options):
     if not model:
         model.append(load(*words, **options))
     return model[0]
-running.load_pretrained_model = once
+loaded.load_pretrained_model = once
 assert run.main([*arguments, "--out", str(out / "whole")]) == 0  # loads the model, which every fork below then has
 arguments += ["--out", str(out / "killed")]
 

@@ -7,11 +7,8 @@ from PIL import Image
 
 from llava.eval import suite
 from llava.eval.runner.paired import _figures
-from llava.model.pruning import PruningConfig
-from llava.tiny import tune
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
-from llava.tiny.tune import EXITS, SHALLOW, TOKENS, boldest, choose, search
 
 HALF = '{"method":"random","layer":3,"keep":20}'
 
@@ -52,14 +49,13 @@ def test_a_suite_runs_scores_times_and_draws_every_config(data, tmp_path, capsys
     [("half", "NAME=CONFIG"), (f"dense={HALF}", "built in"), ('half={"mode":["deep"]}', "mid_deep_layer")],
 )
 def test_bad_configs_are_refused_by_the_command_line(data, tmp_path, capsys, config, message):
-    with pytest.raises(SystemExit):
-        suite.main(arguments(data, tmp_path, "--config", config))
+    assert suite.main(arguments(data, tmp_path, "--config", config)) == 1
     assert message in capsys.readouterr().err
 
 
 def test_names_and_boundaries_are_checked_before_anything_is_asked(data, tmp_path, capsys):
     assert suite.main(arguments(data, tmp_path, "--config", f"a={HALF}", "--config", f"a={HALF}")) == 1
-    assert "one name" in capsys.readouterr().err
+    assert "the name 'a' is taken" in capsys.readouterr().err
     assert suite.main(arguments(data, tmp_path, "--config", 'b={"method":"random","layer":13,"keep":2}')) == 1
     assert "config 'b': 'layer' is 13, but the model has 12 layers" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -68,8 +64,6 @@ def test_names_and_boundaries_are_checked_before_anything_is_asked(data, tmp_pat
 def test_missing_benchmarks_say_what_to_put_where(tmp_path, capsys):
     assert suite.main(arguments(tmp_path, tmp_path)) == 1
     assert "llava.tiny.benchmarks" in capsys.readouterr().err
-    assert suite.main([*arguments(tmp_path, tmp_path), "--benchmarks", "mmvet"]) == 1
-    assert "scored by a server" in capsys.readouterr().err
 
 
 def test_speed_up_is_the_median_of_the_rounds_ratios():
@@ -77,61 +71,3 @@ def test_speed_up_is_the_median_of_the_rounds_ratios():
     assert figures["speedup"] == 2.0
     assert figures["speedup_range"] == [1.0, 3.0]
     assert (figures["prefill_ms"], figures["decode_ms_per_token"]) == (10.0, 1.0)
-
-
-def test_tuning_takes_the_cheapest_that_loses_little_else_the_smallest_loss():
-    dense = {"a": 90.0, "b": 80.0}
-    rows = [
-        {"accuracy": {"a": 89.5, "b": 80.0}, "flops": 0.6},
-        {"accuracy": {"a": 89.1, "b": 79.2}, "flops": 0.5},
-        {"accuracy": {"a": 92.0, "b": 70.0}, "flops": 0.2},
-    ]
-    assert choose(dense, rows, points=1.0) is rows[1]
-    assert choose(dense, rows, points=0.2) is rows[0]
-
-
-@pytest.mark.parametrize("last", range(-1, 9))
-def test_bisection_finds_the_last_that_passes_in_few_questions(last):
-    asked = []
-    found = boldest(range(9), lambda value: asked.append(value) or value <= last)
-    assert found == (None if last < 0 else last)
-    assert len(asked) <= 4
-
-
-@pytest.mark.parametrize("reads", [True, False], ids=["without self-attention", "with it only"])
-def test_the_search_finds_the_boldest_settings_that_pass_and_asks_few(reads):
-    asked, passed = [], []
-
-    def ask(settings):
-        asked.append(settings)
-        if settings["tokens_threshold"] > 1 or settings["exit_threshold"] < 0.98 or settings["shallow_mid_layer"] < 4:
-            return None
-        if settings["layer_threshold"] > 0.999:
-            return None
-        if settings["shallow_visual"] == "remove" and not reads:
-            return None
-        flops = settings["exit_threshold"] - settings["tokens_threshold"] - settings["layer_threshold"]
-        passed.append((flops, settings))
-        return passed[-1][0]
-
-    search(ask)
-    _, best = min(passed, key=lambda row: row[0])
-    assert (best["tokens_threshold"], best["exit_threshold"], best["shallow_mid_layer"]) == (1.0, 0.98, SHALLOW[0])
-    assert best["shallow_visual"] == ("remove" if reads else "dense") and best["layer_threshold"] == 0.999
-    assert 1.0 in TOKENS and 0.98 in EXITS and len(asked) <= (14 if reads else 22)
-
-
-def test_tuning_tells_what_it_tried_and_writes_what_it_chose(tmp_path, monkeypatch, capsys):
-    def evaluate(args, name, config, loader):
-        lost = 0.0 if config is None else 20 * (config.tokens_threshold > 0.3) + 0.5
-        flops = 1.0 if config is None else 0.6 - config.tokens_threshold / 100
-        return {"accuracy": {"a": 90.0, "b": 80.0 - lost}, "flops": flops, "visual_flops": flops - 0.1}
-
-    monkeypatch.setattr(tune, "evaluate", evaluate)
-    tune.main(["--write", str(tmp_path / "pruning.json")])
-    written = PruningConfig.from_json(tmp_path / "pruning.json")
-    assert (written.mode, written.tokens_threshold) == (("shallow", "middle", "deep"), 0.3)
-    table, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
-    assert json.loads(last)["loss"] == 0.5 and "79.5" in table and "59.7%" in table
-    tune.main(["--points", "0.1"])
-    assert "no setting stays within 0.1 points" in capsys.readouterr().err

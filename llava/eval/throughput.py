@@ -28,11 +28,11 @@ from tqdm import tqdm
 
 from llava.eval.benchmarks import find_benchmark
 from llava.eval.model_vqa_loader import Parser, number
-from llava.eval.runner.answers import AnswersFile
 from llava.eval.runner.batches import read_image, turns_of
+from llava.eval.runner.evaluator import Evaluator
 from llava.eval.runner.jobs import Job, make_job
 from llava.eval.runner.questions import Question
-from llava.eval.runner.running import Loaded, Loader, Run
+from llava.eval.runner.running import Loaded, Loader
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.inputs import ConventionInputs, left_padded
 
@@ -85,14 +85,10 @@ def _encode_processor(loaded: Loaded, prompts: list[str], images: list[Any]) -> 
 
 def loader_answers(job: Job, loaded: Loaded, folder: Path) -> tuple[list[str], dict[str, float]]:
     """Answer as a run does; the answers, and the shares of the run's time."""
-    plan = replace(job.plan, answers_file=folder / "answers.jsonl")
-    with AnswersFile(plan.answers_file) as answers:
-        run = Run(job.args, "llava.eval.throughput", plan, [], None)
-        run.ask(plan.selected, answers, loaded)
-        answers.sort({question.key: question.index for question in plan.known})
-        run.write("finished")
-    lines = plan.answers_file.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines], run.session["time_shares"]
+    evaluator = Evaluator(job.args, "llava.eval.throughput")
+    evaluator.__dict__["loaded"] = loaded
+    run = evaluator.run(replace(job.plan, answers_file=folder / "answers.jsonl"))
+    return [answer.text for answer in run.answers.values()], run.record["time_shares"]
 
 
 def measure(job: Job, loaded: Loaded, rounds: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from llava.model.loading import (
     raise_if_reported,
     set_generation_config,
 )
+from llava.model.parts import Parts, find_parts
 from llava.model.processors import check_pixels
 from llava.model.silence import silence
 from llava.utils import pick_device, pick_dtype
@@ -55,7 +56,8 @@ def load_pretrained_model(
     alone, `mm_projector.bin`); transformers' own of `llava-hf/llava-1.5-*-hf`, `llava-hf/llava-v1.6-*-hf`, Qwen2-VL,
     Qwen2.5-VL, LLaVA-OneVision, InternVL2.5 and 3 (`-hf`); and InternVL's original. Of all but the first the third
     item is the family's processor (`ProcessorMixin`), which has a chat template.
-    `model_name` only serves to recognise LoRA checkpoints.
+    A LoRA (LLaVA's with `model_base`, or a PEFT folder on any of these) is merged into its base model.
+    `model_name` is not read: the files say what they are.
     `device="auto"`, and LLaVA's default (`device_map="auto", device="cuda"`), take CUDA, then MPS, then CPU; several
     CUDA devices share the model. `kwargs`: `dtype` or `torch_dtype` (default float16, on CPU float32),
     `attn_implementation` (default sdpa), `use_flash_attn`, `min_pixels` and `max_pixels` (Qwen families: bounds of an
@@ -79,52 +81,49 @@ def load_pretrained_model(
     kwargs.setdefault("attn_implementation", "sdpa")
     options = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization, **kwargs}
 
-    source = checkpoint.find_source(str(model_path), "model_path", hub)
-    _refuse_lora(source.folder, model_name or "")
-    layout = read_layout(source.folder)
+    parts = find_parts(str(model_path), None if model_base is None else str(model_base), hub)
+    layout = read_layout(parts.config.folder)
     check_pixels(layout.model_type, pixels.get("min_pixels"), pixels.get("max_pixels"))
     if layout.kind == "llava":
-        return _load_llava(source, model_base, hub, options)
-    if model_base is not None:
-        raise ValueError(f"model_base was given, but {source.folder} (model_type {layout.model_type!r}) needs none")
+        return _load_llava(parts, hub, options)
     if layout.kind == "internvl":
-        model, processor = _load_internvl(source, options)
+        model, processor = _load_internvl(parts, options)
     else:
-        model, processor = load_transformers(source, options, pixels)
+        model, processor = load_transformers(parts, options, pixels)
     return processor.tokenizer, model.eval(), processor, model.config.get_text_config().max_position_embeddings
 
 
-def _load_internvl(source: checkpoint.Source, options: dict[str, Any]) -> tuple[PreTrainedModel, ProcessorMixin]:
+def _load_internvl(parts: Parts, options: dict[str, Any]) -> tuple[PreTrainedModel, ProcessorMixin]:
     # imported here because only this layout needs it
     from llava.model.internvl_original import load_internvl_original
 
     if options.pop("quantization_config") is not None:
         raise ValueError(
-            f"{source.folder} is in InternVL's original layout, which load_8bit and load_4bit do not serve: "
+            f"{parts.config.folder} is in InternVL's original layout, which load_8bit and load_4bit do not serve: "
             "load the -hf checkpoint"
         )
     with silence():
-        return load_internvl_original(source, **options)
+        return load_internvl_original(parts, **options)
 
 
 def _load_llava(
-    source: checkpoint.Source, model_base: str | Path | None, hub: dict[str, Any], options: dict[str, Any]
+    parts: Parts, hub: dict[str, Any], options: dict[str, Any]
 ) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, BaseImageProcessor, int]:
     """Load LLaVA's original layout."""
-    config = read_config(source.folder)
-    tower = checkpoint.find_source(config.mm_vision_tower, "mm_vision_tower", hub, beside=source.folder)
+    folder, base = parts.config.folder, parts.weights.folder
+    config = read_config(folder)
+    tower = checkpoint.find_source(config.mm_vision_tower, "mm_vision_tower", hub, beside=folder)
     vision_config = read_vision_config(tower.folder, config)
     image_processor = _load_image_processor(tower.folder)
-    base = source if model_base is None else checkpoint.find_source(str(model_base), "model_base", hub)
-    tokenizer = load_tokenizer(base.folder, config)
+    tokenizer = load_tokenizer(base, config)
 
     with torch.device("meta"):
         expected = LlavaLlamaForCausalLM(config, vision_config).state_dict()
-    weights = _gather_weights(source, base, tower, expected, config.tie_word_embeddings)
+    weights = _gather_weights(parts, tower, expected, config.tie_word_embeddings)
     options = {"config": config, "vision_config": vision_config, **options}
     model, report = from_state_dict(LlavaLlamaForCausalLM, weights, **options)
     raise_if_reported(report)
-    set_generation_config(model, base.folder, tokenizer)
+    set_generation_config(model, base, tokenizer)
     context_len = config.max_sequence_length or config.tokenizer_model_max_length or DEFAULT_CONTEXT_LENGTH
     return tokenizer, model.eval(), image_processor, context_len
 
@@ -189,32 +188,12 @@ def quantization_config(load_8bit: bool, load_4bit: bool) -> BitsAndBytesConfig 
     )
 
 
-def _refuse_lora(folder: Path, model_name: str) -> None:
-    files = ("adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "non_lora_trainables.bin")
-    named = "lora" in model_name.lower() and not checkpoint.has_weights(folder)
-    if named or any((folder / file).exists() for file in files):
-        raise ValueError(f"{folder} is a LoRA checkpoint: merge it into its base model and load the merged folder")
-
-
 def _gather_weights(
-    source: checkpoint.Source,
-    base: checkpoint.Source,
-    tower: checkpoint.Source,
-    expected: dict[str, torch.Tensor],
-    tied_head: bool,
+    parts: Parts, tower: checkpoint.Source, expected: dict[str, torch.Tensor], tied_head: bool
 ) -> dict[str, torch.Tensor]:
     """Read the weights of all parts and check them against the model's own names and shapes, `expected`."""
-    weights = checkpoint.read_weights(base)
-    if base is not source:
-        path = source.folder / "mm_projector.bin"
-        if not path.exists():
-            raise ValueError(f"{source.folder} has no mm_projector.bin: with a model_base, it must hold the projector")
-        for name, tensor in checkpoint.read_file(path).items():
-            weights[name if name.startswith("model.") else f"model.{name}"] = tensor
-    if not checkpoint.has_tower(weights):
-        weights |= checkpoint.read_tower_weights(tower)
-    weights = checkpoint.match_tower_names(checkpoint.without_stale_buffers(weights), expected)
+    weights = checkpoint.match_tower_names(parts.read_weights(tower), expected)
     if tied_head and "lm_head.weight" not in weights:
         expected = {name: tensor for name, tensor in expected.items() if name != "lm_head.weight"}
-    checkpoint.check_weights(expected, weights, source.folder)
+    checkpoint.check_weights(expected, weights, parts.config.folder)
     return weights

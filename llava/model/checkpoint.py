@@ -82,6 +82,11 @@ def _download(name: str, patterns: list[str], options: Mapping[str, Any]) -> Pat
     return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["training_args.bin"], **options))
 
 
+def download(source: Source, patterns: list[str]) -> None:
+    """Fetch more files of a model on the hub."""
+    _download(source.hub_name, patterns, source.hub_options)
+
+
 def has_weights(folder: Path) -> bool:
     """Return whether a folder holds weights, or the index of weights, under one of the usual names."""
     return any((folder / name).exists() for name in WEIGHT_FILES)
@@ -95,9 +100,9 @@ def read_weights(source: Source) -> dict[str, torch.Tensor]:
     """
     folder = source.folder
     if source.hub_name is not None:
-        _download(source.hub_name, ["*.safetensors"], source.hub_options)
+        download(source, ["*.safetensors"])
         if not any(folder.glob("*.safetensors")):
-            _download(source.hub_name, ["pytorch_model*.bin"], source.hub_options)
+            download(source, ["pytorch_model*.bin"])
     name = next((name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if name is None:
         raise ValueError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")

@@ -24,6 +24,7 @@ from llava.model import checkpoint, internvl_weights
 from llava.model.internvl_processor import TURN_END, InternVLImageProcessor, load_processor
 from llava.model.language_model.configuration_llava import read_json
 from llava.model.loading import from_state_dict, raise_if_reported, set_generation_config
+from llava.model.parts import Parts, find_parts
 
 _DECODERS = {"InternLM2ForCausalLM": LlamaConfig, "LlamaForCausalLM": LlamaConfig, "Qwen2ForCausalLM": Qwen2Config}
 _TEXT_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -56,7 +57,7 @@ _RENAMED = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}
 
 
 def load_internvl_original(
-    folder: Path | checkpoint.Source,
+    parts: Parts | Path,
     *,
     dtype: torch.dtype,
     device_map: Any,
@@ -65,7 +66,7 @@ def load_internvl_original(
 ) -> tuple[InternVLForConditionalGeneration, InternVLImageProcessor]:
     """Load a model in the original layout, in eval mode, and its processor (tokenizer, tiles, chat template).
 
-    `folder` may be a source from the hub, whose weights are then downloaded. `device_map` and the rest (`options`) are
+    `parts`: where the checkpoint is (a folder stands for itself). `device_map` and the rest (`options`) are
     those of `from_pretrained`. An answer ends at `<|im_end|>`, the tokenizer's eos or a token that
     `generation_config.json` names.
 
@@ -73,13 +74,14 @@ def load_internvl_original(
     weights; the rest is read from the mapped files. Raises `ValueError` for a layout that is not supported before any
     weight is read, and naming weights, as the files spell them, that are missing, unexpected or mis-shaped.
     """
-    source = folder if isinstance(folder, checkpoint.Source) else checkpoint.Source(Path(folder))
-    raw = read_json(source.folder / "config.json")
-    config = read_config(source.folder, raw)
-    processor = load_processor(source.folder, raw)
+    parts = parts if isinstance(parts, Parts) else find_parts(str(parts), None, {})
+    folder = parts.config.folder
+    raw = read_json(folder / "config.json")
+    config = read_config(folder, raw)
+    processor = load_processor(folder, raw)
     config.image_token_id = processor.image_token_id
 
-    weights = checkpoint.read_weights(source)
+    weights = parts.read_weights()
     internlm2 = raw["llm_config"]["architectures"][0] == "InternLM2ForCausalLM"
     head = internvl_weights.INTERNLM2_HEAD if internlm2 else internvl_weights.HEAD
     tied = bool(raw["llm_config"].get("tie_word_embeddings", False)) and head not in weights
@@ -88,12 +90,12 @@ def load_internvl_original(
         expected = InternVLForConditionalGeneration(config).state_dict()
     if tied:
         del expected["lm_head.weight"]
-    checkpoint.check_weights(internvl_weights.original_layout(expected, internlm2), weights, source.folder)
+    checkpoint.check_weights(internvl_weights.original_layout(expected, internlm2), weights, folder)
     converted = internvl_weights.convert(weights, expected, config, internlm2)
     options |= {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
     model, report = from_state_dict(InternVLForConditionalGeneration, converted, config=config, **options)
     raise_if_reported(report)
-    set_generation_config(model, source.folder, processor.tokenizer)
+    set_generation_config(model, folder, processor.tokenizer)
     _end_at_turns(model.generation_config, processor.tokenizer)
     return model.eval(), processor
 

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llava.model import checkpoint
 from llava.model.layouts import TRANSFORMERS, read_transformers_config
+from llava.model.parts import Parts
 from llava.model.processors import load_processor, set_pixels
 from llava.model.silence import silence
 
@@ -23,7 +24,7 @@ _PROBLEMS = {
 
 
 def load_transformers(
-    source: checkpoint.Source, options: Mapping[str, Any], pixels: Mapping[str, int]
+    parts: Parts, options: Mapping[str, Any], pixels: Mapping[str, int]
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a model in transformers' own layout and its processor; `options` go to `from_pretrained`.
 
@@ -32,18 +33,19 @@ def load_transformers(
     Raises `ValueError` naming weights that are missing, unexpected or mis-shaped, in transformers' names of today, and
     files that are missing or not readable.
     """
-    config = read_transformers_config(source.folder)
-    processor = load_processor(source.folder, config)
+    folder = parts.config.folder
+    config = read_transformers_config(folder)
+    processor = load_processor(folder, config)
     set_pixels(processor, pixels.get("min_pixels"), pixels.get("max_pixels"))
-    weights = checkpoint.without_stale_buffers(checkpoint.read_weights(source))
-    checkpoint.check_floating(weights, source.folder)
+    weights = parts.read_weights()
+    checkpoint.check_floating(weights, folder)
     kind = getattr(transformers, TRANSFORMERS[config.model_type])
     model, report = from_state_dict(kind, weights, config=config, ignore_mismatched_sizes=True, **options)
     for key, what in _PROBLEMS.items():
         names = [f"{n[0]} {list(n[1])} instead of {list(n[2])}" if isinstance(n, tuple) else n for n in report.pop(key)]
-        checkpoint.raise_if_any(what, source.folder, names)
+        checkpoint.raise_if_any(what, folder, names)
     raise_if_reported(report)
-    set_generation_config(model, source.folder, processor.tokenizer)
+    set_generation_config(model, folder, processor.tokenizer)
     return model, processor
 
 

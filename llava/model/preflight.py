@@ -17,6 +17,7 @@ from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.language_model.configuration_llava import read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.layouts import TRANSFORMERS, Layout, read_layout, read_transformers_config
+from llava.model.parts import find_parts
 from llava.model.processors import check_pixels
 from llava.model.pruning import PruningConfig, prune
 from llava.model.silence import silence
@@ -27,8 +28,9 @@ from llava.utils import pick_device, pick_dtype
 class Checked:
     """A model and a config that fit each other.
 
-    `base`: the base model that the options name, or None; `config`: with nothing left open; `filled_in`: the settings
-    that were open and what they are now; `settings`: what answers depend on of all this, as run files hold it.
+    `source`: where config.json is (of a plain PEFT folder, in its base model); `base`: the base model of a projector or
+    LoRA; `config`: with nothing left open; `filled_in`: the settings that were open and what they are now; `settings`:
+    what answers depend on of all this, as run files hold it.
     """
 
     source: checkpoint.Source
@@ -50,16 +52,15 @@ def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
     quantization_config(options.load_8bit, options.load_4bit)
-    source = checkpoint.find_source(os.path.expanduser(options.model_path), "--model-path", {})
-    base = options.model_base
-    base = None if base is None else checkpoint.find_source(os.path.expanduser(base), "--model-base", {})
-    layout = read_layout(source.folder)
+    base = options.model_base and os.path.expanduser(options.model_base)
+    parts = find_parts(os.path.expanduser(options.model_path), base, {})
+    layout = read_layout(parts.config.folder)
     layout.check_conv_mode(options.conv_mode)
     check_pixels(layout.model_type, options.min_pixels, options.max_pixels)
-    config, filled_in = resolve(config, source, layout)
+    config, filled_in = resolve(config, parts.config, layout)
     settings: dict[str, Any] = {
-        "model": source.identity(),
-        "model_base": base and base.identity(),
+        "model": (parts.added or parts.config).identity(),
+        "model_base": parts.base and parts.base.identity(),
         "pruning_config": config and config.to_dict(),
         "conv_mode": options.conv_mode or (DEFAULT_CONV_MODE if layout.has_conversations else None),
         "dtype": str(dtype).removeprefix("torch."),
@@ -67,7 +68,7 @@ def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
     # named only where they differ from how models have always run, so that earlier run files stay valid
     settings |= {"bits": 8} if options.load_8bit else {"bits": 4} if options.load_4bit else {}
     settings |= {key: value for key in ("min_pixels", "max_pixels") if (value := getattr(options, key)) is not None}
-    return Checked(source, base, layout, config, filled_in, device, dtype, settings)
+    return Checked(parts.config, parts.base, layout, config, filled_in, device, dtype, settings)
 
 
 def resolve(

@@ -14,27 +14,35 @@ nothing passes without it. About fifteen settings are asked; each is a resumable
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from llava.eval.model_vqa_loader import number
-from llava.eval.runner.running import Loader
-from llava.eval.suite import run_one
+from llava.cli import (
+    GenerationOptions,
+    ModelOptions,
+    OutputOptions,
+    UserError,
+    command_of,
+    number,
+    option,
+    print_json,
+    run_command,
+)
 from llava.eval.tuning.search import boldest
-from llava.model.pruning import PruningConfig
+from llava.files import write_json
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import BENCHMARKS, DEFAULT_OUT
 
+if TYPE_CHECKING:
+    from llava.eval.runner.run import Run
+
+PROG = "python -m llava.tiny.tune"
 BASE = {"mode": ["shallow", "middle", "deep"]}
 SHALLOW = (4, 3)
-# from timid to bold
+# from the most careful to the boldest
 TOKENS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)
 LAYERS = (0.995, 0.998, 0.999, 0.9995, 0.9999)
 EXITS = (0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9)
@@ -74,73 +82,92 @@ def choose(dense: dict[str, float], tried: list[dict[str, Any]], points: float) 
     return min(close, key=lambda row: row["flops"]) if close else min(tried, key=lambda row: loss(dense, row))
 
 
-def evaluate(args: argparse.Namespace, name: str, config: PruningConfig | None, loader: Loader) -> dict[str, Any]:
-    """Answer the tuning sets under one config; accuracies in percent and the share of dense FLOPs.
+def row_of(settings: dict[str, Any] | None, runs: dict[str, Run]) -> dict[str, Any]:
+    """Return a config's accuracies in percent, by benchmark, and its share of dense FLOPs.
 
     `flops` counts all tokens, `visual_flops` the visual ones, as the paper does.
     """
-    runs = {benchmark: run_one(args, Path(args.data_dir) / benchmark, name, config, loader) for benchmark in BENCHMARKS}
-    totals = [run["totals"] for run in runs.values()]
 
     def share(key: str) -> float:
-        return sum(part[key] for part in totals) / sum(part[f"dense_{key}"] for part in totals)
+        sums = [run.costs.sums for run in runs.values()]
+        return sum(one[key] for one in sums) / sum(one[f"dense_{key}"] for one in sums)
 
     return {
-        "accuracy": {benchmark: run["score"]["accuracy"] for benchmark, run in runs.items()},
+        "settings": settings,
+        "accuracy": {benchmark: run.scores["accuracy"] for benchmark, run in runs.items()},
         "flops": share("flops_all_tokens"),
         "visual_flops": share("flops"),
     }
 
 
 def print_table(dense: dict[str, float], tried: list[dict[str, Any]], best: dict[str, Any]) -> None:
-    """Print what was tried, the cheapest first, the chosen setting in bold."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in (*VARIED, *dense, "FLOPs, visual", "all tokens"):
-        table.add_column(heading, justify="right")
-    table.add_row("dense", *[""] * (len(VARIED) - 1), *(f"{value:.1f}" for value in dense.values()), "100%", "100%")
+    """Print what was tried, the cheapest first; the chosen setting is marked."""
+    from llava.eval.results.table import Column, Table
+
+    shares = [Column("visual_flops", "FLOPs, visual", ".1%"), Column("flops", "all tokens", ".1%")]
+    columns = [*(Column(key, left=True) for key in VARIED), *(Column(name, form=".1f") for name in dense), *shares]
+    table = Table([*columns, Column("chosen", " ")])
+    table.add(shallow_mid_layer="dense", **{key: "" for key in VARIED[1:]}, **dense, visual_flops=1, flops=1, chosen="")
     for row in sorted(tried, key=lambda row: row["flops"]):
-        cells = [*(str(row["settings"][key]) for key in VARIED), *(f"{row['accuracy'][name]:.1f}" for name in dense)]
-        shares = (f"{100 * row[key]:.1f}%" for key in ("visual_flops", "flops"))
-        table.add_row(*cells, *shares, style="bold" if row is best else None)
-    Console(width=170).print(table)
+        settings = {key: str(row["settings"][key]) for key in VARIED}
+        table.add(**settings, **row["accuracy"], **row, **{"chosen": "chosen" if row is best else ""})
+    table.print()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", default=CHECKPOINT)
-    parser.add_argument("--data-dir", default=str(DEFAULT_OUT["tune"]))
-    parser.add_argument("--out", default="runs/tune")
-    parser.add_argument("--write", type=Path, help="the .json file to write the chosen settings to")
-    parser.add_argument("--points", type=float, default=0.5, help="accuracy that may be lost, in points (default 0.5)")
-    parser.add_argument("--batch-size", type=number(int, 1), default=16)
-    parser.add_argument("--device", default="auto")
-    parser.set_defaults(dtype="auto", max_new_tokens=16, overwrite=False, limit=None)
-    args = parser.parse_args(argv)
-    if args.write and not args.write.parent.is_dir():
-        parser.error(f"--write: there is no folder {args.write.parent}")
+@dataclass(kw_only=True)
+class Options(ModelOptions, GenerationOptions, OutputOptions):
+    """Which sets the thresholds are chosen on, and what they may cost."""
+
+    model_path: str = option(CHECKPOINT, help=f"checkpoint of the small model (default {CHECKPOINT})")
+    batch_size: int = option(16, help="questions per batch (default 16)", type=number(int, 1))
+    max_new_tokens: int | None = option(16, help="longest answer in tokens (default 16)", type=number(int, 1))
+    data_dir: Path = option(DEFAULT_OUT["tune"], help=f"folder of the tuning sets (default {DEFAULT_OUT['tune']})")
+    out: Path = option(Path("runs/tune"), help="folder of the answers (default runs/tune)")
+    write: Path | None = option(None, help="the .json file to write the chosen settings to")
+    points: float = option(0.5, help="accuracy that may be lost, in points (default 0.5)", type=number(float, 0))
+
+
+def work(options: Options) -> None:
+    """Search, print what was tried, write what was chosen."""
+    from llava.eval.benchmarks import find_benchmark
+    from llava.eval.runner.evaluator import DENSE, Evaluator
+    from llava.model.pruning import PruningConfig
+
+    if options.write and not options.write.parent.is_dir():
+        raise UserError(f"--write: there is no folder {options.write.parent}")
+    evaluator = Evaluator(options, command_of(PROG, options))
+    benchmarks = [find_benchmark(name) for name in BENCHMARKS]
     tried: list[dict[str, Any]] = []
-    loader = Loader()
+
+    def evaluate(name: str, settings: dict[str, Any] | None) -> dict[str, Any]:
+        config = None if settings is None else PruningConfig.from_dict(settings)
+        plans = [
+            evaluator.plan(one, one.at(options.data_dir), options.out / one.name / f"{name}.jsonl", config)
+            for one in benchmarks
+        ]
+        return row_of(settings, {plan.benchmark.name: evaluator.run(plan) for plan in plans})
 
     def ask(settings: dict[str, Any]) -> float | None:
-        label = "-".join(str(settings[key]) for key in VARIED).replace(".", "_")
-        print(f"setting {len(tried) + 1}: {label}", file=sys.stderr)
-        tried.append({"settings": settings} | evaluate(args, label, PruningConfig.from_dict(settings), loader))
-        return tried[-1]["flops"] if loss(dense, tried[-1]) <= args.points else None
+        name = "-".join(str(settings[key]) for key in VARIED).replace(".", "_")
+        print(f"setting {len(tried) + 1}: {name}", file=sys.stderr)
+        tried.append(evaluate(name, settings))
+        return tried[-1]["flops"] if loss(dense, tried[-1]) <= options.points else None
 
-    try:
-        dense = evaluate(args, "dense", None, loader)["accuracy"]
-        search(ask)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"tune: {error}")
-    best = choose(dense, tried, args.points)
+    dense = evaluate(DENSE, None)["accuracy"]
+    search(ask)
+    best = choose(dense, tried, options.points)
     print_table(dense, tried, best)
-    if loss(dense, best) > args.points:
-        print(f"no setting stays within {args.points:g} points of dense on every benchmark", file=sys.stderr)
-    if args.write:
-        args.write.write_text(json.dumps(best["settings"], indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(best | {"dense": dense, "loss": loss(dense, best)}))
+    if loss(dense, best) > options.points:
+        print(f"no setting stays within {options.points:g} points of dense on every benchmark", file=sys.stderr)
+    if options.write:
+        write_json(options.write, best["settings"], indent=1)
+    print_json(best | {"dense": dense, "loss": loss(dense, best)}, options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    return run_command(Options, work, argv, prog=PROG, description=__doc__)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

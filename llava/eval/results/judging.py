@@ -47,7 +47,7 @@ def judge_of(
             begins with the benchmark's (`gqa`, `gqa_mini`, `MME`).
         benchmark: the benchmark's name or `path/to/file.py:MY_BENCHMARK`, in place of that.
         references: the file or folder of references; default: in LLaVA's layout beside the question file.
-        judge: how answers are compared with `references` in a format of one's own, e.g. `exact` (docs/your-own-data.md).
+        judge: how answers compare with `references` in a format of one's own, e.g. `exact` (docs/your-own-data.md).
         data_dir: folder of the benchmarks, where references are looked for in place of the question file's folder.
 
     Raises:

@@ -175,7 +175,7 @@ def _layer_bars(axes, by_name: Mapping[str, np.ndarray], layers: int, looks: Map
 
 
 def _kept_steps(axes, by_name: Mapping[str, np.ndarray], looks: Mapping[str, dict]) -> None:
-    """Histograms as outlines on common bins; a vertical line for a run that keeps equally many tokens in every prompt."""
+    """Histograms as outlines on common bins; a vertical line for a run that keeps as many tokens in all prompts."""
     varied = {name: kept for name, kept in by_name.items() if kept.min() < kept.max()}
     for name in by_name.keys() - varied.keys():
         axes.axvline(by_name[name][0], color=looks[name]["color"], linestyle="--", linewidth=1.5)

@@ -201,13 +201,13 @@ def tables(rows: Sequence[Row], configs: bool) -> Iterator[tuple[str, str, Table
         columns = [
             Column("name", "run"),
             *(Column(f"score_{name}", f"{name} (%)" if name == "accuracy" else name, ".1f") for name in scores),
-            Column("questions", form=","),
-            Column("flops", "FLOPs, visual tokens", count_text, "flops_share"),
-            Column("flops_all_tokens", "FLOPs, all tokens", count_text, "flops_all_tokens_share"),
+            Column("questions", "asked", ","),
+            Column("flops", "FLOPs visual", count_text, "flops_share"),
+            Column("flops_all_tokens", "FLOPs all", count_text, "flops_all_tokens_share"),
             Column("kv_bytes", "KV", bytes_text, "kv_bytes_share"),
             Column("tokens_per_layer", "tokens per layer", ".1f"),
-            Column("kept_tokens", "visual kept", ".1f"),
-            *(Column(f"{stage}_ms", stage, "{:.1f} ms".format) for stage in ("prefill", "decode")),
+            Column("kept_tokens", "kept", ".1f"),
+            *(Column(f"{stage}_ms", f"{stage} ms", ".1f") for stage in ("prefill", "decode")),
             *([Column("config", left=True)] if configs else []),
         ]
         shown = (
@@ -224,8 +224,9 @@ def tables(rows: Sequence[Row], configs: bool) -> Iterator[tuple[str, str, Table
 def _markdown(rows: Sequence[Row], pictures: Mapping[str, Sequence[Path]], left_out: Sequence[str]) -> str:
     """The report: a section per model with its plots, in it a table per benchmark."""
     lines = ["# Report", ""]
-    lines += ["Means per question. Percentages in brackets: change against the same prompts dense."]
-    lines += ["Milliseconds: each run on its own, so that they compare only on one machine at rest."]
+    lines += ["Means per question: FLOPs of visual and of all tokens, KV bytes after prefill, in brackets their change"]
+    lines += ["against the same prompts dense; visual tokens that the filter layer kept. Milliseconds are those of each"]
+    lines += ["run on its own, so that they compare only on one machine at rest."]
     for model, files in pictures.items():
         lines += ["", f"## {plain(model)}"]
         for name, benchmark, table, notes in tables(rows, configs=True):

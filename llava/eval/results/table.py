@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from rich.table import Table as RichTable
 from llava.eval.results.formats import change_text
 
 WIDTH = 100
-"""Characters that a table may take where the terminal is narrower or stdout is none; a wider terminal is used whole."""
+"""Characters per line in files and pipes; a terminal has its own width."""
 MISSING = "–"
 _GAP = 2
 _NAME_WIDTH = 36  # of a column of text, where the table is too wide
@@ -140,8 +141,8 @@ def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def console() -> Console:
-    """A console of at least `WIDTH` characters: pipes and files get tables as a terminal does."""
-    return Console(width=max(WIDTH, Console().width), highlight=False)
+    """Stdout as wide as its terminal, or `WIDTH` characters."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
 
 
 def plain(text: str) -> str:

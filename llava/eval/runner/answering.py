@@ -123,8 +123,8 @@ class Answerer:
         self._see(batch)
         asked, rows, skipped = [], [], []
         for question, row in zip(batch.questions, batch.rows, strict=True):
-            reason = batch.refused.get(question) or self._unreadable.get(question.path)
-            reason = reason or self._too_long(row, self._shown(question))
+            reasons = [batch.refused.get(question), *map(self._unreadable.get, question.paths)]
+            reason = next(filter(None, reasons), None) or self._too_long(row, self._shown(question))
             if reason:
                 skipped.append(Skipped(question, reason))
             else:
@@ -157,11 +157,9 @@ class Answerer:
 
     def _ask_once(self, batch: Batch) -> None:
         for question, row in zip(batch.questions, batch.rows, strict=True):
-            if question in batch.refused or question.path not in {None, *batch.pictures}:
+            if question in batch.refused or not batch.pictures.keys() >= set(question.paths):
                 continue
-            seen = (
-                [] if question.path is None else self.inputs.encode_images(self.model, [batch.pictures[question.path]])
-            )
+            seen = self.inputs.encode_images(self.model, [batch.pictures[path] for path in question.paths])
             if not self._too_long(row, seen):
                 self._generate([row], [seen], max_new_tokens=WARM_UP_TOKENS)
                 self._warm = True
@@ -187,8 +185,8 @@ class Answerer:
             return None
 
     def _shown(self, question: Question) -> list[ImageFeatures]:
-        """What the question shows; nothing where its image could not be read."""
-        return [self._seen[question.path]] if question.path in self._seen else []
+        """What the question shows, in order; nothing for an image that could not be read."""
+        return [self._seen[path] for path in question.paths if path in self._seen]
 
     def _too_long(self, row: list[int], seen: list[ImageFeatures]) -> str | None:
         length, limit = self.inputs.length(row, seen), self.inputs.limit

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from llava.cli import one_line
 from llava.eval.runner.questions import Question
+from llava.model.images import read_image
 from llava.model.inputs import Inputs, ProcessedImage, Turn
 
 SORTED_BATCHES = 8
@@ -53,8 +53,8 @@ class Batch:
 
 
 def turns_of(question: Question) -> list[Turn]:
-    """A benchmark's question as a conversation: one turn, with its image if it has one."""
-    return [Turn(question.text, images=int(question.path is not None))]
+    """A benchmark's question as a conversation: one turn, with its images if it has any."""
+    return [Turn(question.text, images=len(question.paths))]
 
 
 def prompt_length(question: Question, inputs: Inputs) -> int:
@@ -89,15 +89,15 @@ def group(
 
 def by_image(questions: Sequence[Question]) -> list[Question]:
     """Put the questions about an image together, in their order, where the first of them stands."""
-    together: dict[Path | Question, list[Question]] = {}
+    together: dict[tuple[Path, ...] | Question, list[Question]] = {}
     for question in questions:
-        together.setdefault(question if question.path is None else question.path, []).append(question)
+        together.setdefault(question.paths or question, []).append(question)
     return [question for members in together.values() for question in members]
 
 
 def _by_length(questions: Sequence[Question], inputs: Inputs) -> list[Question]:
     """Sort by prompt length: the questions of an image among themselves, and images by their shortest prompt."""
-    runs = [list(members) for _, members in groupby(questions, key=lambda one: one.path or one)]
+    runs = [list(members) for _, members in groupby(questions, key=lambda one: one.paths or one)]
     lengths = {one: prompt_length(one, inputs) for one in questions}
     ordered = [sorted(members, key=lengths.__getitem__) for members in runs]
     ordered.sort(key=lambda members: lengths[members[0]])
@@ -113,9 +113,9 @@ def _units(batches: Sequence[Sequence[Question]], size: int) -> list[int]:
     room = max(LARGEST_UNIT, LARGEST_UNIT_QUESTIONS // size)
     most = max(length, min(room, len(batches) // 8))
     numbers, unit, held = [], 0, 0
-    before: set[Path | None] = set()
+    before: set[Path] = set()
     for batch in batches:
-        shown = {question.path for question in batch} - {None}
+        shown = {path for question in batch for path in question.paths}
         if held == most or (held >= length and not before & shown):
             unit, held = unit + 1, 0
         numbers.append(unit)
@@ -126,7 +126,7 @@ def _units(batches: Sequence[Sequence[Question]], size: int) -> list[int]:
 def shares_images(groups: Sequence[Group]) -> bool:
     """Whether two questions of a unit show the same image, so that a prefix can be reused."""
     for _, members in groupby(groups, key=lambda one: one.unit):
-        shown = [question.path for one in members for question in one.questions if question.path is not None]
+        shown = [path for one in members for question in one.questions for path in question.paths]
         if len(set(shown)) < len(shown):
             return True
     return False
@@ -150,7 +150,7 @@ def _fresh(groups: Sequence[Group]) -> list[list[Path]]:
     for _, members in groupby(groups, key=lambda one: one.unit):
         known: set[Path] = set()
         for one in members:
-            shown = dict.fromkeys(question.path for question in one.questions if question.path is not None)
+            shown = dict.fromkeys(path for question in one.questions for path in question.paths)
             fresh.append([path for path in shown if path not in known])
             known |= shown.keys()
     return fresh
@@ -178,21 +178,11 @@ class BatchDataset(Dataset):
         for path in self._new[index]:
             try:
                 batch.pictures[path] = self.inputs.prepare(read_image(path))
-            except Exception as error:  # decoders raise nearly anything on broken files; all of it becomes a message
-                batch.errors[path] = f"image {path} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
+            except ValueError as error:
+                batch.errors[path] = str(error)
+            except Exception as error:  # processors raise nearly anything on odd images; all of it becomes a message
+                batch.errors[path] = f"image {path} cannot be used: {one_line(error)}"
         return batch
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB.
-
-    Raises `PIL.Image.DecompressionBombError` or `DecompressionBombWarning`, before anything is decoded, for an image of
-    more pixels than PIL's limit (`Image.MAX_IMAGE_PIXELS`), and whatever a decoder raises for a broken one.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            return image.convert("RGB")
 
 
 def prepared(dataset: BatchDataset, workers: int) -> Iterator[Batch]:

@@ -2,74 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from llava.eval.runner.answering import Answerer, Generation
-from llava.eval.runner.batches import Batch, BatchDataset, group
-from llava.eval.runner.questions import read_questions
-from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import load_pretrained_model
-from llava.model.inputs import Inputs, inputs_for
+from llava.eval.runner.batches import Batch
+from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig
-from llava.utils import pick_device, pick_dtype
 
 
 def paired_times(
-    args: argparse.Namespace,
+    loaded: LoadedModel,
+    batches: Sequence[Batch],
     configs: Mapping[str, PruningConfig | None],
-    files: Sequence[tuple[Path, Path]],
+    *,
     baseline: str,
+    rounds: int,
 ) -> dict[str, dict[str, Any]]:
     """Time the prefill of every config on the same questions.
 
-    args: `model_path`, `device`, `dtype`, `batch_size`, `rounds`, `timed_questions` (of each file)
+    loaded: the model (`Evaluator.loaded`); batches: what it is asked (`Evaluator.batches`)
     configs: by name; None is the untouched model
-    files: (question file, image folder)
     Returns by config `prefill_ms` (median over rounds, per question, decoder only), `prefill_ms_rounds`,
-    `decode_ms_per_token`, and `speedup` (median over rounds of the baseline's time by this config's) with its
+    `decode_ms_per_token`, and `speedup` (median over rounds of the baseline's time / this config's) with its
     `speedup_range`. The first round warms up and is not counted.
     """
-    path = os.path.expanduser(args.model_path)
-    name = get_model_name_from_path(path)
-    dtype = pick_dtype(args.dtype, pick_device(args.device))
-    tokenizer, model, processor, _ = load_pretrained_model(path, None, name, device=args.device, dtype=dtype)
-    inputs = inputs_for(tokenizer, processor, model.config)
-    batches: list[Batch] = []
-    for question_file, images in files:
-        asked = read_questions(question_file, str(images))[: args.timed_questions]
-        groups = group(asked, set(asked), args.batch_size)
-        dataset = BatchDataset(groups, inputs)
-        batches += [dataset[index] for index in range(len(dataset))]
-    prefill: dict[str, list[float]] = {config: [] for config in configs}
-    decode: dict[str, list[float]] = {config: [] for config in configs}
+    prefill: dict[str, list[float]] = {name: [] for name in configs}
+    decode: dict[str, list[float]] = {name: [] for name in configs}
     names = list(configs)
-    for number in tqdm(range(args.rounds + 1), unit="round", desc="paired timing"):
+    for number in tqdm(range(rounds + 1), unit="round", desc="paired timing"):
         turn = number % len(names)
-        for config in names[turn:] + names[:turn]:
-            spent = _time_once(model, inputs, name, configs[config], batches)
+        for name in names[turn:] + names[:turn]:
+            spent = _time_once(loaded, configs[name], batches)
             if number:
-                prefill[config].append(spent["prefill"])
-                decode[config].append(spent["decode"])
-    return {config: _figures(prefill[config], decode[config], prefill[baseline]) for config in names}
+                prefill[name].append(spent["prefill"])
+                decode[name].append(spent["decode"])
+    return {name: _figures(prefill[name], decode[name], prefill[baseline]) for name in names}
 
 
-def _time_once(
-    model, inputs: Inputs, name: str, config: PruningConfig | None, batches: Sequence[Batch]
-) -> dict[str, float]:
-    """Milliseconds a question of prefill and of one decoding step, over all batches."""
+def _time_once(loaded: LoadedModel, config: PruningConfig | None, batches: Sequence[Batch]) -> dict[str, float]:
+    """Milliseconds per question of prefill and of one decoding step, over all batches."""
     spent, count = {"prefill": 0.0, "decode": 0.0}, 0
-    with Answerer(model, inputs, name, config, Generation(max_new_tokens=2)) as answerer:
+    with Answerer(loaded.model, loaded.inputs, loaded.name, config, Generation(max_new_tokens=2)) as answerer:
         for batch in batches:
             lines, bad = answerer.answer(batch)
             if bad:
-                raise ValueError(f"{bad[0].question.where}: {bad[0].reason}")
+                raise bad[0].refusal()
             for line in lines:
                 count += 1
                 for stage in spent:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llava.cli import UserError
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.metrics.answer_files import ScoreError, field, read_jsonl
+from llava.eval.metrics.answer_files import field, read_jsonl
+from llava.model.images import check_image
 
 T = TypeVar("T")
-
-
-class QuestionError(ValueError):
-    """A question that cannot be asked; the message is one line with file and line number."""
+CHECKED_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -23,21 +22,31 @@ class Question:
     """One line of a question file.
 
     `index` counts the file's questions from 0, `where` is "file:line" for messages, `question_id` is the file's own
-    (string or int), `image` the field as it stands and `path` the image inside the image folder, both None for a
-    question in text alone.
+    (string or int), `images` the field "image" or "images" as it stands, `paths` the images inside the image folder;
+    both are empty for a question in text alone.
     """
 
     index: int
     where: str
     question_id: str | int
     text: str
-    image: str | None = None
-    path: Path | None = None
+    images: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
         """What names a question: id and text together, since MME and TextVQA use one id for all of an image."""
         return str(self.question_id), self.text
+
+    @property
+    def image(self) -> str | None:
+        """The first image as it stands in the file; None for a question in text alone."""
+        return self.images[0] if self.images else None
+
+    @property
+    def path(self) -> Path | None:
+        """The first image; None for a question in text alone."""
+        return self.paths[0] if self.paths else None
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class Skipped:
     question: Question
     reason: str
 
+    def refusal(self) -> UserError:
+        """The error to raise when --skip-bad was not given."""
+        return UserError(f"{self.question.where}: {self.reason} (--skip-bad leaves such questions out)")
+
 
 def split_list(items: Sequence[T], chunks: int) -> list[Sequence[T]]:
     """Cut into `chunks` runs of ⌈len/chunks⌉ items as LLaVA does; the last ones may be shorter, or empty."""
@@ -55,75 +68,99 @@ def split_list(items: Sequence[T], chunks: int) -> list[Sequence[T]]:
 
 
 def get_chunk(items: Sequence[T], chunks: int, index: int) -> Sequence[T]:
-    """Chunk `index` (from 0) of `split_list`; `ValueError` unless there is such a chunk."""
+    """Chunk `index` (from 0) of `split_list`; `UserError` unless there is such a chunk."""
     if chunks < 1 or not 0 <= index < chunks:
-        raise ValueError(f"--chunk-idx {index} of --num-chunks {chunks}: expected 0 ≤ chunk-idx < num-chunks")
+        raise UserError(f"--chunk-idx {index} of --num-chunks {chunks}: expected 0 ≤ chunk-idx < num-chunks")
     return split_list(items, chunks)[index]
 
 
-def read_questions(path: str | Path, image_folder: str | Path) -> list[Question]:
+def read_questions(path: str | Path, image_folder: str | Path, follow_symlinks: bool = False) -> list[Question]:
     """Read and check every line of a question file; no image is opened.
 
     Raises:
-        QuestionError: unreadable file, a line that is no JSON object, a mistyped key, a missing one (but "image": then
-            it is a question in text alone), a question asked twice (same id and text), `<image>` in a text, or an image
-            path that leaves `image_folder` (absolute, "..", or a symbolic link out of it).
+        UserError: unreadable file, a line that is no JSON object, a mistyped key, a missing one (without "image" and
+            "images" it is a question in text alone), text that is not Unicode, a question asked twice (same id and
+            text), `<image>` in a text, or an image path that leaves `image_folder`: absolute, "..", or, unless
+            `follow_symlinks`, a symbolic link out of it.
 
     """
     folder = Path(image_folder).expanduser()
-    try:
-        rows = read_jsonl(Path(path).expanduser(), "question file")
-        questions = [_parse(index, where, row, folder) for index, (where, row) in enumerate(rows)]
-    except ScoreError as error:
-        raise QuestionError(str(error)) from None
+    rows = read_jsonl(Path(path).expanduser(), "question file")
+    questions = [_parse(index, where, row, folder, follow_symlinks) for index, (where, row) in enumerate(rows)]
     if not questions:
-        raise QuestionError(f"question file {path} holds no question")
+        raise UserError(f"question file {path} holds no question")
     first: dict[tuple[str, str], Question] = {}
     for question in questions:
         earlier = first.setdefault(question.key, question)
         if earlier is not question:
             line = earlier.where.rpartition(":")[2]
-            raise QuestionError(
+            raise UserError(
                 f"{question.where}: question_id {question.question_id!r} was asked with the same text in line {line}"
             )
     return questions
 
 
-def _parse(index: int, where: str, row: dict[str, Any], folder: Path) -> Question:
+def _parse(index: int, where: str, row: dict[str, Any], folder: Path, follow: bool) -> Question:
     question_id, text = field(row, "question_id", where, (str, int)), field(row, "text", where)
     if DEFAULT_IMAGE_TOKEN in text:
-        raise QuestionError(f"{where}: the text contains {DEFAULT_IMAGE_TOKEN}; leave it out, the loader puts it in")
-    if "image" not in row:
-        return Question(index, where, question_id, text)
-    image = field(row, "image", where)
-    return Question(index, where, question_id, text, image, _inside(folder, image, where))
+        raise UserError(f"{where}: the text contains {DEFAULT_IMAGE_TOKEN}; leave it out, the loader puts it in")
+    key = "images" if "images" in row else "image"
+    images = field(row, key, where, (str, list)) if key in row else []
+    images = [images] if isinstance(images, str) else images
+    for name, value in [("question_id", question_id), ("text", text), *((key, image) for image in images)]:
+        if not isinstance(value, str | int):
+            raise UserError(f'{where}: key "{name}" should hold image paths, found {type(value).__name__}')
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            broken = ascii(str(value)[error.start])
+            raise UserError(
+                f'{where}: key "{name}" holds {broken} alone, half of a character; write the whole character'
+            ) from None
+    paths = tuple(_inside(folder, image, where, follow) for image in images)
+    return Question(index, where, question_id, text, tuple(images), paths)
 
 
-def _inside(folder: Path, image: str, where: str) -> Path:
+def _inside(folder: Path, image: str, where: str, follow_symlinks: bool) -> Path:
     path = Path(image)
     if not image or path.is_absolute() or ".." in path.parts or "\0" in image:
-        raise QuestionError(f"{where}: image {image!r} must be a path inside the image folder {folder}, without '..'")
-    if not (folder / path).resolve().is_relative_to(folder.resolve()):
-        raise QuestionError(f"{where}: image {image!r} is a symbolic link out of the image folder {folder}")
+        raise UserError(f"{where}: image {image!r} must be a path inside the image folder {folder}, without '..'")
+    if not follow_symlinks and not (folder / path).resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{where}: image {image!r} is a symbolic link out of the image folder {folder} "
+            "(--follow-symlinks accepts such links)"
+        )
     return folder / path
 
 
 def require_images(questions: Sequence[Question], skip_bad: bool) -> tuple[list[Question], list[Skipped]]:
-    """Separate the questions that can be asked from those whose image file is not there.
+    """Separate the questions that can be asked from those whose image file is missing or is no image.
 
-    Raises `QuestionError` for the first of the latter, unless `skip_bad`.
+    The first `CHECKED_IMAGES` images are opened (their header alone is read). Raises `UserError` for the first bad
+    question, unless `skip_bad`.
     """
+    problems: dict[Path, str | None] = {}
     good, bad = [], []
     for question in questions:
-        if question.path is not None and not question.path.is_file():
-            bad.append(Skipped(question, f"image not found: {question.path}"))
-        else:
+        for path in question.paths:
+            if path not in problems:
+                problems[path] = _problem(path, opened=len(problems) < CHECKED_IMAGES)
+        reason = next((problems[path] for path in question.paths if problems[path]), None)
+        if reason is None:
             good.append(question)
+        else:
+            bad.append(Skipped(question, reason))
     if bad and not skip_bad:
-        raise refusal(bad[0])
+        raise bad[0].refusal()
     return good, bad
 
 
-def refusal(skipped: Skipped) -> QuestionError:
-    """The error to raise for a bad question when --skip-bad was not given."""
-    return QuestionError(f"{skipped.question.where}: {skipped.reason} (--skip-bad leaves such questions out)")
+def _problem(path: Path, opened: bool) -> str | None:
+    if not path.is_file():
+        return f"image not found: {path}"
+    if opened:
+        try:
+            check_image(path)
+        except ValueError as error:
+            return str(error)
+    return None

@@ -1,17 +1,21 @@
-"""Processes that accelerate started together: a blackboard that they share, and a failure of one that ends them all.
+"""Processes that accelerate started together: a shared key-value store; if one process fails, all stop.
 
-There are no collectives between the first moment and the last: a process that waits for others looks at the blackboard,
-where it also finds that one of them failed, so nobody hangs.
+There are no collectives between the first moment and the last: a process that waits for others polls the store, where
+it also finds that one of them failed, so none hangs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+
+from llava.cli import INTERRUPTED, one_line
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_PULSES = 5.0
@@ -116,13 +120,13 @@ class Ranks:
         mine = f"{self.name} failed: {reason}"
         try:
             return self._store.compare_set(_FAILED, "", mine).decode() == mine
-        except RuntimeError:  # rank 0, which holds the blackboard, is gone
+        except RuntimeError:  # rank 0, which holds the store, is gone
             return True
 
     def leave(self) -> None:
         """End together, in some seconds at most.
 
-        Rank 0, which holds the blackboard, stays until the others have left; so does one that failed, because a
+        Rank 0, which holds the store, stays until the others have left; so does one that failed, because a
         launcher ends the other processes of a machine as soon as one has failed, in the middle of what they write.
         """
         self._over.set()
@@ -168,6 +172,34 @@ class Ranks:
             self._store.set(name, value)
         except RuntimeError as error:
             raise RankError("rank 0 is gone") from error
+
+
+def together(device: str, work: Callable[[Ranks], None]) -> int:
+    """Do `work` in every process that a launcher started, on `device`, and return the exit status.
+
+    A process alone raises what `work` raises; of several the one that fails says so, and the others stop.
+    """
+    ranks = Ranks.join(device)
+    try:
+        work(ranks)
+    except KeyboardInterrupt:
+        ranks.fail("interrupted")
+        if ranks.index == 0:
+            raise
+        return INTERRUPTED
+    except RankError as error:
+        print(f"error: {ranks.name} stops: {error}; the same command (without --overwrite) continues", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = one_line(error)
+        if ranks.count == 1:
+            raise
+        if ranks.fail(reason):
+            print(f"error: {reason} ({ranks.name})", file=sys.stderr)
+        return 1
+    finally:
+        ranks.leave()
+    return 0
 
 
 def _close_group() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,9 @@ from typing import Any
 from llava.cli import UserError
 from llava.eval.metrics.answer_files import Answer, ScoreError, parse_answer, read_jsonl
 from llava.eval.metrics.intervals import Key, share_interval
+from llava.eval.runner.answers import parts_of, read_times
 from llava.eval.runner.costs import Costs
-from llava.eval.runner.parts import parts_of, read_times
-from llava.eval.runner.runfile import RunFileError, fingerprint, read_run_file, run_file_of
+from llava.eval.runner.runfile import fingerprint, read_run_file, run_file_of
 
 RUN_FILE = ".run.json"
 _CHUNK_NAME = re.compile(r"\d+_\d+")
@@ -193,38 +193,39 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             missing, broken, without prompt, or two to one question.
 
     """
-    groups: dict[tuple, list[tuple[Path, dict[str, Any]]]] = {}
+    chunks: dict[tuple, dict[Path, dict[str, Any]]] = {}
     named: set[Path] = set()
     broken: list[str] = []
+
+    def leave_out(error: UserError, answers: Iterable[Path]) -> None:
+        if named.intersection(answers):
+            raise error
+        broken.append(str(error))
+
     for path in map(Path, paths):
-        files = sorted(path.rglob(f"*{RUN_FILE}")) if path.is_dir() else [_run_file(path)]
+        folder = path.is_dir()
+        files = sorted(path.rglob(f"*{RUN_FILE}")) if folder else [_run_file(path)]
         if not files:
             raise UserError(f"{path} holds no run (no *{RUN_FILE} in it or below)")
         for file in files:
             answers = file.with_name(file.name.removesuffix(RUN_FILE) + ".jsonl")
+            named |= set() if folder else {answers.resolve()}
             try:
                 record = _record(file)
             except UserError as error:
-                if not path.is_dir():
-                    raise
-                broken.append(str(error))
+                leave_out(error, [answers.resolve()])
                 continue
-            if not path.is_dir():
-                named.add(answers)
-            _, count = _chunk(record)
-            same = {key: value for key, value in record["settings"].items() if key != "chunk"}
-            alone = answers.resolve() if count == 1 or not path.is_dir() else answers.resolve().parent
-            parts = groups.setdefault((alone, count, json.dumps(same, sort_keys=True)), [])
-            if all(answers.resolve() != other.resolve() for other, _ in parts):
-                parts.append((answers, record))
+            settings = {key: value for key, value in record["settings"].items() if key != "chunk"}
+            together = answers.resolve().parent if folder and _chunk(record)[1] > 1 else answers.resolve()
+            run = together, _chunk(record)[1], json.dumps(settings, sort_keys=True)
+            if answers.resolve() not in map(Path.resolve, chunks.setdefault(run, {})):
+                chunks[run][answers] = record
     runs = []
-    for parts in groups.values():
+    for one in chunks.values():
         try:
-            runs.append(_assemble(parts))
+            runs.append(_assemble(one))
         except UserError as error:
-            if any(answers in named for answers, _ in parts):
-                raise
-            broken.append(str(error))
+            leave_out(error, map(Path.resolve, one))
     return runs, broken
 
 
@@ -237,7 +238,7 @@ def _run_file(path: Path) -> Path:
 def _record(file: Path) -> dict[str, Any]:
     try:
         record = read_run_file(file)
-    except RunFileError:
+    except UserError:
         raise UserError(f"{file} is not a run file of llava.eval.run or model_vqa_loader") from None
     if record is None:
         raise UserError(f"{file} is missing: a run is X.jsonl with X{RUN_FILE} beside it")
@@ -245,12 +246,13 @@ def _record(file: Path) -> dict[str, Any]:
 
 
 def _chunk(record: dict[str, Any]) -> tuple[int, int]:
-    index, count = record["settings"].get("chunk") or (0, 1)
-    return index, count
+    """Index and count of a run's chunk."""
+    return tuple(record["settings"].get("chunk") or (0, 1))
 
 
-def _assemble(parts: Sequence[tuple[Path, dict[str, Any]]]) -> Run:
-    parts = sorted(parts, key=lambda part: _chunk(part[1]))
+def _assemble(chunks: dict[Path, dict[str, Any]]) -> Run:
+    """Read a run from its chunks: answers file → run file's record."""
+    parts = sorted(chunks.items(), key=lambda part: _chunk(part[1]))
     answers: dict[Key, Answer] = {}
     traces: dict[Key, dict[str, Any]] = {}
     for path, record in parts:
@@ -259,8 +261,12 @@ def _assemble(parts: Sequence[tuple[Path, dict[str, Any]]]) -> Run:
             if key in answers:
                 raise UserError(f"{answer.where} answers the question of {answers[key].where} again")
             answers[key], traces[key] = answer, metadata
-    skipped = sum(len(record.get("skipped", ())) for _, record in parts)
-    return Run(parts[0][0], parts[0][1], answers, traces, skipped, _problem(parts))
+    states = ((path, record.get("state", "of unknown state")) for path, record in parts)
+    problem = next((f"{path} is {state}" for path, state in states if state != "finished"), None)
+    (first, record), count = parts[0], _chunk(parts[0][1])[1]
+    if problem is None and len(parts) < count:
+        problem = f"{len(parts)} of {count} chunks are there"
+    return Run(first, record, answers, traces, sum(len(one.get("skipped", ())) for _, one in parts), problem)
 
 
 def _read_answers(path: Path, finished: bool) -> Iterator[tuple[Answer, dict[str, Any]]]:
@@ -286,11 +292,3 @@ def _read_answers(path: Path, finished: bool) -> Iterator[tuple[Answer, dict[str
             before |= here
     except ScoreError as error:
         raise UserError(str(error)) from None
-
-
-def _problem(parts: Sequence[tuple[Path, dict[str, Any]]]) -> str | None:
-    for path, record in parts:
-        if record.get("state") != "finished":
-            return f"{path} is {record.get('state', 'of unknown state')}"
-    count = _chunk(parts[0][1])[1]
-    return f"{len(parts)} of {count} chunks are there" if len(parts) < count else None

@@ -15,13 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llava.eval.runner.answers import ELSEWHERE, GO_ON
+from llava.cli import UserError
+from llava.eval.runner.answers import AGAIN, CONTINUE
 from llava.files import fingerprint as fingerprint
 from llava.files import replacing
-
-
-class RunFileError(ValueError):
-    """A run file that cannot be written, or answers that the given settings cannot continue; one line."""
 
 
 def run_file_of(answers_file: Path) -> Path:
@@ -33,17 +30,17 @@ def run_file_of(answers_file: Path) -> Path:
 def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
     """Replace the run file at once, so that a reader or a kill never meets half of one.
 
-    Raises `RunFileError` where it cannot be written.
+    Raises `UserError` where it cannot be written.
     """
     try:
         with replacing(path) as file:
             file.write(json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        raise RunFileError(f"{path} cannot be written: {error.strerror}; {GO_ON}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}; {CONTINUE}") from error
 
 
 def read_run_file(path: Path) -> dict[str, Any] | None:
-    """The run file's record, None where there is none; `RunFileError` where it is unreadable."""
+    """The run file's record, None where there is none; `UserError` where it is unreadable."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -51,34 +48,30 @@ def read_run_file(path: Path) -> dict[str, Any] | None:
     except ValueError:
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise RunFileError(f"{path} is not a run file; start anew with --overwrite, or {ELSEWHERE}")
+        raise UserError(f"{path} is not a run file; {AGAIN}")
     return record
 
 
 def check_settings(answers_file: Path, record: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:
-    """Raise `RunFileError` unless the answers, described by `record`, were made with `settings`."""
+    """Raise `UserError` unless the answers, described by `record`, were made with `settings`."""
     if record is None:
-        raise RunFileError(
+        raise UserError(
             f"{answers_file} holds answers but {run_file_of(answers_file).name} is missing, so that it is unknown how "
-            f"they were made; start anew with --overwrite, or {ELSEWHERE}"
+            f"they were made; {AGAIN}"
         )
-    settings, old = json.loads(json.dumps(settings)), record["settings"]
-    details = "; ".join(_changes(old, settings))
+    details = "; ".join(_changes(record["settings"], json.loads(json.dumps(settings))))
     if details:
-        raise RunFileError(
-            f"{answers_file} was made with other settings ({details}); start anew with --overwrite, or {ELSEWHERE}"
-        )
+        raise UserError(f"{answers_file} was made with other settings ({details}); {AGAIN}")
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], of: str = "") -> Iterator[str]:
-    """Every setting of `new` that `old` has otherwise; of two objects, such as pruning configs, key by key."""
-    for name, value in new.items():
-        before = old.get(name)
-        if isinstance(before, dict) and isinstance(value, dict):
-            both = dict.fromkeys([*before, *value])
-            yield from _changes(before, {key: value.get(key) for key in both}, f"{of}{name}: ")
-        elif before != value:
-            yield f"{of}{name}: {_short(before)}, now {_short(value)}"
+    """Every setting that differs; of two objects, such as pruning configs, key by key."""
+    for name in dict.fromkeys([*old, *new]):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _changes(before, now, f"{of}{name}: ")
+        elif before != now:
+            yield f"{of}{name}: {_short(before)}, now {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks import find_benchmark
+from llava.eval.runner.evaluator import Evaluator
 from llava.eval.runner.paired import paired_times
 from llava.eval.runner.running import Loader
 from llava.eval.suite import DENSE
@@ -120,8 +121,12 @@ class Contest:
         ]
 
     def _time(self, configs: Configs, rows: list[Row]) -> None:
-        files = [(Path(job.args.question_file), Path(job.args.image_folder)) for job in self.real.jobs()]
-        times = paired_times(self.args, {name: one[2] for name, one in configs.items()}, files, baseline=DENSE)
+        evaluator = Evaluator(self.args)
+        evaluator.__dict__["loaded"] = self.real.loaded
+        asked = [job.plan.selected[: self.args.timed_questions] for job in self.real.jobs()]
+        batches = [batch for part in asked for batch in evaluator.batches(part)]
+        compared = {name: one[2] for name, one in configs.items()}
+        times = paired_times(self.real.loaded, batches, compared, baseline=DENSE, rounds=self.args.rounds)
         for row in rows:
             row |= {key: times[row["name"]][key] for key in ("prefill_ms", "speedup", "speedup_range")}
 

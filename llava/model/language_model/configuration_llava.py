@@ -45,6 +45,11 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def is_original(raw: dict) -> bool:
+    """Whether a config.json describes LLaVA's original layout (transformers' own has the decoder in `text_config`)."""
+    return raw.get("model_type") in MODEL_TYPES and "text_config" not in raw
+
+
 def read_config(folder: Path) -> LlavaConfig:
     """Read and check `config.json` of a checkpoint in LLaVA's original layout, which is MobileVLM's too.
 
