@@ -385,7 +385,7 @@ def test_command_line_teaches_fire(capfd, fire):
 def test_names_of_configs(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(REPLAY)
-    configs = measurement.named([REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
+    configs = measurement.named(["none", REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
     assert list(configs) == ["replay", "a b", "mine", "other"]
     assert len(set(configs.values())) == 1
 
