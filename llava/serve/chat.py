@@ -92,8 +92,7 @@ class Chat:
         self.image: ShownImage | None = None
         self.last: Reply | None = None
         self.said: list[Turn] = []
-        self._room = prefix_cache_bytes
-        self._prefixes: PrefixCache | None = None
+        self._prefixes = None if prefix_cache_bytes is None else PrefixCache(prefix_cache_bytes)
 
     def set_pruning(self, config: PruningConfig | Mapping[str, Any] | str) -> None:
         """Prune by another config from the next question on; `ValueError`: one that this model cannot run."""
@@ -200,10 +199,8 @@ class Chat:
 
     def _session(self) -> AbstractContextManager[PruningSession | None]:
         """Return the session that reads a prompt: pruned or not, with the prefixes of the prompts before."""
-        if self._room is None:
-            return prune(self.model, self.pruning) if self.pruning_on else nullcontext()
-        if self._prefixes is None:
-            self._prefixes = PrefixCache(self._room)
+        if not self.pruning_on and self._prefixes is None:
+            return nullcontext()
         return prune(self.model, self.pruning if self.pruning_on else NoPruning(), prefix_cache=self._prefixes)
 
     def _cut(self, stream: AnswerStream, limit: int) -> bool:
