@@ -97,7 +97,7 @@ class Calibration:
             [batch for part in batches.values() for batch in part],
             {key: answer.text.strip() for run in dense.values() for key, answer in run.answers.items()},
             self.allowed,
-            self.dense["samples"].generation,
+            self.dense["samples"].options,
         )
         shape = DecoderShape.of(family_of(loaded.model).decoder(loaded.model).config)
         with trials.bar:
