@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llava.cli import UserError
-from llava.eval.runner.answering import Answerer, Generation
+from llava.cli import GenerationOptions, UserError
+from llava.eval.runner.answering import Answerer
 from llava.eval.runner.batches import Batch
 from llava.files import replacing
 from llava.model.loaded import LoadedModel
@@ -109,7 +109,7 @@ RECORDER = Recorder(InfluenceAndOutput())
 def record(path: Path, loaded: LoadedModel, batches: Sequence[Batch]) -> Recording:
     """Read all prompts once and write the recording to `path`; raises `UserError` for a prompt that cannot be asked."""
     prompts, tokens = [], []
-    with Answerer(loaded.model, loaded.inputs, loaded.name, RECORDER, Generation(max_new_tokens=1)) as answerer:
+    with Answerer(loaded, RECORDER, GenerationOptions(max_new_tokens=1)) as answerer:
         for batch in tqdm(batches, desc="influence of all layers", unit="batch"):
             lines, bad = answerer.answer(batch)
             if bad:
