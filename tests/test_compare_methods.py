@@ -304,6 +304,27 @@ def test_wrong_input_is_one_line_before_weights_are_read(run, data, capsys, no_w
     assert message in err and len(err.splitlines()) == 1
 
 
+BROKEN = {
+    "llava_gqa_testdev_balanced.jsonl": "llava_gqa_testdev_balanced.jsonl",
+    "data/testdev_balanced_questions.json": "testdev_balanced_questions.json",
+    "data/images": "images",
+}
+
+
+@pytest.mark.parametrize("which", ["eval", "tune"])
+@pytest.mark.parametrize("file", BROKEN)
+def test_broken_files_are_found_before_weights_are_read(data, tmp_path, capsys, no_weights, which, file):
+    copy = shutil.copytree(data, tmp_path / "data")
+    broken = copy / which / "gqa_mini" / file
+    if broken.is_dir():
+        next(iter(sorted(broken.iterdir()))).unlink()
+    else:
+        broken.write_text("{")
+    assert compare_methods.main(arguments(copy, tmp_path / "out")) == 1
+    err = capsys.readouterr().err
+    assert BROKEN[file] in err and len(err.splitlines()) == 1
+
+
 OWN_METHOD = """
 from dataclasses import dataclass, replace
 from llava.model.pruning import Layer, Method, Share

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llava.cli import UserError
-from llava.eval.runner.answering import Answerer, Generation
+from llava.cli import GenerationOptions, UserError
+from llava.eval.runner.answering import Answerer
 from llava.eval.runner.batches import Batch
 from llava.files import replacing
 from llava.model.loaded import LoadedModel
 from llava.model.pruning import PromptState
 from llava.model.pruning.influence import Influence, Measurement, RelativeInfluence
 from llava.model.pruning.probes import LayerStates
-from llava.model.pruning.record import Recorder
+from llava.model.pruning.record import recorder
 
 LISTS = ("cosine", "l2", "output")
 SCALES = ("absolute", "relative")
@@ -103,13 +103,13 @@ class InfluenceAndOutput(RelativeInfluence):
         return list(zip(Influence.results(self, states, prompts, arrays), arrays[1], strict=True))
 
 
-RECORDER = Recorder(InfluenceAndOutput())
+RECORDER = recorder(InfluenceAndOutput())
 
 
 def record(path: Path, loaded: LoadedModel, batches: Sequence[Batch]) -> Recording:
     """Read all prompts once and write the recording to `path`; raises `UserError` for a prompt that cannot be asked."""
     prompts, tokens = [], []
-    with Answerer(loaded.model, loaded.inputs, loaded.name, RECORDER, Generation(max_new_tokens=1)) as answerer:
+    with Answerer(loaded, RECORDER, GenerationOptions(max_new_tokens=1)) as answerer:
         for batch in tqdm(batches, desc="influence of all layers", unit="batch"):
             lines, bad = answerer.answer(batch)
             if bad:

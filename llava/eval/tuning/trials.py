@@ -11,8 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava.cli import GenerationOptions
 from llava.eval.metrics.intervals import Key
-from llava.eval.runner.answering import Answerer, Generation
+from llava.eval.runner.answering import Answerer
 from llava.eval.runner.batches import Batch
 from llava.eval.runner.costs import Costs
 from llava.model.loaded import LoadedModel
@@ -32,7 +33,7 @@ class Trials:
         batches: Sequence[Batch],
         dense: Mapping[Key, str],
         allowed: int,
-        generation: Generation,
+        generation: GenerationOptions,
     ):
         self.path, self.loaded, self.batches, self.dense = path, loaded, list(batches), dense
         self.allowed, self.generation = allowed, generation
@@ -75,7 +76,7 @@ class Trials:
         # batches that broke earlier configs come first: a bad config is found out early
         order = sorted(range(len(self.batches)), key=lambda place: -self._broken[place])
         loaded, pruning = self.loaded, PruningConfig.from_dict(config)
-        with Answerer(loaded.model, loaded.inputs, loaded.name, pruning, self.generation) as answerer:
+        with Answerer(loaded, pruning, self.generation) as answerer:
             for place in order:
                 lines, _ = answerer.answer(self.batches[place])
                 same = sum(
