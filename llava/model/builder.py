@@ -95,7 +95,7 @@ def load_pretrained_model(
         processor = load_processor(parts.config.folder, config, *pixels)
         weights = parts.read_weights()
         checkpoint.check_floating(weights, parts.config.folder)
-        kind = getattr(transformers, TRANSFORMERS[config.model_type])
+        kind = TRANSFORMERS[config.model_type]
         options |= {"config": config, "ignore_mismatched_sizes": True}
         model = build_model(kind, weights, parts.config.folder, processor.tokenizer, **options)
     return processor.tokenizer, model, processor, model.config.get_text_config().max_position_embeddings

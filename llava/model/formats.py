@@ -11,17 +11,11 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from llava.conversation import find_template
 from llava.model.language_model.configuration_llava import MODEL_TYPES, read_config, read_json
+from llava.model.pruning.families import transformers_classes
 from llava.model.silence import silence
 
-TRANSFORMERS = {
-    "llava": "LlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-    "internvl": "InternVLForConditionalGeneration",
-}
-"""`model_type` of transformers' own layouts, and the class that each loads into."""
+TRANSFORMERS = transformers_classes()
+"""`model_type` of transformers' own layouts, and the class that each loads into: what the family files declare."""
 
 INTERNVL_ORIGINAL = "internvl_chat"
 

@@ -116,4 +116,4 @@ def skeleton(source: checkpoint.Source, layout: Layout) -> PreTrainedModel:
             config = internvl.read_config(source.folder, read_json(source.folder / "config.json"))
             return transformers.InternVLForConditionalGeneration(config)
         config = read_transformers_config(source.folder)
-        return getattr(transformers, TRANSFORMERS[config.model_type])(config)
+        return TRANSFORMERS[config.model_type](config)
