@@ -348,6 +348,25 @@ class FirstTokens(Method):
 """
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("def schedules", "def other"), "FirstTokens.schedules() is empty"),
+        (("def with_budget", "def other"), "no setting that trades visual tokens for FLOPs"),
+        (("FirstTokens", "fastv"), "the class name fastv is taken"),
+    ],
+)
+def test_an_own_method_that_cannot_be_set_is_refused_before_weights_are_read(
+    data, tmp_path, capsys, no_weights, change, message
+):
+    (tmp_path / "own.py").write_text(OWN_METHOD.replace(*change))
+    name = "fastv" if "fastv" in change else "FirstTokens"
+    words = ["--methods", f"{tmp_path}/own.py:{name}"]
+    assert compare_methods.main([*arguments(data, tmp_path / "out"), *words]) == 1
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+
+
 def test_a_method_in_a_file_of_ones_own_takes_part(data, tmp_path):
     (tmp_path / "own.py").write_text(OWN_METHOD)
     words = ["--methods", f"{tmp_path}/own.py:FirstTokens,random-before", "--saving", "50", "--limit", "4"]

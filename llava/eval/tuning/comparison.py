@@ -45,17 +45,19 @@ class MethodComparison:
         if taken := {*CONTROLS, *methods} & {*self.beside}:
             raise UserError(f"--config: a name is taken: {', '.join(sorted(taken))}")
         for name, reference in methods.items():
-            if ":" in reference and not schedules(reference, 12):
-                raise UserError(f"--methods {reference}: {name} has no schedules() to choose from (docs/methods.md)")
+            if ":" in reference:
+                own = schedules(reference, 12)
+                if not own:
+                    raise UserError(f"--methods {reference}: {name}.schedules() is empty (docs/methods.md)")
+                own[0].with_budget(1.0, 12, 144)  # raises where the class has none
         benchmarks = find_benchmarks(",".join(options.benchmark))
         for one in benchmarks:
             if one.judge is None:
                 raise UserError(f"{one.title} has no references to score with; methods are compared by their accuracy")
         evaluator = Evaluator(options, command)
-        common = (options.limit, options.count)
-        tuning = (options.tune_limit, options.count)
-        self.tuning = BenchmarkSet(evaluator, benchmarks, tune_dir, self.out / "tuning", *tuning)
-        self.real = BenchmarkSet(evaluator, benchmarks, data_dir, self.out / "answers", *common)
+        count, out = options.count, self.out
+        self.tuning = BenchmarkSet(evaluator, benchmarks, tune_dir, out / "tuning", options.tune_limit, count)
+        self.real = BenchmarkSet(evaluator, benchmarks, data_dir, out / "answers", options.limit, count)
         self.fixed: Configs = {DENSE: (DENSE, None, None)}
         controls = {name: PruningConfig.from_dict(settings) for name, settings in CONTROLS.items()}
         self.fixed |= {name: (name, None, config) for name, config in {**controls, **self.beside}.items()}
