@@ -89,7 +89,8 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Ca
     return convert
 
 
-def _prefix_cache(text: str) -> str:
+def cache_size(text: str) -> str:
+    """Option type of --prefix-cache: auto, off, or a number of bytes."""
     if text not in ("auto", "off") and not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"expected auto, off or a number of bytes, got {text!r}")
     return text
@@ -115,6 +116,11 @@ class ModelOptions:
     min_pixels: int | None = option(None, help="smallest image in pixels (Qwen families)", type=number(int, 1))
     max_pixels: int | None = option(None, help="largest image in pixels (Qwen families)", type=number(int, 1))
 
+    def require_dense(self, why: str) -> None:
+        """Raise `UserError` if --pruning-config names a config, for a command that takes none."""
+        if self.pruning_config not in (None, "none"):
+            raise UserError(f"--pruning-config takes only none here: {why}")
+
 
 @dataclass(kw_only=True)
 class GenerationOptions:
@@ -139,7 +145,7 @@ class GenerationOptions:
         help="what questions about one image have in common is read once: auto (default: where questions share "
         f"images, with {PREFIX_CACHE_BYTES >> 30} GiB), off, or a number of bytes",
         metavar="auto|off|BYTES",
-        type=_prefix_cache,
+        type=cache_size,
     )
     resume: bool = option(False, help="continue an existing answers file (the default)")
     overwrite: bool = option(False, help="discard existing answers and start again")

@@ -167,13 +167,15 @@ def test_chunks_are_llavas_and_make_up_the_whole(bench):
 def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
     seen = []
     encode = LlavaLlamaForCausalLM.encode_images
-    monkeypatch.setattr(LlavaLlamaForCausalLM, "encode_images", lambda self, x, *more: seen.append(len(x)) or encode(self, x, *more))
+    monkeypatch.setattr(
+        LlavaLlamaForCausalLM, "encode_images", lambda self, x, *more: seen.append(len(x)) or encode(self, x, *more)
+    )
     monkeypatch.setattr("llava.eval.runner.batches.UNITS", 1)  # all five batches are one unit
     held, answer = [], Answerer.answer
 
     def watched(self, batch):
         result = answer(self, batch)
-        held.append(len(self._seen))
+        held.append(len(self._images))
         return result
 
     monkeypatch.setattr(Answerer, "answer", watched)

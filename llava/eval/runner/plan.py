@@ -8,7 +8,6 @@ from typing import Any
 
 from llava.cli import GenerationOptions
 from llava.eval.benchmarks import Benchmark
-from llava.eval.runner.answering import Generation
 from llava.eval.runner.questions import Question, Skipped
 from llava.model.pruning import PruningConfig
 
@@ -52,9 +51,3 @@ class Plan:
     def images(self) -> Path:
         """The folder that the questions' image paths are relative to."""
         return self.folder / self.benchmark.images
-
-    @property
-    def generation(self) -> Generation:
-        """How answers are generated."""
-        options = self.options
-        return Generation(options.temperature, options.top_p, options.num_beams, options.max_new_tokens, options.seed)

@@ -85,7 +85,7 @@ class Session:
         batches = prepared(BatchDataset(groups, loaded.inputs), workers)
         cache = prefix_cache_bytes(options.prefix_cache, groups)
         try:
-            with Answerer(loaded.model, loaded.inputs, loaded.name, plan.config, plan.generation, cache) as answerer:
+            with Answerer(loaded, plan.config, options, cache) as answerer:
                 self._answerer = answerer
                 with self._bar(len(todo), mine) as bar:
                     for batch in self._waiting_for(batches):
