@@ -13,6 +13,9 @@ from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from llava.model.images import to_rgb
+from llava.model.pruning.devices import execution_device
+
 from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 
 TOKEN_TYPES = "mm_token_type_ids"
@@ -71,7 +74,7 @@ class ProcessorInputs(Inputs):
     def prepare(self, image: Image.Image) -> ProcessedImage:
         """Run the processor over one image and its placeholder."""
         made = self.processor(
-            images=[image.convert("RGB")],
+            images=[to_rgb(image)],
             text=[self.processor.image_token],
             add_special_tokens=False,
             return_tensors="pt",
@@ -99,7 +102,8 @@ class ProcessorInputs(Inputs):
         batch = {"input_ids": ids, "attention_mask": mask}
         if self._has_types:
             batch[TOKEN_TYPES], _ = left_padded([types for _, types in full], 0)
-        batch = {name: value.to(model.device) for name, value in batch.items()}
+        device = execution_device(model.get_input_embeddings())
+        batch = {name: value.to(device) for name, value in batch.items()}
         batch |= _arrays(list(chain.from_iterable(pictures)), model)
         features = [image.content.features for images in seen for image in images]
         if features and features[0] is not None:
@@ -133,9 +137,10 @@ class ProcessorInputs(Inputs):
 def _arrays(pictures: Sequence[ProcessedImage], model: Any) -> dict[str, torch.Tensor]:
     """Return the arrays of pictures, joined, on the model's device, in its dtype."""
     names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
+    device = execution_device(model)
     joined = {name: _stack([picture.arrays[name] for picture in pictures]) for name in names if name != TOKEN_TYPES}
     return {
-        name: torch.from_numpy(array).to(model.device, model.dtype if array.dtype.kind == "f" else None)
+        name: torch.from_numpy(array).to(device, model.dtype if array.dtype.kind == "f" else None)
         for name, array in joined.items()
     }
 
