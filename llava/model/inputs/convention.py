@@ -70,7 +70,7 @@ class ConventionInputs(Inputs):
         """Return ids with markers, mask and features; the model puts the features in."""
         ids, mask = left_padded(rows, self.tokenizer.pad_token_id)
         features = [image.content for images in seen for image in images]
-        device = execution_device(model.get_input_embeddings())
+        device = execution_device(model)
         return {"inputs": ids.to(device), "attention_mask": mask.to(device), "image_features": features}
 
     def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:

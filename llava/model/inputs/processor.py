@@ -102,8 +102,7 @@ class ProcessorInputs(Inputs):
         batch = {"input_ids": ids, "attention_mask": mask}
         if self._has_types:
             batch[TOKEN_TYPES], _ = left_padded([types for _, types in full], 0)
-        device = execution_device(model.get_input_embeddings())
-        batch = {name: value.to(device) for name, value in batch.items()}
+        batch = {name: value.to(execution_device(model)) for name, value in batch.items()}
         batch |= _arrays(list(chain.from_iterable(pictures)), model)
         features = [image.content.features for images in seen for image in images]
         if features and features[0] is not None:
