@@ -7,9 +7,10 @@ from conftest import FULL, MIXED, Prompts
 
 from llava.model.pruning import kernels, prune, session
 from llava.model.pruning.attention import decode
-from llava.model.pruning.influence import measure
+from llava.model.pruning.influence import Influence
 from llava.model.pruning.packed import Segments
 from llava.model.pruning.packing import pack, unpack
+from llava.model.pruning.probes import LayerStates, run
 
 
 def attend_by_bounds(query, key, value, cu_q, cu_k, causal, scale):
@@ -161,7 +162,7 @@ def test_influence_in_a_batch_is_influence_spelled_out(rows):
     tokens, _ = pack(prompts.embeds, prompts.attention_mask, None, prompts.visual, lambda *_: (empty, empty))
     total = sum(tokens.lengths)
     query, (key, value) = torch.randn(1, 4, total, 6), torch.randn(2, 1, 2, total, 6)
-    found = measure(query, key, value, tokens, rows, 0.5)
+    found = run(LayerStates(tokens, query, key, value, 0.5), dict.fromkeys(rows, Influence()))
     assert list(found) == rows
     for b in rows:
         start, end = tokens.spans[b]

@@ -385,7 +385,7 @@ def test_command_line_teaches_fire(capfd, fire):
 def test_names_of_configs(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(REPLAY)
-    configs = measurement.named([REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
+    configs = measurement.named(["none", REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
     assert list(configs) == ["replay", "a b", "mine", "other"]
     assert len(set(configs.values())) == 1
 
@@ -400,6 +400,8 @@ def test_changed_decisions_are_reported(workload):
 def test_garbage_is_collected_before_and_not_during(workload, monkeypatch):
     states = []
     monkeypatch.setattr(rounds.gc, "collect", lambda: states.append("collected"))
-    observed = dataclasses.replace(workload, batches=[lambda n: states.append(rounds.gc.isenabled()), *workload.batches])
+    observed = dataclasses.replace(
+        workload, batches=[lambda n: states.append(rounds.gc.isenabled()), *workload.batches]
+    )
     assert run_once(observed, None, 1).prefill > 0
     assert states == ["collected", False] and rounds.gc.isenabled()

@@ -114,7 +114,7 @@ def test_an_unreachable_or_malformed_url_is_one_line(url):
     assert "\n" not in str(caught.value) and "object at 0x" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["~no-such-user-here/x.png", "nul\0byte.png", "caf\udce9.png", "x" * 5000])
+@pytest.mark.parametrize("path", ["~no-such-user-here/x.png", "nul\0byte.png", "what\udce9.png", "x" * 5000])
 def test_a_path_that_no_file_can_have_is_one_line(path):
     with pytest.raises(ValueError, match=r"cannot be read|no such file") as caught:
         load_image(path)

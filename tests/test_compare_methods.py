@@ -304,6 +304,27 @@ def test_wrong_input_is_one_line_before_weights_are_read(run, data, capsys, no_w
     assert message in err and len(err.splitlines()) == 1
 
 
+BROKEN = {
+    "llava_gqa_testdev_balanced.jsonl": "llava_gqa_testdev_balanced.jsonl",
+    "data/testdev_balanced_questions.json": "testdev_balanced_questions.json",
+    "data/images": "images",
+}
+
+
+@pytest.mark.parametrize("which", ["eval", "tune"])
+@pytest.mark.parametrize("file", BROKEN)
+def test_broken_files_are_found_before_weights_are_read(data, tmp_path, capsys, no_weights, which, file):
+    copy = shutil.copytree(data, tmp_path / "data")
+    broken = copy / which / "gqa_mini" / file
+    if broken.is_dir():
+        next(iter(sorted(broken.iterdir()))).unlink()
+    else:
+        broken.write_text("{")
+    assert compare_methods.main(arguments(copy, tmp_path / "out")) == 1
+    err = capsys.readouterr().err
+    assert BROKEN[file] in err and len(err.splitlines()) == 1
+
+
 OWN_METHOD = """
 from dataclasses import dataclass, replace
 from llava.model.pruning import Layer, Method, Share
@@ -325,6 +346,25 @@ class FirstTokens(Method):
     def with_budget(self, share, num_layers, visual_tokens):
         return replace(self, part=share)
 """
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("def schedules", "def other"), "FirstTokens.schedules() is empty"),
+        (("def with_budget", "def other"), "no setting that trades visual tokens for FLOPs"),
+        (("FirstTokens", "fastv"), "the class name fastv is taken"),
+    ],
+)
+def test_an_own_method_that_cannot_be_set_is_refused_before_weights_are_read(
+    data, tmp_path, capsys, no_weights, change, message
+):
+    (tmp_path / "own.py").write_text(OWN_METHOD.replace(*change))
+    name = "fastv" if "fastv" in change else "FirstTokens"
+    words = ["--methods", f"{tmp_path}/own.py:{name}"]
+    assert compare_methods.main([*arguments(data, tmp_path / "out"), *words]) == 1
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
 
 
 def test_a_method_in_a_file_of_ones_own_takes_part(data, tmp_path):

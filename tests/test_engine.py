@@ -249,15 +249,17 @@ def test_forwards_that_autograd_follows_prune_and_differentiate():
 
 def test_influence_stays_fp32_under_autocast(llama):
     """The measurement itself: given one layer's states, autocast does not change a bit of it."""
-    from llava.model.pruning.influence import measure
+    from llava.model.pruning.influence import Influence
     from llava.model.pruning.packing import pack
+    from llava.model.pruning.probes import LayerStates, run
 
     prompts, empty = Prompts(*MIXED), torch.zeros(1, 0)
     tokens, _ = pack(prompts.embeds, prompts.attention_mask, None, prompts.visual, lambda *_: (empty, empty))
     query, (key, value) = torch.randn(1, 4, 82, 6), torch.randn(2, 1, 2, 82, 6)
-    plain = measure(query, key, value, tokens, [0, 1], 0.5)
+    states, asked = LayerStates(tokens, query, key, value, 0.5), dict.fromkeys((0, 1), Influence())
+    plain = run(states, asked)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = measure(query, key, value, tokens, [0, 1], 0.5)
+        cast = run(states, asked)
     assert all(np.array_equal(plain[b].cosine, cast[b].cosine) for b in (0, 1))
 
 

@@ -12,10 +12,13 @@ import pytest
 import torch
 from conftest import MIXED, Prompts
 
+from llava.eval import run
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.method import METHODS
+from llava.tiny.benchmarks import write_benchmarks
 
-PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", PAGE, re.MULTILINE))
 
 
@@ -109,11 +112,19 @@ def test_what_names_no_method_is_one_line(example, reference, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_commands_of_the_page_name_the_example():
+def test_the_command_of_the_page_runs_the_example_and_its_run_file_names_it(example, capsys):
     (command,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    words = shlex.split(command)
+    words = shlex.split(command.replace("\\\n", " "))
     assert words[:3] == ["python", "-m", "llava.eval.run"]
-    assert json.loads(words[words.index("--pruning-config") + 1]) == {"method": "short_keys.py:ShortKeys", "keep": 24}
+    (example / "playground").mkdir()
+    (example / "playground" / "checkpoints").symlink_to(ROOT / "playground" / "checkpoints")
+    write_benchmarks(example / "playground" / "data" / "eval", questions=20, names=("gqa_mini",))
+    assert run.main(words[3:]) == 0
+    (record,) = example.rglob("*.run.json")
+    assert json.loads(record.read_text())["settings"]["pruning_config"]["method"] == "short_keys.py:ShortKeys"
+    (answers,) = (path for path in record.parent.glob("*.jsonl") if "times" not in path.name)
+    kept = [json.loads(line)["metadata"]["kept_tokens"] for line in answers.read_text().splitlines()]
+    assert kept == [24] * 20
 
 
 def test_what_select_must_not_return_is_said(llama, example):

@@ -102,6 +102,7 @@ def test_the_command_writes_a_config_that_loads(command, capsys):
     ("changes", "message"),
     [
         ({"out": "fit.txt"}, "must end in .json"),
+        ({"out": "pyproject.toml/fit.json"}, "pyproject.toml"),
         ({"images": "nowhere"}, "nowhere"),
         ({"questions": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"model_path": "nowhere"}, "nowhere"),

@@ -1,6 +1,7 @@
 """`llava.eval.throughput`: loader and plain loop ask the same questions and give the same answers."""
 
 import json
+import shutil
 
 import pytest
 from family_checkpoints import write_family
@@ -48,3 +49,12 @@ def test_mistakes_are_one_line_before_weights_are_read(data, capsys, no_weights,
     assert throughput.main([*words, *more]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", ["TextVQA_0.5.1_val.json", "llava_textvqa_val_v051_ocr.jsonl"])
+def test_broken_files_are_found_before_weights_are_read(data, tmp_path, capsys, no_weights, file):
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "textvqa_mini" / file).write_text("{")
+    assert throughput.main(["--model-path", CHECKPOINT, "--benchmark", "textvqa_mini", "--data-dir", str(copy)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and file in error and error.count("\n") == 1

@@ -11,7 +11,7 @@ import torch
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 from llava.model.pruning.methods import NoPruning
 from llava.model.pruning.probes import Probe
-from llava.model.pruning.record import Recorded, Recorder
+from llava.model.pruning.record import Recorded, recorder
 
 
 def record(
@@ -35,7 +35,7 @@ def record(
 
     """
     base = NoPruning() if config is None else PruningConfig.of(config)
-    with prune(model, Recorder(probe, base), visual_mask) as session:
+    with prune(model, recorder(probe, base), visual_mask) as session:
         read(model, inputs)
     empty = [number for number, trace in enumerate(session.traces) if not trace.visual_tokens]
     if empty:

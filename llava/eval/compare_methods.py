@@ -88,6 +88,8 @@ def methods_of(given: Sequence[str]) -> dict[str, str]:
                 f"--methods {name} is not known{hint}; known are {', '.join(METHODS)}, or path/file.py:Class"
             )
     own = {name.rpartition(":")[2]: name for name in names if ":" in name}
+    if taken := {*METHODS, "dense", "none", "blind"} & {*own}:
+        raise UserError(f"--methods: the class name {', '.join(sorted(taken))} is taken; rename the class")
     return {name: name for name in METHODS if name in names} | own
 
 

@@ -5,7 +5,6 @@ The questions are read, not answered, and their annotations play no part (arXiv 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +46,7 @@ def fitted_config(options: Options) -> dict[str, Any]:
     from llava.eval.runner.questions import read_questions, require_images
     from llava.eval.tuning.asking import evenly
     from llava.eval.tuning.fitted import reader
+    from llava.files import write_json
     from llava.model.preflight import check_model
     from llava.model.pruning.fitting import fit
 
@@ -65,7 +65,7 @@ def fitted_config(options: Options) -> dict[str, Any]:
     evaluator = Evaluator(options)
     loaded = evaluator.loaded
     config = fit(loaded.model, reader(loaded, evaluator.batches(questions)), options.reduction).to_dict()
-    out.write_text(json.dumps(config) + "\n", encoding="utf-8")
+    write_json(out, config)
     left = [config["visual_tokens"], *config["keep"][:-1]]
     print(f"{out}: {sum(left) / len(left):.1f} of {left[0]} visual tokens per layer, from {len(questions)} questions")
     return config

@@ -34,11 +34,6 @@ class Answered:
     share: float
     device: str
 
-    @property
-    def mean(self) -> float:
-        """Accuracy, mean over the benchmarks."""
-        return sum(self.accuracy.values()) / len(self.accuracy)
-
 
 class BenchmarkSet:
     """Asks the benchmarks of `data_dir`, answers in `out`; every run resumes, and none is asked twice.

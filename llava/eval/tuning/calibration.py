@@ -14,6 +14,7 @@ from llava.eval.runner.plan import Plan
 from llava.eval.runner.questions import read_questions, require_images
 from llava.eval.runner.run import Run
 from llava.eval.runner.runfile import fingerprint
+from llava.files import write_json
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
@@ -78,7 +79,7 @@ class Calibration:
         if options.overwrite:
             for name in ("trials.jsonl", "influence.npz"):
                 (self.out / name).unlink(missing_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_json(path, settings, indent=1)
 
     def _plan(self, part: str, name: str, config: PruningConfig | None) -> Plan:
         questions = question_set(self.out / f"{part}.jsonl", self.options.images, name=part)
@@ -101,7 +102,7 @@ class Calibration:
         shape = DecoderShape.of(family_of(loaded.model).decoder(loaded.model).config)
         with trials.bar:
             config = self._search(Space(recording, shape, self.options.scale), trials)
-        (self.out / "pruning.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_json(self.out / "pruning.json", config, indent=1)
         self.plans = {CALIBRATED: self._plan("heldout", CALIBRATED, PruningConfig.from_dict(config))} | self.plans
         before = self._run(self.dense["heldout"])
         claims = {name: held_out_agreement(before, self._run(plan)) for name, plan in self.plans.items()}

@@ -12,7 +12,7 @@ from llava.cli import UserError
 from llava.eval.benchmarks import find_benchmarks
 from llava.eval.runner.evaluator import DENSE, Evaluator, named_configs
 from llava.eval.runner.paired import paired_times
-from llava.files import replacing
+from llava.files import write_json
 from llava.model.pruning import PruningConfig
 
 from .asking import BenchmarkSet
@@ -45,17 +45,19 @@ class MethodComparison:
         if taken := {*CONTROLS, *methods} & {*self.beside}:
             raise UserError(f"--config: a name is taken: {', '.join(sorted(taken))}")
         for name, reference in methods.items():
-            if ":" in reference and not schedules(reference, 12):
-                raise UserError(f"--methods {reference}: {name} has no schedules() to choose from (docs/methods.md)")
+            if ":" in reference:
+                own = schedules(reference, 12)
+                if not own:
+                    raise UserError(f"--methods {reference}: {name}.schedules() is empty (docs/methods.md)")
+                own[0].with_budget(1.0, 12, 144)  # raises where the class has none
         benchmarks = find_benchmarks(",".join(options.benchmark))
         for one in benchmarks:
             if one.judge is None:
                 raise UserError(f"{one.title} has no references to score with; methods are compared by their accuracy")
         evaluator = Evaluator(options, command)
-        common = (options.limit, options.count)
-        tuning = (options.tune_limit, options.count)
-        self.tuning = BenchmarkSet(evaluator, benchmarks, tune_dir, self.out / "tuning", *tuning)
-        self.real = BenchmarkSet(evaluator, benchmarks, data_dir, self.out / "answers", *common)
+        count, out = options.count, self.out
+        self.tuning = BenchmarkSet(evaluator, benchmarks, tune_dir, out / "tuning", options.tune_limit, count)
+        self.real = BenchmarkSet(evaluator, benchmarks, data_dir, out / "answers", options.limit, count)
         self.fixed: Configs = {DENSE: (DENSE, None, None)}
         controls = {name: PruningConfig.from_dict(settings) for name, settings in CONTROLS.items()}
         self.fixed |= {name: (name, None, config) for name, config in {**controls, **self.beside}.items()}
@@ -123,9 +125,9 @@ class MethodComparison:
                 mildest = chosen[f"{self.targets[0]:g}"].get("visipruner")
                 budget = 1 - saved / 100
                 entries[method] = self.chooser.choose(methods[method], budget, entries.get("visipruner"), mildest)
-                _write_json(self.out / "configs.json", self.record)
+                write_json(self.out / "configs.json", self.record, indent=1)
             if "config" in entries[method]:
-                _write_json(self.out / "configs" / f"{method}-{saved:g}.json", entries[method]["config"])
+                write_json(self.out / "configs" / f"{method}-{saved:g}.json", entries[method]["config"], indent=1)
         return chosen
 
     def _time(self, configs: Configs, rows: list[Row]) -> None:
@@ -153,7 +155,7 @@ class MethodComparison:
             "absent": absent,
             "verdicts": [verdict(rows, saved, options.points) for saved in self.targets],
         }
-        _write_json(self.out / "summary.json", summary)
+        write_json(self.out / "summary.json", summary, indent=1)
         (self.out / "table.csv").write_text(csv_text(rows), encoding="utf-8")
         title = Path(options.model_path).expanduser().name
         self.plot = options.save(draw(rows, title, options.count), self.out / "accuracy")
@@ -163,8 +165,3 @@ class MethodComparison:
 def _file_name(name: str) -> str:
     """Return a run's file name: that of a target with a fraction has no point."""
     return name.replace(".", "_")
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(content, indent=1) + "\n")

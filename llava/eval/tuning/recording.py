@@ -19,7 +19,7 @@ from llava.model.loaded import LoadedModel
 from llava.model.pruning import PromptState
 from llava.model.pruning.influence import Influence, Measurement, RelativeInfluence
 from llava.model.pruning.probes import LayerStates
-from llava.model.pruning.record import Recorder
+from llava.model.pruning.record import recorder
 
 LISTS = ("cosine", "l2", "output")
 SCALES = ("absolute", "relative")
@@ -103,7 +103,7 @@ class InfluenceAndOutput(RelativeInfluence):
         return list(zip(Influence.results(self, states, prompts, arrays), arrays[1], strict=True))
 
 
-RECORDER = Recorder(InfluenceAndOutput())
+RECORDER = recorder(InfluenceAndOutput())
 
 
 def record(path: Path, loaded: LoadedModel, batches: Sequence[Batch]) -> Recording:

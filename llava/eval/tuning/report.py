@@ -10,6 +10,7 @@ from typing import Any
 from llava.eval.results.formats import config_text
 from llava.eval.results.plots import PlotOptions, new_figure, tidy
 from llava.eval.results.table import Column, Table
+from llava.files import write_json
 
 
 def sentence(record: Mapping[str, Any]) -> str:
@@ -106,5 +107,5 @@ def write(
 ) -> None:
     """Write `calibration.json`, `report.md` and the trade-off plot."""
     plot = (plots or PlotOptions()).save(draw(record, trials), out / "tradeoff")
-    (out / "calibration.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "calibration.json", record, indent=1)
     (out / "report.md").write_text(markdown(record, trials, plot.name), encoding="utf-8")

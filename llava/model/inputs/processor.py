@@ -13,6 +13,8 @@ from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from llava.model.pruning.devices import execution_device
+
 from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 
 TOKEN_TYPES = "mm_token_type_ids"
@@ -99,7 +101,7 @@ class ProcessorInputs(Inputs):
         batch = {"input_ids": ids, "attention_mask": mask}
         if self._has_types:
             batch[TOKEN_TYPES], _ = left_padded([types for _, types in full], 0)
-        batch = {name: value.to(model.device) for name, value in batch.items()}
+        batch = {name: value.to(execution_device(model)) for name, value in batch.items()}
         batch |= _arrays(list(chain.from_iterable(pictures)), model)
         features = [image.content.features for images in seen for image in images]
         if features and features[0] is not None:
@@ -135,7 +137,7 @@ def _arrays(pictures: Sequence[ProcessedImage], model: Any) -> dict[str, torch.T
     names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
     joined = {name: _stack([picture.arrays[name] for picture in pictures]) for name in names if name != TOKEN_TYPES}
     return {
-        name: torch.from_numpy(array).to(model.device, model.dtype if array.dtype.kind == "f" else None)
+        name: torch.from_numpy(array).to(execution_device(model), model.dtype if array.dtype.kind == "f" else None)
         for name, array in joined.items()
     }
 

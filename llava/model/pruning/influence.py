@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .packed import PackedTokens
-from .probes import LayerStates, Probe, run
+from .probes import LayerStates, Probe
 
 
 class Measurement(NamedTuple):
@@ -79,14 +79,6 @@ def _output_norm(states: LayerStates, prompt: int) -> torch.Tensor:
     query = states.query[0, :, end - 1].float().unflatten(0, (len(key), -1))  # [Hkv, g, d]
     weights = (query @ key.transpose(-1, -2) * states.scaling).softmax(-1)
     return (weights @ value).norm().clamp_min(1e-8)
-
-
-def measure(query, key, value, tokens: PackedTokens, prompts: list[int], scaling: float) -> dict[int, Measurement]:
-    """Measure the visual tokens of the given prompts at one layer, in fp32, with one host synchronisation.
-
-    query [1, H, T, d], key and value [1, Hkv, T, d], after rotary embedding. Returns a `Measurement` by prompt.
-    """
-    return run(LayerStates(tokens, query, key, value, scaling), dict.fromkeys(prompts, Influence()))
 
 
 def _figures(query, key, value, tokens: PackedTokens, prompts: tuple[int, ...], scaling: float) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""`Recorder`: measure something at every layer of every prompt, while another method prunes or nothing does.
+"""`recorder`: measure something at every layer of every prompt, while another method prunes or nothing does.
 
 What an analysis measures is a `Probe`, as a method has it: computed on the device from the query, key and value states
 of one layer, fetched once. So it works in every family that can be pruned, sees what a pruned layer ran with, and is
 undone with the session.
 
-    with prune(model, Recorder(Influence())) as session:
+    with prune(model, recorder(Influence())) as session:
         model(**inputs)
     session.policies[0].memory["recorded"].measured[5]      # of the first prompt, after layer 5
 """
@@ -12,13 +12,13 @@ undone with the session.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
 
-from .method import AttentionRule, KVRule, Method, PromptState, Selection
+from .method import Method, PromptState, Selection
 from .methods import NoPruning
 from .probes import LayerStates, Probe
 
@@ -60,75 +60,31 @@ class Several(Probe):
         return list(zip(*results, strict=True))
 
 
-@dataclass(frozen=True)
-class Recorder(Method):
-    """Run `base`, and `ask` after every layer; `PromptState.memory["recorded"]` is the `Recorded` of a prompt.
+def recorder(ask: Probe, base: Method | None = None) -> Method:
+    """Return a config that prunes as `base` does (None: not at all) and measures `ask` after every layer.
 
-    ask:
-        what to measure after every layer
-    base:
-        what prunes on the way
+    `session.policies[i].memory["recorded"]` is the `Recorded` of prompt i. To everyone else it looks like `base`.
     """
+    base = NoPruning() if base is None else base
 
-    ask: Any
-    base: Any = field(default_factory=NoPruning)
+    class Recording(type(base)):
+        def probe(self, layer: int, prompt: PromptState) -> Probe | None:
+            theirs = prompt.memory["theirs"] = super().probe(layer, prompt)
+            if layer < 0 or theirs == ask:
+                return theirs
+            return ask if theirs is None else Several(ask, theirs)
 
-    def __post_init__(self):
-        object.__setattr__(self, "base", Method.of(self.base))
-        object.__setattr__(self, "before", self.base.before)
-        super().__post_init__()
+        def select(self, layer: int, prompt: PromptState, measured: Any) -> np.ndarray | Selection | None:
+            if layer < 0:
+                prompt.memory["recorded"] = Recorded(prompt.positions)
+                return super().select(layer, prompt, measured)
+            own, theirs, recorded = measured, prompt.memory["theirs"], prompt.memory["recorded"]
+            if theirs is None:
+                measured = None
+            elif theirs != ask:
+                own, measured = measured
+            recorded.measured[layer], recorded.present[layer] = own, prompt.positions
+            return super().select(layer, prompt, measured)
 
-    @property
-    def positions(self) -> str:
-        """Those of `base`."""
-        return self.base.positions
-
-    @property
-    def reads_vision(self) -> bool:
-        """Whether `base` does."""
-        return self.base.reads_vision
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings of `base`, which decides."""
-        return self.base.to_dict()
-
-    def resolved(self, num_layers: int) -> Recorder:
-        """Fill in what `base` leaves open."""
-        return Recorder(self.ask, self.base.resolved(num_layers))
-
-    def check_layers(self, num_layers: int) -> None:
-        """Raise `ValueError` when `base` does not fit the model."""
-        self.base.check_layers(num_layers)
-
-    def attention(self, layer: int) -> AttentionRule:
-        """As `base`."""
-        return self.base.attention(layer)
-
-    def cached(self, layer: int) -> KVRule:
-        """As `base`."""
-        return self.base.cached(layer)
-
-    def unread(self, layer: int, prompt: PromptState) -> np.ndarray | None:
-        """As `base`."""
-        return self.base.unread(layer, prompt)
-
-    def probe(self, layer: int, prompt: PromptState) -> Probe | None:
-        """Measure what is asked for, and what `base` needs; one of them where they are the same."""
-        theirs = prompt.memory["theirs"] = self.base.probe(layer, prompt)
-        if layer < 0 or theirs == self.ask:
-            return theirs
-        return self.ask if theirs is None else Several(self.ask, theirs)
-
-    def select(self, layer: int, prompt: PromptState, measured: Any) -> np.ndarray | Selection | None:
-        """Write down what was asked for, and leave the choice to `base`."""
-        if layer < 0:
-            prompt.memory["recorded"] = Recorded(prompt.positions)
-            return self.base.select(layer, prompt, measured)
-        own, theirs = measured, prompt.memory["theirs"]
-        if theirs is None:
-            measured = None
-        elif theirs != self.ask:
-            own, measured = measured
-        recorded = prompt.memory["recorded"]
-        recorded.measured[layer], recorded.present[layer] = own, prompt.positions
-        return self.base.select(layer, prompt, measured)
+    Recording.method = base.method
+    return Recording(**{one.name: getattr(base, one.name) for one in fields(base)})

@@ -41,16 +41,13 @@ class AttentionTopK(Method, name="attention_topk"):
     exit_layer: Layer | None = None
 
     def check(self) -> None:
-        """One budget, and an exit after at least one layer with the chosen tokens."""
         check_one_of(self, "keep", "share")
         check_exit(self.exit_layer, self.layer + 2)
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
-        """Measure the scores at `layer`."""
         return rank_probe(self.rank) if layer == self.layer else None
 
     def select(self, layer: int, prompt: PromptState, measured: Any) -> np.ndarray | Selection | None:
-        """Keep the highest scores; none from `exit_layer` on."""
         if measured is None:
             return EXIT if layer + 1 == self.exit_layer else None
         return strongest(rank_scores(self.rank, measured), kept_count(self, prompt))
@@ -61,9 +58,7 @@ class AttentionTopK(Method, name="attention_topk"):
         return [cls(layer=layer, share=1.0, rank=rank) for rank in RANKS[1:] for layer in range(num_layers - 1)]
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Set `share`."""
         return replace(self, keep=None, share=share)
 
     def countable(self, visual_tokens: int) -> Method:
-        """As many tokens drawn at random after the same layer."""
         return RandomPruning(self.layer, self.keep, self.exit_layer, share=self.share, before=self.before)

@@ -46,7 +46,6 @@ class RandomPruning(Method, name="random"):
     share: Share | None = None
 
     def check(self) -> None:
-        """One budget, and an exit after the draw."""
         check_one_of(self, "keep", "share")
         check_exit(self.exit_layer, 0 if self.layer is None else self.layer + 1)
 
@@ -56,7 +55,6 @@ class RandomPruning(Method, name="random"):
         return self.layer is None and self.exit_layer is None
 
     def select(self, layer: int, prompt: PromptState, measured: None) -> np.ndarray | Selection | None:
-        """Draw at `layer`, leave at `exit_layer`."""
         if self.exit_layer is not None and layer + 1 == self.exit_layer:
             return EXIT
         if layer != (-1 if self.layer is None else self.layer):
@@ -71,7 +69,6 @@ class RandomPruning(Method, name="random"):
         return [cls(layer=layer, share=1.0) for layer in range(num_layers - 1)] + [cls(share=1.0)]
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Set `share`."""
         return replace(self, keep=None, share=share)
 
 
@@ -109,7 +106,6 @@ class Mask(Method, name="mask"):
     share: Share | None = None
 
     def check(self) -> None:
-        """Layers once each, merged ones among the masked ones, and `attended` with `share` and nothing else."""
         for key in ("layers", "merge_layers"):
             layers = getattr(self, key)
             if len(set(layers)) < len(layers):
@@ -128,14 +124,12 @@ class Mask(Method, name="mask"):
             )
 
     def attention(self, layer: int) -> AttentionRule:
-        """Mask, or merge, in masked layers."""
         if layer not in self.layers:
             return AttentionRule()
         text = "merge" if layer in self.merge_layers else "dense" if self.attended else self.text
         return AttentionRule(text=text, visual=self.visual, sink=self.sink_token)
 
     def cached(self, layer: int) -> KVRule:
-        """Keep of masked layers what decoding may read."""
         if layer not in self.layers or self.kv == "all":
             return KVRule()
         if self.kv == "none":
@@ -145,16 +139,13 @@ class Mask(Method, name="mask"):
         return KVRule(visual="none") if self.text in ("remove", "zero") and not self.attended else KVRule()
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
-        """Measure what the last token attends to in the next layer, where that decides what is masked there."""
         measured = layer + 1 in self.layers and self.attended in ("top", "bottom")
         return AttentionProbe("last", ahead=True) if measured else None
 
     def select(self, layer: int, prompt: PromptState, measured: Attention | None) -> None:
-        """Remember the scores for the next layer."""
         prompt.memory["scores"] = None if measured is None else measured.last
 
     def unread(self, layer: int, prompt: PromptState) -> np.ndarray | None:
-        """Mask the share of the tokens that `attended` names."""
         if self.attended is None or layer not in self.layers:
             return None
         tokens, scores = len(prompt.positions), prompt.memory["scores"]
@@ -193,15 +184,12 @@ class Disturb(Method, name="disturb"):
     seed: Count = 0
 
     def check(self) -> None:
-        """One number of tokens."""
         check_one_of(self, "count", "share")
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
-        """Measure the scores at `layer`."""
         return rank_probe(self.rank) if layer == self.layer and self.rank != "random" else None
 
     def select(self, layer: int, prompt: PromptState, measured: Any) -> Selection | None:
-        """Put noise in place of the chosen tokens, or drop them."""
         if layer != self.layer:
             return None
         tokens = len(prompt.positions)

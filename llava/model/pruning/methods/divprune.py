@@ -41,15 +41,12 @@ class DivPrune(Method, name="divprune"):
     before_decoder = True
 
     def check(self) -> None:
-        """One budget."""
         check_one_of(self, "keep", "share")
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
-        """Measure the cosines of what enters the decoder."""
         return Cosines() if layer < 0 else None
 
     def select(self, layer: int, prompt: PromptState, measured: np.ndarray | None) -> np.ndarray | None:
-        """Keep the greedy choice."""
         if measured is None:
             return None
         chosen = np.zeros(len(measured), bool)
@@ -62,7 +59,6 @@ class DivPrune(Method, name="divprune"):
         return [cls(share=1.0)]
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Set `share`."""
         return replace(self, keep=None, share=share)
 
 

@@ -35,11 +35,9 @@ class FastV(Method, name="fastv"):
     r: Share = 0.5
 
     def probe(self, layer: int, prompt: PromptState) -> AttentionProbe | None:
-        """Measure the last token's attention in the last of the `k` layers."""
         return AttentionProbe("last") if layer + 1 == self.k else None
 
     def select(self, layer: int, prompt: PromptState, measured: Attention | None) -> np.ndarray | None:
-        """Keep the tokens with the highest attention."""
         return None if measured is None else strongest(measured.last, round((1 - self.r) * prompt.visual_tokens))
 
     @classmethod
@@ -48,5 +46,4 @@ class FastV(Method, name="fastv"):
         return [cls(k=k) for k in range(1, num_layers)]
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Set `r`."""
         return replace(self, r=1 - share)

@@ -40,7 +40,6 @@ class FitPrune(Method, name="fitprune"):
     visual_tokens: Annotated[int, AtLeast(1)] = 576
 
     def check(self) -> None:
-        """Falling numbers."""
         if any(later > earlier for earlier, later in pairwise((self.visual_tokens, *self.keep))):
             raise ValueError("'keep' must not rise from layer to layer, nor above 'visual_tokens'")
 
@@ -55,17 +54,14 @@ class FitPrune(Method, name="fitprune"):
         return round(self.keep[layer] * prompt.visual_tokens / self.visual_tokens)
 
     def probe(self, layer: int, prompt: PromptState) -> AttentionProbe | None:
-        """Measure the attention that tokens receive, in layers that drop some of them."""
         return SCORES if layer >= 0 and 0 < self._count(layer, prompt) < len(prompt.positions) else None
 
     def select(self, layer: int, prompt: PromptState, measured: Attention | None) -> np.ndarray | Selection | None:
-        """Keep the highest products of both scores."""
         if layer < 0 or self._count(layer, prompt) >= len(prompt.positions):
             return None
         count = self._count(layer, prompt)
         return strongest(measured.text * measured.visual, count) if count else EXIT
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Scale `keep`."""
         scale = 1 - REACH + 2 * REACH * share
         return replace(self, keep=tuple(min(self.visual_tokens, round(scale * count)) for count in self.keep))

@@ -39,7 +39,6 @@ class PyramidDrop(Method, name="pyramiddrop"):
     positions: Literal["original", "compact"] = "original"
 
     def check(self) -> None:
-        """One falling ratio for each rising layer."""
         if not self.ratios:
             raise ValueError("'ratios' must be a list of numbers, one for each stage after the first, got []")
         if self.layers is not None and len(self.layers) != len(self.ratios):
@@ -59,11 +58,9 @@ class PyramidDrop(Method, name="pyramiddrop"):
         return replace(self, layers=tuple(num_layers * stage // stages for stage in range(1, stages)))
 
     def probe(self, layer: int, prompt: PromptState) -> AttentionProbe | None:
-        """Measure, before a stage, the last token's attention in the stage's first layer."""
         return AttentionProbe("last", ahead=True) if layer + 1 in self.layers else None
 
     def select(self, layer: int, prompt: PromptState, measured: Attention | None) -> np.ndarray | None:
-        """Keep the stage's share, of all the prompt's visual tokens."""
         if measured is None:
             return None
         return strongest(measured.last, int(prompt.visual_tokens * self.ratios[self.layers.index(layer + 1)]))
@@ -76,5 +73,4 @@ class PyramidDrop(Method, name="pyramiddrop"):
         return [cls(layers=layers, ratios=[1.0] * len(layers)) for layers in starts if layers]
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Have each stage keep `share` of the one before (published: a half)."""
         return replace(self, ratios=tuple(share**stage for stage in range(1, len(self.ratios) + 1)))

@@ -65,7 +65,6 @@ class Replay(Method, name="replay"):
     kv: tuple[Literal["all", "none", "sink"], ...] | None = None
 
     def check(self) -> None:
-        """Turn the plan, however it is given, into `cuts`."""
         short = self.filter_layer is not None or self.keep is not None or self.exit_layer is not None
         if short + (self.trace is not None) + (self.cuts is not None) != 1:
             raise ValueError(
@@ -138,7 +137,6 @@ class Replay(Method, name="replay"):
             raise ValueError(f"the plan is of a model with {len(self.rules)} layers, this one has {num_layers}")
 
     def attention(self, layer: int) -> AttentionRule:
-        """As recorded; or merge in layer 0 and skip in the other shallow layers."""
         if self.rules is not None:
             return AttentionRule(*self.rules[layer])
         if layer >= self.shallow_layers:
@@ -146,7 +144,6 @@ class Replay(Method, name="replay"):
         return AttentionRule(text="remove" if layer else "merge", visual="remove")
 
     def cached(self, layer: int) -> KVRule:
-        """As recorded; or no visual keys in shallow layers but the sink's in layer 0."""
         if self.rules is not None:
             return KVRule(self.kv[layer], self.rules[layer][2])
         if layer >= self.shallow_layers:
@@ -154,7 +151,6 @@ class Replay(Method, name="replay"):
         return KVRule("none" if layer else "sink")
 
     def select(self, layer: int, prompt: PromptState, measured: None) -> np.ndarray | Selection | None:
-        """Keep the planned positions, or the planned number of tokens, spread evenly."""
         keep, visual = dict(self.cuts).get(layer), len(prompt.positions)
         if keep is None:
             return None
@@ -172,7 +168,6 @@ class Replay(Method, name="replay"):
         return np.isin(np.arange(visual), np.arange(number) * visual // max(number, 1))
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Set the number of tokens that the first cut keeps."""
         (layer, _), *later = self.cuts
         return replace(self, cuts=(Cut(layer, round(share * visual_tokens)), *later))
 

@@ -61,7 +61,6 @@ class SparseVLM(Method, name="sparsevlm"):
     positions: Literal["original", "compact"] = "original"
 
     def check(self) -> None:
-        """The published numbers where none are given; one way to say how many stay, and rising layers."""
         if self.scale is None and self.keep is None:
             object.__setattr__(self, "keep", COUNTS)
         if self.scale is not None and self.keep is not None:
@@ -83,7 +82,6 @@ class SparseVLM(Method, name="sparsevlm"):
         return replace(self, layers=layers)
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
-        """Find the raters before layer 0; then what they attend to in each pruning layer."""
         if layer < 0:
             return Relevance()
         if layer not in self.layers:
@@ -95,7 +93,6 @@ class SparseVLM(Method, name="sparsevlm"):
         return RaterProbe(raters, count, self._merged(left - count))
 
     def select(self, layer: int, prompt: PromptState, measured: np.ndarray | Rating | None) -> Selection | None:
-        """Keep the best rated tokens, and of the rest one per cluster."""
         if layer < 0:
             prompt.memory["raters"] = tuple(map(int, measured))
         if layer < 0 or measured is None:
@@ -154,7 +151,6 @@ class SparseVLM(Method, name="sparsevlm"):
         return [cls(layers=places) for places in choices if len(set(places)) == 3 and places[-1] < num_layers]
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Set `keep`: the published numbers, scaled together."""
         last = share * VISUAL_TOKENS / COUNTS[-1]
         return replace(self, keep=tuple(min(VISUAL_TOKENS, round(last * count)) for count in COUNTS))
 

@@ -58,11 +58,9 @@ class VisionZip(Method, name="visionzip"):
     reads_vision = True
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
-        """Fetch what the image encoder made of the prompt's images."""
         return EncoderProbe() if layer < 0 else None
 
     def select(self, layer: int, prompt: PromptState, measured: Zippable | None) -> Selection | None:
-        """Keep the places of dominant, merged and class tokens; they carry the mixed and projected features."""
         if measured is None:
             return None
         tokens, patches = self.dominant + self.contextual, measured.attention.shape[1]
@@ -87,13 +85,11 @@ class VisionZip(Method, name="visionzip"):
         return [cls()]
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Set both numbers, in the published proportion."""
         count = max(2, round(share * visual_tokens))
         merged = round(MERGED * count)
         return replace(self, dominant=count - merged, contextual=merged)
 
     def countable(self, visual_tokens: int) -> Method:
-        """As many tokens drawn at random before the decoder."""
         return RandomPruning(share=min(1.0, (self.dominant + self.contextual) / visual_tokens), before=self.before)
 
 

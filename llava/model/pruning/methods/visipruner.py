@@ -123,7 +123,6 @@ class VisiPruner(Method, name="visipruner"):
     kv: Literal["needed", "all"] | None = None
 
     def probe(self, layer: int, prompt: PromptState) -> Influence | None:
-        """Measure from the first layer of the middle stage to the filter layer; then, with `deep`, to the exit."""
         if not self.middle or layer < self.shallow_mid_layer + self.probe_offset:
             return None
         if prompt.filter_layer is not None and not self.deep:
@@ -131,7 +130,6 @@ class VisiPruner(Method, name="visipruner"):
         return RelativeInfluence() if self.tokens_scale == "relative" else Influence()
 
     def select(self, layer: int, prompt: PromptState, measured: Measurement | None) -> np.ndarray | Selection | None:
-        """Keep the influential tokens after the filter layer, none after the exit votes."""
         if measured is None:
             return EXIT if self.deep and not self.middle and layer + 1 == self.mid_deep_layer else None
         if prompt.filter_layer is None:
@@ -146,7 +144,6 @@ class VisiPruner(Method, name="visipruner"):
         return EXIT if votes == self.exit_patience else None
 
     def attention(self, layer: int) -> AttentionRule:
-        """Merge in layer 0, skip in the other shallow layers, dense from `shallow_mid_layer` on."""
         if not self.shallow or layer >= self.shallow_mid_layer:
             return AttentionRule()
         if layer == 0:
@@ -154,7 +151,6 @@ class VisiPruner(Method, name="visipruner"):
         return AttentionRule(text=self.shallow_text, visual=self.shallow_visual)
 
     def cached(self, layer: int) -> KVRule:
-        """Keep what decoding reads (`needed`), or everything the layer ran with (`all`)."""
         if self.kv == "all" or not self.shallow or layer >= self.shallow_mid_layer:
             return KVRule()
         return KVRule(visual="sink", sink=self.sink_token) if layer == 0 else KVRule(visual="none")
@@ -175,7 +171,6 @@ class VisiPruner(Method, name="visipruner"):
         return "deep" in self.mode
 
     def check(self) -> None:
-        """Take open keys from the preset; the mode has what it needs, and boundaries in order."""
         for key, value in PRESETS[self.preset].items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)

@@ -35,7 +35,6 @@ class VTW(Method, name="vtw"):
         return self if self.k is not None else replace(self, k=scaled_boundary(16, num_layers))
 
     def select(self, layer: int, prompt: PromptState, measured: None) -> Selection | None:
-        """Keep none from layer `k` on."""
         return EXIT if layer + 1 == self.k else None
 
     @classmethod
@@ -44,5 +43,4 @@ class VTW(Method, name="vtw"):
         return [cls()]
 
     def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        """Set `k`, from 0 to the last layer."""
         return replace(self, k=round(share * (num_layers - 1)))
