@@ -361,7 +361,7 @@ assert not {"torch", "transformers"} & set(sys.modules), "imported too early"
 """
     done = launch("-c", code)
     assert done.returncode == 0, done.stderr
-    assert "did you mean" in launch("-m", "llava.eval.run", "--batchsize", "4").stderr
+    assert "did you mean" in launch("-m", "llava.eval.run", "--model-path", "x", "--batchsize", "4").stderr
 
 
 def test_times_are_those_of_the_answers_and_an_old_times_file_does_not_come_back(data, tmp_path, capsys):
