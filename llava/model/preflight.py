@@ -56,6 +56,7 @@ def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
     quantization_config(options.load_8bit, options.load_4bit)
     base = options.model_base and os.path.expanduser(options.model_base)
     parts = find_parts(os.path.expanduser(options.model_path), base, {})
+    checkpoint.check_has_weights(parts.weights)
     layout = read_layout(parts.config.folder)
     layout.check_conv_mode(options.conv_mode)
     check_pixels(layout.model_type, options.min_pixels, options.max_pixels)
