@@ -75,11 +75,15 @@ class Coverage:
 
 def _read_text(path: str | Path, what: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_bytes()
+        return content.decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; convert the {what}") from None
 
 
 def read_json(path: str | Path, what: str) -> Any:
