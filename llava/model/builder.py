@@ -19,12 +19,13 @@ from transformers.utils import is_torchvision_available
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model import checkpoint
-from llava.model.formats import TRANSFORMERS, read_layout, read_transformers_config
+from llava.model.formats import read_layout, read_transformers_config
 from llava.model.language_model.configuration_llava import LlavaConfig, read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import build_model, quantization_config
 from llava.model.parts import Parts, find_parts
 from llava.model.processors import check_pixels, check_tokenizer, load_processor
+from llava.model.pruning.families import transformers_classes
 from llava.utils import pick_device, pick_dtype
 
 DEFAULT_CONTEXT_LENGTH = 2048
@@ -95,7 +96,7 @@ def load_pretrained_model(
         processor = load_processor(parts.config.folder, config, *pixels)
         weights = parts.read_weights()
         checkpoint.check_floating(weights, parts.config.folder)
-        kind = getattr(transformers, TRANSFORMERS[config.model_type])
+        kind = transformers_classes()[config.model_type]
         options |= {"config": config, "ignore_mismatched_sizes": True}
         model = build_model(kind, weights, parts.config.folder, processor.tokenizer, **options)
     return processor.tokenizer, model, processor, model.config.get_text_config().max_position_embeddings

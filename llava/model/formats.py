@@ -1,4 +1,4 @@
-"""Which layout a checkpoint folder is in, and how deep its decoder: told by config.json, before weights are read."""
+"""Which layout a checkpoint folder is in and how deep its decoder is, from config.json alone."""
 
 from __future__ import annotations
 
@@ -11,17 +11,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from llava.conversation import find_template
 from llava.model.language_model.configuration_llava import MODEL_TYPES, read_config, read_json
+from llava.model.pruning.families import transformers_classes
 from llava.model.silence import silence
-
-TRANSFORMERS = {
-    "llava": "LlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-    "internvl": "InternVLForConditionalGeneration",
-}
-"""`model_type` of transformers' own layouts, and the class that each loads into."""
 
 INTERNVL_ORIGINAL = "internvl_chat"
 
@@ -30,8 +21,8 @@ INTERNVL_ORIGINAL = "internvl_chat"
 class Layout:
     """How a checkpoint is stored, its `model_type`, and the number of its decoder layers.
 
-    `kind`: "llava" is LLaVA's original layout (LLaVA-1.5, MobileVLM-V2), where prompts follow LLaVA's conversation
-    templates; "transformers" has a processor with a chat template, and "internvl" (InternVL2.5's original) gets one.
+    `kind`: "llava" is LLaVA's original layout (LLaVA-1.5 and 1.6, MobileVLM-V2), whose prompts follow conversation
+    templates; "transformers" has a processor with a chat template, and "internvl" (its original layout) gets one.
     """
 
     kind: Literal["llava", "transformers", "internvl"]
@@ -55,7 +46,7 @@ class Layout:
 
 
 def read_layout(folder: Path) -> Layout:
-    """Tell a checkpoint folder's layout.
+    """Return a checkpoint folder's layout.
 
     Raises `ValueError` for an unknown `model_type`, with the known ones, and for a configuration that cannot be used.
     """
@@ -67,11 +58,11 @@ def read_layout(folder: Path) -> Layout:
         if not isinstance(layers, int):
             raise ValueError(f"{path} has no num_hidden_layers in llm_config: expected InternVL's original layout")
         return Layout("internvl", kind, layers)
-    if kind in TRANSFORMERS and (kind not in MODEL_TYPES or "text_config" in raw):
+    if kind in transformers_classes() and (kind not in MODEL_TYPES or "text_config" in raw):
         config = read_transformers_config(folder)
         return Layout("transformers", kind, config.get_text_config().num_hidden_layers)
     if kind not in MODEL_TYPES:
-        known = ", ".join(dict.fromkeys((*MODEL_TYPES, *TRANSFORMERS, INTERNVL_ORIGINAL)))
+        known = ", ".join(dict.fromkeys((*MODEL_TYPES, *transformers_classes(), INTERNVL_ORIGINAL)))
         raise ValueError(f"{path} has model_type {kind!r}, which is not known here; known are {known}")
     return Layout("llava", kind, read_config(folder).num_hidden_layers)
 

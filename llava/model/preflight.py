@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from llava.cli import ModelOptions
 from llava.model import checkpoint
-from llava.model.formats import TRANSFORMERS, Layout, read_layout, read_transformers_config
+from llava.model.formats import Layout, read_layout, read_transformers_config
 from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.language_model.configuration_llava import read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -21,6 +21,7 @@ from llava.model.loading import quantization_config
 from llava.model.parts import find_parts
 from llava.model.processors import check_pixels
 from llava.model.pruning import PruningConfig, prune
+from llava.model.pruning.families import transformers_classes
 from llava.model.silence import silence
 from llava.utils import pick_device, pick_dtype
 
@@ -117,4 +118,4 @@ def skeleton(source: checkpoint.Source, layout: Layout) -> PreTrainedModel:
             config = internvl.read_config(source.folder, read_json(source.folder / "config.json"))
             return transformers.InternVLForConditionalGeneration(config)
         config = read_transformers_config(source.folder)
-        return getattr(transformers, TRANSFORMERS[config.model_type])(config)
+        return transformers_classes()[config.model_type](config)

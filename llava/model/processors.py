@@ -20,7 +20,18 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 def images_alone(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """Return a processor class without its video part, which needs torchvision; without it the class would not load."""
     parts = [name for name in kind.get_attributes() if name != "video_processor"]
-    return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda cls: parts)})
+    body = {
+        "get_attributes": classmethod(lambda cls: parts),
+        "__reduce__": lambda self: (_restored, (kind, vars(self))),
+    }
+    return type(kind.__name__, (kind,), body)
+
+
+def _restored(kind: type[ProcessorMixin], state: dict) -> ProcessorMixin:
+    """Make a pickled processor again; worker processes get one."""
+    processor = object.__new__(images_alone(kind))
+    vars(processor).update(state)
+    return processor
 
 
 def load_processor(

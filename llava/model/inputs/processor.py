@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from llava.model.images import to_rgb
 from llava.model.pruning.devices import execution_device
 
 from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
@@ -73,7 +74,7 @@ class ProcessorInputs(Inputs):
     def prepare(self, image: Image.Image) -> ProcessedImage:
         """Run the processor over one image and its placeholder."""
         made = self.processor(
-            images=[image.convert("RGB")],
+            images=[to_rgb(image)],
             text=[self.processor.image_token],
             add_special_tokens=False,
             return_tensors="pt",
@@ -135,9 +136,10 @@ class ProcessorInputs(Inputs):
 def _arrays(pictures: Sequence[ProcessedImage], model: Any) -> dict[str, torch.Tensor]:
     """Return the arrays of pictures, joined, on the model's device, in its dtype."""
     names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
+    device = execution_device(model)
     joined = {name: _stack([picture.arrays[name] for picture in pictures]) for name in names if name != TOKEN_TYPES}
     return {
-        name: torch.from_numpy(array).to(execution_device(model), model.dtype if array.dtype.kind == "f" else None)
+        name: torch.from_numpy(array).to(device, model.dtype if array.dtype.kind == "f" else None)
         for name, array in joined.items()
     }
 
