@@ -337,7 +337,8 @@ def _method_class(name: Any) -> type[Method]:
             cls.method = name  # so that `to_dict`, and with it every run file, says how to load it again
         return cls
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"unknown pruning method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}")
+        known = f"known: {', '.join(METHODS)}, or file.py:Class"
+        raise ValueError(f"unknown pruning method {name!r}{nearest(name, METHODS)}; {known}")
     return METHODS[name]
 
 
