@@ -317,7 +317,10 @@ class Method:
             return Method.from_dict(source)
         if isinstance(source, str | os.PathLike):
             return Method.from_json(source)
-        raise ValueError(f"a pruning config is a PruningConfig, a dict or JSON text, got {type(source).__name__}")
+        if isinstance(source, type) and issubclass(source, Method):
+            raise ValueError(f"{source.__name__} is a class: give its settings, {source.__name__}(…)")
+        got = type(source).__name__
+        raise ValueError(f"a pruning config is a method with settings, a dict, JSON text or a .json path, got {got}")
 
 
 def _built_in(cls: type | None) -> bool:
