@@ -23,7 +23,7 @@ from loader_fixtures import (
 from PIL import Image
 from transformers.utils.logging import warning_once
 
-from llava import PruningConfig, load_pretrained_model, prune
+from llava import PruningConfig, __version__, load_pretrained_model, prune
 from llava.eval.model_vqa_loader import eval_model
 from llava.eval.runner.answering import Answerer
 from llava.mm_utils import process_images, tokenizer_image_token
@@ -217,7 +217,7 @@ def test_the_run_file_says_what_made_the_answers(bench, capsys):
     assert record["state"] == "finished" and record["limit"] == 3
     assert record["settings"]["pruning_config"] == PruningConfig.from_json(PRUNED).to_dict()
     assert record["settings"]["dtype"] == "float32" and record["device"] == "cpu" and record["batch_size"] == 4
-    assert record["versions"]["torch"] == torch.__version__
+    assert (record["versions"]["torch"], record["versions"]["llava"]) == (torch.__version__, __version__)
     assert "--limit 3" in record["command"]
     assert [session["questions"] for session in record["sessions"]] == [3]
     assert capsys.readouterr().out.startswith("3 answers in ")
