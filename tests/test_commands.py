@@ -45,3 +45,10 @@ run_command(dataclasses.make_dataclass("Options", []), work, [], prog="example",
 def test_a_warning_for_users_is_one_line_shown_once():
     said = subprocess.run([sys.executable, "-c", WARNS], capture_output=True, text=True, cwd=ROOT)
     assert said.stderr == "warning: key 1 has no effect\nwarning: key 2 has no effect\n"
+
+
+def test_a_command_that_is_interrupted_while_it_imports_says_so_in_one_line():
+    started = "import sys; sys.argv[0] = '-m'; import llava; sys.argv[0] = 'run.py'; raise KeyboardInterrupt"
+    assert subprocess.run([sys.executable, "-c", started], capture_output=True, cwd=ROOT).stderr == b"interrupted\n"
+    imported = "import sys, llava; assert sys.excepthook is sys.__excepthook__"
+    subprocess.run([sys.executable, "-c", imported], check=True, cwd=ROOT)

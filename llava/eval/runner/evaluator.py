@@ -28,7 +28,7 @@ from llava.eval.runner import answers as files
 from llava.eval.runner.answers import AnswersFile
 from llava.eval.runner.batches import Batch, BatchDataset, group
 from llava.eval.runner.plan import Plan
-from llava.eval.runner.questions import Question, Skipped, get_chunk, read_questions, require_images
+from llava.eval.runner.questions import Question, Skipped, get_chunk, read_questions, require_images, require_short
 from llava.eval.runner.ranks import Ranks
 from llava.eval.runner.run import Run
 from llava.eval.runner.runfile import check_settings, fingerprint, read_run_file, run_file_of, write_run_file
@@ -129,6 +129,8 @@ class Evaluator:
             raise UserError(f"the answers file and the question file are both {question_file}")
         known, selected, skipped = self._select(question_file, images, chunk, options)
         checked = self._check_model(config)
+        if not options.skip_bad:
+            require_short(selected, checked.layout.limit)
         settings = checked.settings | {
             "question_file": fingerprint(question_file)[:16],
             "chunk": list(chunk),

@@ -155,6 +155,16 @@ def require_images(questions: Sequence[Question], skip_bad: bool) -> tuple[list[
     return good, bad
 
 
+def require_short(questions: Sequence[Question], limit: int | None) -> None:
+    """Raise `UserError` for a text of more words than the model takes tokens: no token spans two words.
+
+    What the prompt format and the images add, and words of several tokens, are counted when the question is prepared.
+    """
+    for question in questions:
+        if limit is not None and len(question.text) > limit and (words := len(question.text.split())) > limit:
+            raise Skipped(question, f"the text has {words} words, the model takes {limit} tokens").refusal()
+
+
 def _problem(path: Path, opened: bool) -> str | None:
     if not path.is_file():
         return f"image not found: {path}"
