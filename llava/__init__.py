@@ -6,6 +6,8 @@
 import sys
 from importlib import import_module
 
+__version__ = "0.1.0"
+
 _PUBLIC = {
     "PruningConfig": ".model.pruning",
     "PruningTrace": ".model.pruning",

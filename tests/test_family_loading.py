@@ -234,7 +234,7 @@ def test_bounds_of_images_are_those_that_were_asked_for(folder):
 
 def test_bounds_of_images_are_refused_where_images_have_one_size(tmp_path):
     folder = write_family(tmp_path / "m", "llava")
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").write_bytes(b"not read")
     with pytest.raises(ValueError, match="max_pixels=500 given, but images of model_type 'llava' have a fixed size"):
         check_model(ModelOptions(model_path=str(folder), device="cpu", max_pixels=500), None)
 

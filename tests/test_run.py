@@ -240,16 +240,6 @@ def test_files_of_all_benchmarks_are_checked_before_anything_is_asked(data, tmp_
     assert not list((tmp_path / "out").rglob("*.jsonl"))
 
 
-def test_a_text_of_more_words_than_the_model_takes_tokens_is_refused_before_it_loads(
-    data, tmp_path, monkeypatch, capsys
-):
-    forbid_loading(monkeypatch)
-    questions = write_jsonl(tmp_path / "q.jsonl", [{"question_id": "1", "text": "word " * 600}])
-    words = [*arguments(data, tmp_path / "out")[2:], "--questions", str(questions), "--images", str(tmp_path)]
-    assert run.main(words) == 1
-    assert "q.jsonl:1: the text has 600 words, the model takes 512 tokens (--skip-bad" in capsys.readouterr().err
-
-
 def test_an_unreadable_image_stops_the_run_or_is_left_out_and_the_score_is_partial(data, tmp_path, capsys):
     folder = shutil.copytree(data, tmp_path / "data")
     asked = read_jsonl(folder / "gqa_mini" / "llava_gqa_testdev_balanced.jsonl")

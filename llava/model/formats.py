@@ -19,7 +19,7 @@ INTERNVL_ORIGINAL = "internvl_chat"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint is stored, its `model_type`, its number of decoder layers, and of tokens that it takes.
+    """How a checkpoint is stored, its `model_type`, its decoder layers; `limit`: tokens that a prompt may have.
 
     `kind`: "llava" is LLaVA's original layout (LLaVA-1.5 and 1.6, MobileVLM-V2), whose prompts follow conversation
     templates; "transformers" has a processor with a chat template, and "internvl" (its original layout) gets one.
@@ -28,7 +28,7 @@ class Layout:
     kind: Literal["llava", "transformers", "internvl"]
     model_type: str
     layers: int
-    limit: int | None = None
+    limit: int | None
 
     @property
     def has_conversations(self) -> bool:

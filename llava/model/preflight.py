@@ -93,7 +93,7 @@ def resolve(
     """Fit a config to a checkpoint; return it and the settings that were open and are filled in now.
 
     Raises `ValueError` for a layer boundary that the decoder does not have, and for what the model's family cannot do
-    (image encoders that a method cannot read, positions that cannot be counted anew).
+    (image encoders that a method cannot read, positions that cannot be renumbered).
     """
     layout = read_layout(source.folder) if layout is None else layout
     if config is None:

@@ -108,7 +108,7 @@ def _parse(index: int, where: str, row: dict[str, Any], folder: Path, follow: bo
     images = field(row, key, where, (str, list)) if key in row else []
     images = [images] if isinstance(images, str) else images
     for name, value in [("question_id", question_id), ("text", text), *((key, image) for image in images)]:
-        if not isinstance(value, str | int):
+        if name == key and not isinstance(value, str):
             raise UserError(f'{where}: key "{name}" should hold image paths, found {type(value).__name__}')
         try:
             str(value).encode()
@@ -153,16 +153,6 @@ def require_images(questions: Sequence[Question], skip_bad: bool) -> tuple[list[
     if bad and not skip_bad:
         raise bad[0].refusal()
     return good, bad
-
-
-def require_short(questions: Sequence[Question], limit: int | None) -> None:
-    """Raise `UserError` for a text of more words than the model takes tokens: no token spans two words.
-
-    What the prompt format and the images add, and words of several tokens, are counted when the question is prepared.
-    """
-    for question in questions:
-        if limit is not None and len(question.text) > limit and (words := len(question.text.split())) > limit:
-            raise Skipped(question, f"the text has {words} words, the model takes {limit} tokens").refusal()
 
 
 def _problem(path: Path, opened: bool) -> str | None:

@@ -27,10 +27,9 @@ Features = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 class Encoded(NamedTuple):
-    """A picture without its pixels, and what the vision part made of them: [tiles, V / tiles, D], or one [V, D] alone.
+    """An image without its pixels, and its features: [tiles, V / tiles, D], or one [V, D] alone.
 
-    Where the model takes nothing but pixels they are still there and `features` None: the vision part then runs in
-    every prefill.
+    Models that take only pixels keep them, with `features` None: the vision part then runs in every prefill.
     """
 
     picture: ProcessedImage
@@ -40,9 +39,9 @@ class Encoded(NamedTuple):
 class ProcessorInputs(Inputs):
     """Any processor that writes placeholders for images: LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL.
 
-    A prompt is tokenised with one placeholder an image; what the processor makes of an image, prepared once, takes the
-    placeholder's place. That gives the ids of the processor called with text and images together. An image of many
-    questions is preprocessed once, and looked at once: by what transformers' `generate` calls before a prefill.
+    A prompt is tokenised with one placeholder per image, which the ids of the preprocessed image replace. The result is
+    that of the processor called with text and images together, but an image of many questions is preprocessed and
+    encoded once.
     """
 
     name = "chat template"
@@ -58,7 +57,7 @@ class ProcessorInputs(Inputs):
         self._has_types = TOKEN_TYPES in processor(text=["a"], return_tensors="pt")
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """Return the conversation in the words of the processor's chat template, one placeholder an image."""
+        """Return the conversation written by the processor's chat template, one placeholder per image."""
         return self.processor.apply_chat_template(self.messages(turns), add_generation_prompt=True, tokenize=False)
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
