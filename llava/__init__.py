@@ -15,7 +15,6 @@ _PUBLIC = {
     "prune": ".model.pruning",
 }
 __all__ = list(_PUBLIC)
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str):
