@@ -165,13 +165,13 @@ def test_chunks_are_llavas_and_make_up_the_whole(bench):
     assert bench.rows() == [] and bench.record()["totals"]["questions"] == 0
 
 
-def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
+def test_the_tower_sees_an_image_once_in_an_image_group(bench, monkeypatch):
     seen = []
     encode = LlavaLlamaForCausalLM.encode_images
     monkeypatch.setattr(
         LlavaLlamaForCausalLM, "encode_images", lambda self, x, *more: seen.append(len(x)) or encode(self, x, *more)
     )
-    monkeypatch.setattr("llava.eval.runner.batches.UNITS", 1)  # all five batches are one unit
+    monkeypatch.setattr("llava.eval.runner.batches.IMAGE_GROUPS", 1)  # all five batches are one image group
     held, answer = [], Answerer.answer
 
     def watched(self, batch):

@@ -264,7 +264,7 @@ class Evaluator:
         """Prepare questions in batches, each standing alone, so that an `Answerer` may be asked them in any order."""
         chosen = list(questions)
         groups = group(chosen, set(chosen), batch_size or self.options.batch_size, self.loaded.inputs)
-        alone = BatchDataset([replace(one, unit=place) for place, one in enumerate(groups)], self.loaded.inputs)
+        alone = BatchDataset([replace(one, image_group=place) for place, one in enumerate(groups)], self.loaded.inputs)
         return [alone[place] for place in range(len(alone))]
 
     def _check_model(self, config: PruningConfig | None) -> Checked:
