@@ -13,6 +13,7 @@ from loader_fixtures import (
     IMAGES,
     Bench,
     comparable,
+    forbid_loading,
     prompt_of,
     questions,
     read_jsonl,
@@ -23,7 +24,7 @@ from loader_fixtures import (
 from PIL import Image
 from transformers.utils.logging import warning_once
 
-from llava import PruningConfig, load_pretrained_model, prune
+from llava import PruningConfig, __version__, load_pretrained_model, prune
 from llava.eval.model_vqa_loader import eval_model
 from llava.eval.runner.answering import Answerer
 from llava.mm_utils import process_images, tokenizer_image_token
@@ -164,13 +165,13 @@ def test_chunks_are_llavas_and_make_up_the_whole(bench):
     assert bench.rows() == [] and bench.record()["totals"]["questions"] == 0
 
 
-def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
+def test_the_tower_sees_an_image_once_in_an_image_group(bench, monkeypatch):
     seen = []
     encode = LlavaLlamaForCausalLM.encode_images
     monkeypatch.setattr(
         LlavaLlamaForCausalLM, "encode_images", lambda self, x, *more: seen.append(len(x)) or encode(self, x, *more)
     )
-    monkeypatch.setattr("llava.eval.runner.batches.UNITS", 1)  # all five batches are one unit
+    monkeypatch.setattr("llava.eval.runner.batches.IMAGE_GROUPS", 1)  # all five batches are one image group
     held, answer = [], Answerer.answer
 
     def watched(self, batch):
@@ -217,7 +218,7 @@ def test_the_run_file_says_what_made_the_answers(bench, capsys):
     assert record["state"] == "finished" and record["limit"] == 3
     assert record["settings"]["pruning_config"] == PruningConfig.from_json(PRUNED).to_dict()
     assert record["settings"]["dtype"] == "float32" and record["device"] == "cpu" and record["batch_size"] == 4
-    assert record["versions"]["torch"] == torch.__version__
+    assert (record["versions"]["torch"], record["versions"]["llava"]) == (torch.__version__, __version__)
     assert "--limit 3" in record["command"]
     assert [session["questions"] for session in record["sessions"]] == [3]
     assert capsys.readouterr().out.startswith("3 answers in ")
@@ -269,11 +270,16 @@ def test_questions_without_an_image_run_dense_among_the_others(bench, loaded, pr
             assert answered["text"] == tokenizer.decode(output[0], skip_special_tokens=True).strip()
 
 
-def test_a_prompt_that_the_model_cannot_take_is_bad_too(bench, capsys):
+@pytest.mark.parametrize(("words", "loads"), [(1200, False), (1010, True)], ids=["alone", "with its image"])
+def test_a_prompt_that_the_model_cannot_take_is_bad_too(bench, monkeypatch, capsys, words, loads):
+    """One whose text alone is too long is found before the model loads."""
     rows = questions()
-    rows[2]["text"] = "blue " * 1200
+    rows[2]["text"] = "blue " * words
     write_jsonl(bench.question_file, rows)
-    assert bench.run() == 1
+    with monkeypatch.context() as patch:
+        if not loads:
+            forbid_loading(patch)
+        assert bench.run() == 1
     assert "questions.jsonl:3: the prompt has" in capsys.readouterr().err
     assert bench.run("--skip-bad") == 0
     assert sorted(row["prompt"] for row in bench.rows()) == sorted(row["text"] for row in rows[:2] + rows[3:])

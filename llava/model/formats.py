@@ -19,7 +19,7 @@ INTERNVL_ORIGINAL = "internvl_chat"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint is stored, its `model_type`, and the number of its decoder layers.
+    """How a checkpoint is stored, its `model_type`, its decoder layers; `limit`: tokens that a prompt may have.
 
     `kind`: "llava" is LLaVA's original layout (LLaVA-1.5 and 1.6, MobileVLM-V2), whose prompts follow conversation
     templates; "transformers" has a processor with a chat template, and "internvl" (its original layout) gets one.
@@ -28,6 +28,7 @@ class Layout:
     kind: Literal["llava", "transformers", "internvl"]
     model_type: str
     layers: int
+    limit: int | None
 
     @property
     def has_conversations(self) -> bool:
@@ -57,14 +58,15 @@ def read_layout(folder: Path) -> Layout:
         layers = decoder.get("num_hidden_layers") if isinstance(decoder, dict) else None
         if not isinstance(layers, int):
             raise ValueError(f"{path} has no num_hidden_layers in llm_config: expected InternVL's original layout")
-        return Layout("internvl", kind, layers)
+        return Layout("internvl", kind, layers, decoder.get("max_position_embeddings"))
     if kind in transformers_classes() and (kind not in MODEL_TYPES or "text_config" in raw):
-        config = read_transformers_config(folder)
-        return Layout("transformers", kind, config.get_text_config().num_hidden_layers)
+        decoder = read_transformers_config(folder).get_text_config()
+        return Layout("transformers", kind, decoder.num_hidden_layers, decoder.max_position_embeddings)
     if kind not in MODEL_TYPES:
         known = ", ".join(dict.fromkeys((*MODEL_TYPES, *transformers_classes(), INTERNVL_ORIGINAL)))
         raise ValueError(f"{path} has model_type {kind!r}, which is not known here; known are {known}")
-    return Layout("llava", kind, read_config(folder).num_hidden_layers)
+    config = read_config(folder)
+    return Layout("llava", kind, config.num_hidden_layers, config.tokenizer_model_max_length)
 
 
 def read_transformers_config(folder: Path) -> PreTrainedConfig:

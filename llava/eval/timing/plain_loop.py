@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from llava.eval.runner.batches import turns_of
 from llava.eval.runner.evaluator import Evaluator
-from llava.eval.runner.plan import Plan
 from llava.eval.runner.questions import Question
+from llava.eval.runner.session import Plan
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.images import read_image
 from llava.model.inputs import ConventionInputs, left_padded

@@ -14,8 +14,8 @@ from llava.eval.benchmarks import Benchmark
 from llava.eval.runner.batches import Batch
 from llava.eval.runner.costs import Costs
 from llava.eval.runner.evaluator import DENSE, Evaluator
-from llava.eval.runner.plan import Plan
 from llava.eval.runner.run import Run
+from llava.eval.runner.session import Plan
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from llava.cli import UserError
 from llava.eval.benchmarks import question_set
 from llava.eval.runner.evaluator import DENSE, Evaluator, named_configs
-from llava.eval.runner.plan import Plan
 from llava.eval.runner.questions import read_questions, require_images
 from llava.eval.runner.run import Run
 from llava.eval.runner.runfile import fingerprint
+from llava.eval.runner.session import Plan
 from llava.files import write_json
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
