@@ -137,6 +137,20 @@ def test_questions_go_the_way_of_the_loader(loaded):
     assert torch.equal(output, model.generate(torch.tensor([row]), **given, max_new_tokens=5, do_sample=False))
 
 
+@pytest.mark.parametrize("away", ["", "model", "model.image_newline", "model.mm_projector"])
+def test_an_offloaded_model_gives_the_same_answers(loaded, folder, tmp_path, away):
+    """`image_newline` is a parameter beside the modules that accelerate brings back."""
+    parts = ["embed_tokens", "layers", "norm", "rotary_emb", "vision_tower", "mm_projector", "image_newline"]
+    names = {"": [], "model": ["lm_head"]}.get(away, ["lm_head", *(f"model.{part}" for part in parts)])
+    offload = {"device_map": dict.fromkeys(names, "cpu") | {away: "disk"}, "offload_folder": tmp_path}
+    model = load_pretrained_model(folder, None, "llava", device="cpu", **offload)[1]
+    pixels = process_images([picture(SIZES[1])], loaded[2], model.config)
+    ids = torch.tensor([[1, IMAGE_TOKEN_INDEX, 5, 6]])
+    given = {"images": pixels, "image_sizes": [SIZES[1]], "max_new_tokens": 4, "do_sample": False}
+    for _ in range(2):
+        assert torch.equal(model.generate(ids, **given), loaded[1].generate(ids, **given))
+
+
 def test_what_cannot_be_computed_is_refused(loaded, folder):
     tokenizer, model, processor, _ = loaded
     pixels = process_images([picture((60, 25))], processor, model.config)

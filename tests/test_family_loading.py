@@ -16,6 +16,7 @@ from llava import load_pretrained_model
 from llava.cli import ModelOptions
 from llava.model import builder, processors
 from llava.model.formats import read_layout
+from llava.model.inputs import inputs_for
 from llava.model.loaded import LoadedModel
 from llava.model.preflight import check_model
 from llava.model.pruning.families import transformers_classes
@@ -258,3 +259,16 @@ def test_one_gpu_shares_with_the_host_where_the_caller_leaves_the_device_open(
         load_pretrained_model(folder, None, "m", device=device, device_map=device_map)
     assert given["device_map"] == (placed if placed == "auto" else {"": torch.device(placed[""])})
     assert given["dtype"] == torch.float16
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_offloaded_models_encode_images(tmp_path, family):
+    """`image_newline` belongs to the module around the tower, whose forward does not run here."""
+    folder, features = write_family(tmp_path / "m", family), []
+    for device_map in (None, {"": "disk"}):
+        options = {"device": "cpu", "device_map": device_map, "offload_folder": tmp_path / "away"}
+        tokenizer, model, processor, _ = load_pretrained_model(folder, None, "name", **options)
+        inputs = inputs_for(tokenizer, processor, model.config)
+        [seen] = inputs.encode_images(model, [inputs.prepare(Image.new("RGB", (60, 40), "red"))])
+        features.append(torch.cat(seen.content.features))
+    assert torch.equal(*features)

@@ -172,7 +172,15 @@ def test_inputs_that_cannot_work_are_refused(model):
         (lambda: model.generate(images=images), "needs inputs"),
         (lambda: model.generate(ids, images, position_ids=ids), "position_ids"),
         (lambda: model(inputs_embeds=torch.zeros(1, 2, WIDTH), images=images), "without input_ids"),
-        (lambda: model(ids, images=images, labels=ids), "labels"),
+        (
+            lambda: model(ids, images=images, labels=ids[:, 1:]),
+            r"labels and input_ids .* \[1, 2\] and \[1, 3\]",
+        ),
+        (lambda: model.generate(ids, images, assistant_model=model), "assistant_model: a draft model reads token ids"),
+        (
+            lambda: model(ids, past_key_values=model(ids, images=images).past_key_values),
+            "images must come with the first tokens of a prompt",
+        ),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import has_offloaded_params
 from transformers import (
     AutoTokenizer,
     BaseImageProcessor,
@@ -25,6 +26,7 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import build_model, quantization_config
 from llava.model.parts import Parts, find_parts
 from llava.model.processors import check_pixels, check_tokenizer, load_processor
+from llava.model.pruning.devices import execution_device
 from llava.model.pruning.families import transformers_classes
 from llava.utils import pick_device, pick_dtype
 
@@ -120,6 +122,11 @@ def _load_llava(
     checkpoint.check_weights(expected, weights, folder)
     options |= {"config": config, "vision_config": vision_config}
     model = build_model(LlavaLlamaForCausalLM, weights, base, tokenizer, **options)
+    newline = getattr(model.model, "image_newline", None)
+    if newline is not None and newline.is_meta and not has_offloaded_params(model.model):
+        # a device_map that names it alone: accelerate brings modules back, and this is a parameter beside them
+        loaded = weights["model.image_newline"].to(execution_device(model.model), newline.dtype, copy=True)
+        model.model.image_newline = torch.nn.Parameter(loaded)
     context_len = config.max_sequence_length or config.tokenizer_model_max_length or DEFAULT_CONTEXT_LENGTH
     return tokenizer, model, image_processor, context_len
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import nn
 
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.anyres import merge_tiles
 from llava.model.pruning.devices import execution_device
 
@@ -101,6 +102,26 @@ def splice_images(
     return SplicedPrompt(embeds, mask, (mask.cumsum(-1) - 1).clamp(min=0), visual)
 
 
+def splice_labels(
+    labels: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, prompt: SplicedPrompt
+) -> torch.Tensor:
+    """Return `labels` `[B, L]` of `input_ids` at the places that the text has in `prompt`, `[B, T]`.
+
+    Visual tokens, padding, and the first token of a prompt, which nothing predicts, are `IGNORE_INDEX`.
+    Raises `ValueError` for labels of another shape than the ids.
+    """
+    if labels.shape != input_ids.shape:
+        shapes = f"{list(labels.shape)} and {list(input_ids.shape)}"
+        raise ValueError(f"labels and input_ids have shapes {shapes}: expected the same, one label per id")
+    text = input_ids != IMAGE_TOKEN_INDEX
+    if attention_mask is not None:
+        text &= attention_mask.bool()
+    spliced = labels.new_full(prompt.visual_mask.shape, IGNORE_INDEX)
+    places = prompt.attention_mask.bool() & ~prompt.visual_mask
+    spliced[places.to(labels.device)] = labels[text.to(labels.device)]
+    return spliced.masked_fill(prompt.position_ids.to(labels.device) == 0, IGNORE_INDEX)
+
+
 def check_marker_count(markers: int, images: int) -> None:
     """Raise `ValueError` unless a batch has as many `<image>` markers as images."""
     if markers != images:
@@ -167,7 +188,9 @@ class LlavaMetaForCausalLM:
         if image_sizes is None or len(image_sizes) != len(tiled):
             given = "no image_sizes" if image_sizes is None else f"{len(image_sizes)} image_sizes"
             raise ValueError(f"{given} for {len(tiled)} AnyRes images: give (width, height) of each")
-        newline = getattr(self.model, "image_newline", None)
+        with align_module_device(self.model):  # where it is offloaded, this brings it from the host or the disk
+            newline = getattr(self.model, "image_newline", None)
+            newline = None if newline is None else newline.to(self.dtype, copy=True)
         side, pinpoints = self.model.vision_tower.config.image_size, self.config.image_grid_pinpoints
         features = self._project(torch.cat(list(tiled))).split([len(tiles) for tiles in tiled])
         sizes = [tuple(map(int, size)) for size in image_sizes]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -156,7 +157,8 @@ def _encode(pictures: Sequence[ProcessedImage], model: Any) -> list[Encoded]:
     encode = model.base_model.get_image_features
     known = inspect.signature(encode).parameters
     given = {name: value for name, value in _arrays(pictures, model).items() if name in known}
-    features = encode(**given, return_dict=True).pooler_output
+    with align_module_device(model.base_model):  # its own image_newline, where accelerate offloads it
+        features = encode(**given, return_dict=True).pooler_output
     if isinstance(features, torch.Tensor):
         parts = features.split([len(picture.arrays[_PIXELS]) for picture in pictures])
     else:

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, LlamaForCausalLM, LlamaModel, LlamaPr
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.language_model.configuration_llava import LlavaConfig
-from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.llava_arch import LlavaMetaForCausalLM, splice_labels
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.pruning.session import prune
@@ -72,16 +72,18 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
         `input_ids` `[B, L]` may hold markers when nothing is cached; the logits then are `[B, T, vocab]` over the
         spliced, left-padded prompt (`prepare_prompt`). `image_sizes`, (width, height) of each image, are needed
-        for AnyRes alone. Raises `ValueError` as `prepare_prompt` does, and for `labels` of a prompt with images.
+        for AnyRes alone. `labels` `[B, L]`, one per id of `input_ids`, -100 where none counts, are spliced alike:
+        visual tokens and a prompt's first token have none. Raises `ValueError` as `prepare_prompt` does.
         """
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
         given = images is not None or image_features is not None
-        if input_ids is not None and (given or (not cached and bool((input_ids == IMAGE_TOKEN_INDEX).any()))):
-            if labels is not None:
-                raise ValueError("labels of a prompt with images are not supported: compute the loss from the logits")
+        fresh = input_ids is not None and (not cached or input_ids.shape[1] > 1)  # a step of `generate` has no markers
+        if input_ids is not None and (given or (fresh and bool((input_ids == IMAGE_TOKEN_INDEX).any()))):
             if cached or position_ids is not None:
                 raise ValueError("images must come with the first tokens of a prompt, without a cache or position_ids")
             prompt = self.prepare_prompt(input_ids, attention_mask, images, image_features, image_sizes)
+            if labels is not None:
+                labels = splice_labels(labels, input_ids, attention_mask, prompt)
             input_ids, inputs_embeds = None, prompt.inputs_embeds
             attention_mask, position_ids = prompt.attention_mask, prompt.position_ids
             visual_mask = prompt.visual_mask
@@ -119,13 +121,18 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         `inputs` (or `input_ids=`): int64 `[B, L]` with markers; `image_features`: list of projected `[V_i, D]`
         (`encode_images`), instead of `images`; `image_sizes` as in `forward`. With a `pruning_config` the call runs
         inside `prune(self, pruning_config)`; transformers' own models take none: wrap their call in `prune`. Everything
-        else goes to transformers' `generate`: greedy, sampling, beams, streamers, stopping criteria. Raises `ValueError` as
-        `prepare_prompt` does.
+        else goes to transformers' `generate`: greedy, sampling, beams, prompt lookup, streamers, stopping criteria.
+        Raises `ValueError` as `prepare_prompt` does, and for an `assistant_model`.
         """
         inputs = kwargs.pop("input_ids", inputs)
         for key in ("inputs_embeds", "position_ids"):
             if kwargs.pop(key, None) is not None:
                 raise ValueError(f"generate makes {key} from the token ids: give inputs, with images, instead")
+        if kwargs.get("assistant_model") is not None:
+            raise ValueError(
+                "assistant_model: a draft model reads token ids, and this layout's prompts are embeddings; "
+                "use prompt_lookup_num_tokens, or the checkpoint in transformers' layout (-hf)"
+            )
         if inputs is None:
             raise ValueError("generate needs inputs: token ids [B, L], with one image marker per image")
         with nullcontext() if pruning_config is None else self._pruned(pruning_config):
