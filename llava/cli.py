@@ -89,7 +89,8 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Ca
     return convert
 
 
-def _prefix_cache(text: str) -> str:
+def cache_size(text: str) -> str:
+    """Option type of --prefix-cache: auto, off, or a number of bytes."""
     if text not in ("auto", "off") and not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"expected auto, off or a number of bytes, got {text!r}")
     return text
@@ -139,7 +140,7 @@ class GenerationOptions:
         help="what questions about one image have in common is read once: auto (default: where questions share "
         f"images, with {PREFIX_CACHE_BYTES >> 30} GiB), off, or a number of bytes",
         metavar="auto|off|BYTES",
-        type=_prefix_cache,
+        type=cache_size,
     )
     resume: bool = option(False, help="continue an existing answers file (the default)")
     overwrite: bool = option(False, help="discard existing answers and start again")

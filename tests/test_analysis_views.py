@@ -28,7 +28,7 @@ from llava.analysis import (
     view_of,
 )
 from llava.analysis.arrays import NamedArray
-from llava.analysis.projection import Words, captured
+from llava.analysis.lens import Words, captured
 from llava.analysis.recording import read
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
@@ -211,7 +211,7 @@ def test_figures_are_made_without_a_display(tiny, pytestconfig):
 
 def test_prompts_that_cannot_be_asked_are_refused(tiny):
     subject, _ = tiny
-    with pytest.raises(ValueError, match="nowhere.png is not a file"):
+    with pytest.raises(ValueError, match="'nowhere.png': no such file"):
         subject.prompt("nowhere.png", "What?")
     with pytest.raises(ValueError, match="shorten the question"):
         subject.prompt(None, "What? " * 600)

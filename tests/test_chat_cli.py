@@ -16,8 +16,9 @@ import pytest
 from llava_fixtures import make_model, write_checkpoint
 from PIL import Image
 
+from llava.model.preflight import default_config
 from llava.serve import cli_pruning
-from llava.serve.cli_pruning import choose_conv_mode, choose_pruning, main
+from llava.serve.cli_pruning import choose_conv_mode, main
 from llava.serve.display import card_sentence
 from llava.serve.loop import COMMANDS
 
@@ -49,14 +50,14 @@ def no_loading(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("llava.model.builder.load_pretrained_model", load)
+    monkeypatch.setattr("llava.model.loaded.LoadedModel.from_path", load)
 
 
 def test_help_names_every_command_and_needs_no_model(capsys, no_loading):
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     text = capsys.readouterr().out
-    assert left.value.code == 0 and all(command.usage in text and command.help in text for command in COMMANDS)
+    assert left.value.code == 0 and all(usage in text and what in text for usage, what in COMMANDS.items())
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,9 @@ def test_help_names_every_command_and_needs_no_model(capsys, no_loading):
         (["--pruning-config", '{"mode": ["deep"], "mid_deep_layer": 99}'], "99"),
         (["--conv-mode", "v7"], "known: v1"),
         (["-p", "  "], "empty"),
+        (["--load-4bit", "--load-8bit"], "8"),
+        (["--min-pixels", "784"], "pixels"),
+        (["--device", "gpu"], "gpu"),
     ],
 )
 def test_a_mistake_is_one_line_before_the_model_loads(capsys, no_loading, monkeypatch, arguments, reason):
@@ -84,19 +88,26 @@ def test_a_missing_checkpoint_is_one_line(capsys, tmp_path, monkeypatch):
     assert main(["-p", "hi", "--model-path", str(tmp_path / "none")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.setattr(cli_pruning, "SMALL_MODEL", tmp_path / "moved")
-    assert main(["-p", "hi"]) == 1
-    assert "--model-path" in capsys.readouterr().err
+    assert main(["-p", "hi", "--model-path", str(tmp_path / "moved")]) == 1
+    assert "the small model is not at" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "arguments",
     [["--temperature", "-1"], ["--temperature", "nan"], ["--top-p", "1.5"], ["--max-new-tokens", "0"]]
-    + [["--load-4bit", "--load-8bit"], ["--seed", "x"]],
+    + [["--seed", "x"], ["--prefix-cache", "x"]],
 )
 def test_options_out_of_range_are_refused(capsys, no_loading, arguments):
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2 and arguments[0] in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_not_utf_8_is_one_line(capsys, no_loading):
+    with pytest.raises(SystemExit) as left:
+        main(["-p", "caf\udce9?"])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and "is not valid UTF-8" in said and said.count("\n") == 1
 
 
 def test_one_question_prints_the_answer_alone(capsys, picture):
@@ -112,11 +123,13 @@ def test_one_question_prints_the_answer_alone(capsys, picture):
 
 
 def test_a_pipe_is_read_line_by_line(capsys, monkeypatch, checkpoint):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one?\n/prune off\ntwo?\n"))
+    lines = b"one?\n/prune off\ncaf\xe9?\ntwo?\n"  # the third is not UTF-8
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     options = ["--model-path", checkpoint, "--pruning-config", CONFIG, "--max-new-tokens", "3", "--device", "cpu"]
     assert main(options) == 0
     said = capsys.readouterr()
     assert said.err.count("cut at the token limit") == 2 and "pruning is off" in said.err
+    assert "the question is not valid UTF-8 at character 4" in said.err
     assert "\x1b" not in said.out + said.err and "> " not in said.out
 
 
@@ -128,15 +141,13 @@ def test_conversation_modes_follow_the_name():
         "LLaVA-Lightning-MPT-7B": "mpt",
         "other": "llava_v0",
     }
-    assert {name: choose_conv_mode(None, name) for name in names} == names
-    assert choose_conv_mode("plain", "llava-tiny") == "plain"
+    assert {name: choose_conv_mode(name) for name in names} == names
 
 
 def test_the_checkpoints_own_pruning_config_is_the_default(tmp_path):
-    assert choose_pruning(None, tmp_path).resolved(32).shallow_mid_layer == 6
+    assert default_config(tmp_path).resolved(32).shallow_mid_layer == 6
     (tmp_path / "pruning.json").write_text(CONFIG)
-    assert choose_pruning(None, tmp_path).shallow_mid_layer == choose_pruning("none", tmp_path).shallow_mid_layer == 1
-    assert choose_pruning('{"mode": []}', tmp_path).mode == ()
+    assert default_config(tmp_path).shallow_mid_layer == 1
 
 
 def test_the_first_sentence_of_a_model_card(tmp_path):

@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from llava.serve.images import ImageError, Limits, load_image
+from llava.model.images import Limits
+from llava.serve.images import load_image
 
 TIGHT = Limits(seconds=0.7, megabytes=0.05, megapixels=1.0)
 
@@ -100,7 +101,7 @@ def test_a_url_gives_the_picture(server, path):
 )
 def test_a_bad_url_is_one_line_in_time(server, path, reason):
     begun = time.monotonic()
-    with pytest.raises(ImageError, match=reason) as caught:
+    with pytest.raises(ValueError, match=reason) as caught:
         load_image(f"{server}/{path}", TIGHT)
     assert time.monotonic() - begun < 3
     assert "\n" not in str(caught.value) and f"/{path}" in str(caught.value)
@@ -108,7 +109,7 @@ def test_a_bad_url_is_one_line_in_time(server, path, reason):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x.png", "http://", "http://[bad/x.png", "https://127.0.0.1:1/x"])
 def test_an_unreachable_or_malformed_url_is_one_line(url):
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(ValueError) as caught:
         load_image(url, TIGHT)
     assert "\n" not in str(caught.value) and "object at 0x" not in str(caught.value)
 
@@ -126,7 +127,7 @@ def test_files_that_are_not_pictures_are_named(tmp_path):
     wide.write_bytes(png((2000, 600)))
     cases = {
         tmp_path / "absent.png": "no such file",
-        tmp_path: "is not a file",
+        tmp_path: "not a file",
         text: "is not an image",
         postscript: "is not an image",
         damaged: "is damaged",
@@ -136,12 +137,12 @@ def test_files_that_are_not_pictures_are_named(tmp_path):
         "nul\0byte.png": "cannot be read|no such file",
     }
     for path, reason in cases.items():
-        with pytest.raises(ImageError, match=reason) as caught:
+        with pytest.raises(ValueError, match=reason) as caught:
             load_image(str(path), TIGHT)
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("side", [8_100, 11_000, 60_000])  # beyond our limit, Pillow's warning, Pillow's error
+@pytest.mark.parametrize("side", [9_600, 14_000, 60_000])  # beyond our limit, Pillow's warning, Pillow's error
 @pytest.mark.filterwarnings("error")
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
     bomb = bytearray(png())
@@ -149,7 +150,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
     bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb)
-    with pytest.raises(ImageError, match="64 megapixels"):
+    with pytest.raises(ValueError, match="90 megapixels"):
         load_image(str(path))
 
 

@@ -18,25 +18,29 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 from transformers.utils.logging import warning_once
 
-from llava import PruningConfig, load_pretrained_model
+from llava import PruningConfig
+from llava.cli import ModelOptions
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.loaded import LoadedModel
 from llava.model.pruning.methods import METHODS
 from llava.serve.chat import Chat, Sampling
-from llava.serve.cli_pruning import PRUNING_7B, SMALL_MODEL
+from llava.serve.cli_pruning import SMALL_MODEL
 from llava.serve.generation import AnswerStream
-from llava.serve.loop import COMMANDS, ChatLoop
+from llava.serve.loop import COMMANDS, NAMES, ChatLoop
 from llava.serve.prompt import history_file, open_history, plain_reader, terminal_reader
 from llava.tiny.scenes import render
 
-PRUNING = PruningConfig.from_dict(PRUNING_7B | {"shallow_mid_layer": 6})
+PRUNING = PruningConfig.from_dict(
+    {"mode": ["shallow", "middle", "deep"], "layer_threshold": 0.995, "tokens_threshold": 0.2, "shallow_mid_layer": 6}
+)
 QUESTIONS = ("What color is the circle?", "Is there a blue cross?", "How many objects are there?")
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return load_pretrained_model(SMALL_MODEL, None, "llava-tiny", device="cpu")
+    return LoadedModel.from_path(ModelOptions(model_path=str(SMALL_MODEL), device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +53,20 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def chat(loaded, pictures):
-    chat = Chat(loaded, "vicuna_v1", PRUNING, Sampling(max_new_tokens=40))
+    chat = Chat(loaded, PRUNING, Sampling(max_new_tokens=40))
     chat.see(Image.open(pictures / "scene 0.png").convert("RGB"), "scene 0.png")
     return chat
 
 
 def reference(loaded, picture, turns, **options) -> str:
     """Answer the last of `turns` [(question, answer or None)] with `generate` itself."""
-    tokenizer, model, image_processor, _ = loaded
+    tokenizer, model = loaded.tokenizer, loaded.model
     conversation = conv_templates["vicuna_v1"].copy()
     for number, (question, answer) in enumerate(turns):
         conversation.append_message(conversation.roles[0], f"<image>\n{question}" if number == 0 else question)
         conversation.append_message(conversation.roles[1], answer)
     ids = tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")[None]
-    pixels = process_images([Image.open(picture)], image_processor, model.config)
+    pixels = process_images([Image.open(picture)], loaded.processor, model.config)
     output = model.generate(ids, images=pixels, do_sample=False, max_new_tokens=40, **options)
     return tokenizer.decode(output[0], skip_special_tokens=True).strip()
 
@@ -92,7 +96,7 @@ def test_every_turn_answers_like_generate_on_the_whole_conversation(chat, loaded
 
 
 def test_without_an_image_it_chats_in_text(loaded):
-    chat = Chat(loaded, "vicuna_v1", PRUNING, Sampling(max_new_tokens=5))
+    chat = Chat(loaded, PRUNING, Sampling(max_new_tokens=5))
     answers, notes = serve(chat, "hello", "/trace")
     assert chat.last.visual_start is None and chat.last.trace.visual_tokens == 0
     assert len(answers) == 1 and "no image" in notes
@@ -142,10 +146,55 @@ def test_all_commands_in_one_session(chat, pictures):
         f"to load this file: /image {pictures}/scene 0.png",
         "the question holds <image>",
         "pruning off ·",
-        *(command.usage for command in COMMANDS),
+        *COMMANDS,
     ):
         assert expected in notes
     assert "\x1b" not in notes
+
+
+def test_settings_change_while_it_runs_and_answers_are_those_of_a_new_chat(loaded, chat, pictures, tmp_path):
+    (tmp_path / "own config.json").write_text('{"method": "fastv", "k": 2}')
+    answers, notes = serve(
+        chat,
+        QUESTIONS[0],
+        "/set tokens_threshold 0.05",
+        QUESTIONS[1],
+        "/set tokens_treshold 0.05",
+        "/set tokens_threshold",
+        "/set shallow_mid_layer 99",
+        '/set mode ["middle"]',
+        "/set {",
+        f"/set '{tmp_path}/own config.json'",
+        QUESTIONS[2],
+        "/set",
+    )
+    for expected in (
+        "did you mean 'tokens_threshold'",
+        "/set tokens_threshold lacks a value",
+        "99",
+        '"mode": ["middle"]',
+        "is not JSON",
+        '"method": "fastv"',
+    ):
+        assert expected in notes
+    assert chat.pruning.method == "fastv" and chat.last.trace.cuts[0][0] == 1
+    fresh = Chat(loaded, PruningConfig.of({"method": "fastv", "k": 2}), Sampling(max_new_tokens=40))
+    fresh.see(Image.open(pictures / "scene 0.png").convert("RGB"), "scene 0.png")
+    fresh.said = chat.said[:-1]
+    assert fresh.ask(QUESTIONS[2]).text == answers[2]
+
+
+@pytest.mark.parametrize("question", ["what \ud83d is this?", "caf\udce9?"])
+def test_text_that_is_not_utf_8_is_one_line_and_the_session_lives(chat, question):
+    answers, notes = serve(chat, question, f"/image {question}", "/" + question, QUESTIONS[0])
+    assert len(answers) == 1 and "the question is not valid UTF-8 at character" in notes and chat.turns == 1
+
+
+def test_a_backslash_continues_a_question_on_the_next_line(chat, monkeypatch):
+    asked = []
+    monkeypatch.setattr(chat, "ask", lambda question, write: asked.append(question))
+    serve(chat, "one\\", "two\\", "three", "four\\")
+    assert asked == ["one\ntwo\nthree", "four"]
 
 
 def chat_filter(notes: str) -> str:
@@ -287,7 +336,7 @@ def keyboard(monkeypatch, tmp_path):
 
 
 def test_keys_of_the_prompt(keyboard):
-    read = terminal_reader(command.name for command in COMMANDS)
+    read = terminal_reader(NAMES)
     keyboard.send_text("hello world\x17there\r")  # Ctrl-W deletes a word
     assert read() == "hello there"
     keyboard.send_text("half\x03")
@@ -298,6 +347,13 @@ def test_keys_of_the_prompt(keyboard):
     keyboard.send_text("/tr\t")
     threading.Timer(0.5, keyboard.send_text, ["\r"]).start()  # completing runs beside the reading of keys
     assert read() == "/trace"
+    for keys in ("one\\\rtwo\r", "one\x1b\rtwo\r", "\x1b[200~one\ntwo\x1b[201~\r"):  # backslash, Alt-Enter, a paste
+        keyboard.send_text(keys)
+        assert read() == "one\ntwo"
+    keyboard.send_text("\x12hello\r\r")  # Ctrl-R searches
+    assert read() == "hello there"
+    keyboard.send_bytes(b"caf\xe9\r")  # not UTF-8: the history takes it, the question is refused later
+    assert read().startswith("caf")
     keyboard.send_text("\x04")
     with pytest.raises(EOFError):
         read()

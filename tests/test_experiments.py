@@ -2,14 +2,16 @@
 
 import csv
 import json
+import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from llava.analysis import experiment
-from llava.analysis.experiments import EXPERIMENTS, asking
-from llava.analysis.experiments.asking import name_of
-from llava.analysis.experiments.plan import default_windows, layers_text
+from llava.analysis.experiment import name_of
+from llava.analysis.paper_experiments import EXPERIMENTS, default_windows, layers_text
+from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 from llava.tiny.accuracy import CHECKPOINT
@@ -46,6 +48,10 @@ def rows(out, name, **wanted):
     with (out / f"{name}.csv").open(encoding="utf-8") as file:
         found = list(csv.DictReader(file))
     return [row for row in found if all(row[key] == str(value) for key, value in wanted.items())]
+
+
+def no_model(*args, **kwargs):
+    raise AssertionError("the model was loaded")
 
 
 def texts(out, row):
@@ -143,13 +149,32 @@ def test_the_report_is_a_map_by_depth_and_a_section_an_experiment(out):
 def test_a_second_run_asks_nothing_and_says_the_same(out, data, monkeypatch):
     before = {path.name: path.read_text() for path in out.glob("*.csv")}
 
-    class Unloaded:
-        def __call__(self, args, plan):
-            raise AssertionError("an answer is asked again")
-
-    monkeypatch.setattr(asking, "Loader", Unloaded)
+    monkeypatch.setattr(LoadedModel, "from_path", no_model)
     assert experiment.main(arguments("all", data, out, *ALL)) == 0
     assert {path.name: path.read_text() for path in out.glob("*.csv")} == before
+
+
+def test_a_plot_has_the_format_that_was_asked_for(out, data, monkeypatch):
+    monkeypatch.setattr(LoadedModel, "from_path", no_model)
+    assert experiment.main(arguments("exits", data, out, "--format", "svg", *ALL)) == 0
+    assert (out / "exits.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("name", ["windows", "discarding", "selection", "critical"])
+def test_plots_draw_the_intervals_of_the_csv(out, name):
+    table = [{key: number(value) for key, value in row.items()} for row in rows(out, name)]
+    score, agreement = EXPERIMENTS[name].draw(table).axes
+    ends = [segment[:, 1].tolist() for one in agreement.collections for segment in one.get_segments()]
+    expected = [[row["agreement_low"], row["agreement_high"]] for row in table[1:]]
+    np.testing.assert_allclose(sorted(ends), sorted(expected))
+    assert not score.collections
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def test_experiments_share_the_runs_of_equal_configs():
@@ -175,23 +200,51 @@ def test_stages_are_the_papers_scaled_and_always_layers_of_the_model(layers):
     ("more", "message"),
     [
         (["--benchmark", "gqa_minus"], "gqa_minus"),
-        (["--benchmark", "pop"], "benchmark 'pop' is not known"),
+        (["--benchmark", "pop"], "'pop'"),
         (["--windows", "0-3,4-7,8-12"], "deep ends at layer 12, but the model has 12 layers"),
         (["--layer", "11"], "the model has 12 layers, and one must follow"),
         (["--grid", "layer_treshold=0.9"], "experiment 'grid': unknown key 'layer_treshold'"),
         (["--pruning-config", '{"method":"vtw"}'], "experiment 'grid': unknown key 'layer_threshold'"),
+        (["--pruning-config", "none"], "--pruning-config none"),
         (["--model-path", "none/there"], "none/there"),
+        (["--conv-mode", "v7"], "v7"),
+        (["--load-8bit", "--load-4bit"], "both given"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_is_asked(data, tmp_path, capsys, more, message):
+def test_mistakes_are_one_line_before_the_model_loads(data, tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.setattr(LoadedModel, "from_path", no_model)
     assert experiment.main(arguments("grid", data, tmp_path / "out", *more)) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
-    assert not list(tmp_path.glob("out/*"))
+    assert not list(tmp_path.rglob("*.jsonl"))
 
 
 @pytest.mark.parametrize(
-    "more", [["--windows", "0-3"], ["--windows", "3-0,1-2,3-4"], ["--grid", "x"], ["--grid", "a=b"], ["--limit", "0"]]
+    ("broken", "message"),
+    [
+        ("llava_gqa_testdev_balanced.jsonl", "llava_gqa_testdev_balanced.jsonl"),
+        ("data/testdev_balanced_questions.json", "testdev_balanced_questions.json"),
+        ("data/images", "images"),
+        ("out", "out"),
+    ],
+)
+def test_broken_inputs_are_one_line_before_the_model_loads(data, tmp_path, capsys, monkeypatch, broken, message):
+    monkeypatch.setattr(LoadedModel, "from_path", no_model)
+    shutil.copytree(data / "gqa_mini", tmp_path / "data" / "gqa_mini")
+    path = tmp_path / "out" if broken == "out" else tmp_path / "data" / "gqa_mini" / broken
+    if path.is_dir():
+        image = sorted(path.iterdir())[0]
+        image.write_bytes(b"no image")
+        message = image.name
+    else:
+        path.write_text("{")
+    assert experiment.main(arguments("windows", tmp_path / "data", tmp_path / "out")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "more", [["--windows", "0-3"], ["--windows", "3-0,1-2,3-4"], ["--grid", "x"], ["--grid", "a=b"], ["--keep", "0"]]
 )
 def test_bad_options_are_refused_by_the_command_line(data, tmp_path, capsys, more):
     with pytest.raises(SystemExit) as left:

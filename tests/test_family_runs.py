@@ -18,6 +18,7 @@ from llava.eval.runner.timing import ForwardTimer
 from llava.model.inputs import Turn, inputs_for
 from llava.model.inputs import processor as processor_inputs
 from llava.model.inputs.processor import ENCODED
+from llava.model.loaded import LoadedModel
 from llava.serve import cli_pruning
 from llava.serve.chat import Chat, Sampling
 
@@ -201,10 +202,14 @@ def test_vision_is_timed_apart(loaded, family):
         assert (spent.prefills, spent.decode_steps, spent.vision > 0) == (1, 2, there)
 
 
+def as_loaded(loaded):
+    return LoadedModel("model", *loaded, inputs_for(loaded[0], loaded[2], loaded[1].config))
+
+
 @pytest.mark.parametrize("pruned", [False, True])
 def test_a_chat_of_two_turns_asks_what_one_would_write_by_hand(family, loaded, pruned):
     config = PruningConfig.from_json(PRUNED)
-    chat = Chat(loaded, None, config, Sampling(max_new_tokens=6), pruning_on=pruned)
+    chat = Chat(as_loaded(loaded), config, Sampling(max_new_tokens=6), pruning_on=pruned)
     image = pictures(family)["b"]
     assert chat.see(image.convert("RGB"), "b.png").seen.visual > 0
     first, second = chat.ask("What is it?"), chat.ask("Why?")
@@ -225,7 +230,7 @@ def test_a_text_that_holds_a_placeholder_is_refused(family, loaded, bench, capsy
     with pytest.raises(ValueError, match="stands for an image"):
         inputs.encode([Turn(f"What is {token}?", 1)])
     assert token not in inputs.clean(f"a {token}!")
-    chat = Chat(loaded, None, PruningConfig.from_json(PRUNED))
+    chat = Chat(as_loaded(loaded), PruningConfig.from_json(PRUNED))
     with pytest.raises(ValueError, match="the image's place"):
         chat.ask(f"What is {token}?")
     rows = questions()

@@ -12,6 +12,7 @@ from llava import PruningConfig, load_pretrained_model
 from llava.model.inputs import Turn, inputs_for
 from llava.model.internvl_processor import SYSTEM_MESSAGE
 from llava.model.layouts import read_layout
+from llava.model.loaded import LoadedModel
 from llava.serve.chat import Chat, Sampling
 
 
@@ -53,7 +54,8 @@ def test_a_chat_asks_in_internvls_own_words(shared):
     assert set(batch) == set(given) and all(torch.equal(batch[name], given[name]) for name in given)
     made = loaded[1].base_model.get_image_features(given["pixel_values"], return_dict=True)
     torch.testing.assert_close(features, made.pooler_output)
-    chat = Chat(loaded, None, PruningConfig.from_dict(CONFIG), Sampling(max_new_tokens=4), pruning_on=False)
+    whole = LoadedModel("model", *loaded, inputs)
+    chat = Chat(whole, PruningConfig.from_dict(CONFIG), Sampling(max_new_tokens=4), pruning_on=False)
     chat.see(image, "c.png")
     reply = chat.ask("What is it?")
     assert reply.prompt_tokens == given["input_ids"].shape[1]

@@ -67,15 +67,19 @@ def test_the_documentation_shows_every_figure_and_names_every_notebook():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NAMES)
 
 
-def test_other_parameters_take_the_place_of_the_notebooks_own(tmp_path, monkeypatch, capsys):
+def test_other_parameters_take_the_place_of_the_notebooks_own_and_paths_hold_where_it_was_written(
+    tmp_path, monkeypatch, capsys
+):
     cell = nbformat.v4.new_code_cell("QUESTION = 'a'\nIMAGE = 'b'", metadata={"tags": [PARAMETERS]})
-    shown = nbformat.v4.new_code_cell("print(QUESTION, IMAGE)")
+    shown = nbformat.v4.new_code_cell("print(QUESTION, open(IMAGE).read())")
+    (tmp_path / "b").write_text("b")
     failing = nbformat.v4.new_code_cell("raise KeyError('no such thing')")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell, shown]), tmp_path / "good.ipynb")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell, failing]), tmp_path / "bad.ipynb")
     monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
     assert main(["good", "--output", str(tmp_path / "out"), "--question", "it's"]) == 0
     assert printed(nbformat.read(tmp_path / "out/good.ipynb", as_version=4)) == ["it's b\n"]
+    assert printed(run_notebook(tmp_path / "out/good.ipynb")) == ["it's b\n"]
     assert printed(nbformat.read(tmp_path / "good.ipynb", as_version=4)) == []
     assert main(["bad", "--check"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "error: bad.ipynb: KeyError: 'no such thing'"
@@ -88,8 +92,14 @@ def test_a_figure_cell_without_a_picture_is_refused():
         figures_of(nbformat.v4.new_notebook(cells=[cell]))
 
 
-def test_arguments_that_cannot_work_are_refused_before_anything_runs(capsys):
-    assert main(["nothing"]) == 2
-    assert "no notebook 'nothing' in visualization/" in capsys.readouterr().err
-    assert main(["--model-path", "other"]) == 2
-    assert "other parameters need --output" in capsys.readouterr().err
+def test_arguments_that_cannot_work_are_refused_before_anything_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(notebooks, "refresh", lambda *args: pytest.fail("a notebook ran"))
+    for arguments, message in (
+        (["nothing"], "no notebook 'nothing' in visualization/"),
+        (["--model-path", "other"], "other parameters need --out FOLDER"),
+    ):
+        assert main(arguments) == 1
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)  # as an installed package has it
+    assert main([]) == 1
+    assert "run this command from a checkout" in capsys.readouterr().err

@@ -9,10 +9,12 @@ import torch
 from loader_fixtures import CONFIG, IMAGES, Bench, comparable, questions, write_images, write_jsonl, write_model
 from PIL import Image
 
-from llava import PruningConfig, load_pretrained_model
+from llava import PruningConfig
+from llava.cli import ModelOptions
 from llava.eval import bench as bench_command
 from llava.eval.runner.batches import LARGEST_UNIT, BatchDataset, by_image, group, shares_images
 from llava.eval.runner.questions import Question
+from llava.model.loaded import LoadedModel
 from llava.serve.chat import Chat, Sampling
 
 PRUNED = json.dumps(CONFIG)
@@ -104,16 +106,14 @@ def test_an_image_is_finished_with_the_last_batch_of_a_unit_that_shows_it():
 
 
 def test_a_chat_runs_what_is_new_and_forgets_with_its_image(shared):
-    loaded = load_pretrained_model(shared[0], None, "llava-random", device="cpu")
+    loaded = LoadedModel.from_path(ModelOptions(model_path=str(shared[0]), device="cpu"))
     rows: list[int] = []
-    loaded[1].model.layers[0].mlp.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[1]))
+    loaded.model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[1]))
     picture = Image.open(shared[1] / "a.png").convert("RGB")
     texts = {}
     for room in (None, 1 << 30):
         for pruning_on in (False, True):
-            chat = Chat(
-                loaded, "vicuna_v1", PruningConfig.from_dict(CONFIG), Sampling(max_new_tokens=4), pruning_on, room
-            )
+            chat = Chat(loaded, PruningConfig.from_dict(CONFIG), Sampling(max_new_tokens=4), pruning_on, room)
             chat.see(picture, "a.png")
             for question in ("What is it?", "Why?"):
                 rows.clear()

@@ -1,6 +1,6 @@
 """See inside a model: lenses, attention over the picture, value norms, influence; what `visualization/` calls.
 
-Every analysis is a function of `(model, inputs)` that returns named arrays, one result a prompt, and leaves the model
+Every analysis is a function of `(model, inputs)` that returns named arrays, one result per prompt, and leaves the model
 as it was; `docs/analysis.md` shows each on the small model.
 """
 
@@ -8,12 +8,11 @@ from importlib import import_module
 
 _NAMES = {
     "arrays": ("NamedArray",),
-    "attention_maps": ("attention_map", "visual_share"),
+    "attention": ("attention_map", "visual_share"),
     "drawing": ("plot_by_layer", "plot_over_picture", "plot_view", "plot_words"),
     "heads": ("value_output",),
-    "influence_maps": ("InfluenceMap", "influence_map", "plot_influence", "plot_kept", "plot_tokens"),
-    "lens": ("logit_lens",),
-    "projection": ("Words",),
+    "influence": ("InfluenceMap", "influence_map", "plot_influence", "plot_kept", "plot_tokens"),
+    "lens": ("Words", "logit_lens"),
     "prompts": ("Answer", "Prompt", "Subject"),
     "sinks": ("ValueMap", "find_sinks", "plot_shares", "plot_values", "remove_sinks", "value_norms"),
     "views": ("Panel", "View", "view_of"),

@@ -1,4 +1,4 @@
-"""Figures that the analyses share: numbers over a picture, lines by layer, words in a table."""
+"""Figures that the analyses share: numbers over a picture, lines over layers, words in a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .arrays import NamedArray
-from .projection import Words
+from .lens import Words
 from .views import Box, View
 
 COLORS = "inferno"
@@ -20,12 +20,12 @@ COLORS = "inferno"
 def plot_over_picture(
     array: NamedArray, view: View, image: int = 0, *, title: str = "", shared: bool = False, thumbnails: bool = False
 ) -> Figure:
-    """Draw one number a visual token over a picture of the prompt, a panel a place of the other axis.
+    """Draw one number per visual token over a picture of the prompt, one panel per place of the other axis.
 
     array:
         axes (token,) or (…, token), its tokens the prompt's visual ones in order; NaN (pruned) is left clear
     shared:
-        one colour scale for all panels; else each has its own, whose highest value stands in its title
+        one colour scale for all panels; else each has its own, whose highest value is in its title
     thumbnails:
         the tokens of the picture's thumbnail, where a family has one, instead of those of its tiles
 
@@ -38,9 +38,14 @@ def plot_over_picture(
     name = array.axes[0]
     rows = np.atleast_2d(array.values)
     labels = array.labels.get(name, range(len(rows))) if array.values.ndim == 2 else [""]
-    figure, grid = _panels(len(rows), 6, (2.1, 2.3))
+    columns = min(6, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(2.1 * columns, 2.3 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid[len(rows) :]:
+        axes.set_visible(False)
     top = np.nanmax(rows) if shared and not np.isnan(rows).all() else None
-    for axes, values, label in zip(grid, rows, labels, strict=True):
+    for axes, values, label in zip(grid, rows, labels, strict=False):
         highest = draw_over(axes, view, values, image, top, thumbnails)
         scale = "" if shared or highest is None else f"  (≤ {highest:.2g})"
         axes.set_title(f"{name} {label}{scale}" if array.values.ndim == 2 else scale.strip(), fontsize=9)
@@ -75,7 +80,10 @@ def draw_over(
         raise ValueError(f"{len(values)} numbers were given for {count} cells: one is needed for every visual token")
     cells = [values[panel.cells] for panel in panels]
     known = np.concatenate([cell[~np.isnan(cell)] for cell in cells])
-    width, height = draw_picture(axes, view, image)
+    picture = view.pictures[image].convert("L")
+    width, height = picture.size
+    axes.imshow(np.asarray(picture), "gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+    axes.set_axis_off()
     if not len(known):
         return None
     highest = float(known.max())
@@ -83,26 +91,10 @@ def draw_over(
         left, upper, right, lower = panel.box
         strength = np.clip(np.nan_to_num(cell) / (top or highest or 1), 0, 1)
         extent = (left * width, right * width, lower * height, upper * height)
-        axes.imshow(
-            cell,
-            COLORS,
-            alpha=0.85 * strength**0.5,
-            vmin=0,
-            vmax=top or highest,
-            extent=extent,
-            interpolation="nearest",
-        )
+        style = {"alpha": 0.85 * strength**0.5, "extent": extent, "interpolation": "nearest"}
+        axes.imshow(cell, COLORS, vmin=0, vmax=top or highest, **style)
     _fit(axes, [panel.box for panel in panels], (width, height))
     return highest
-
-
-def draw_picture(axes: Axes, view: View, image: int = 0) -> tuple[int, int]:
-    """Draw a picture in grey, without ticks; return its width and height in pixels."""
-    picture = view.pictures[image].convert("L")
-    width, height = picture.size
-    axes.imshow(np.asarray(picture), "gray", vmin=0, vmax=255, extent=(0, width, height, 0))
-    axes.set_axis_off()
-    return width, height
 
 
 def outline(axes: Axes, box: Box, size: tuple[int, int], **style: Any) -> None:
@@ -114,7 +106,7 @@ def outline(axes: Axes, box: Box, size: tuple[int, int], **style: Any) -> None:
 
 
 def plot_by_layer(array: NamedArray, label: str, title: str = "") -> Figure:
-    """Draw lines over the layers, one a place of the other axis: axes (layer,) or (layer, …)."""
+    """Draw lines over the layers, one per place of the other axis: axes (layer,) or (layer, …)."""
     if array.axes[0] != "layer" or array.values.ndim > 2:
         raise ValueError(f"expected axes (layer,) or (layer, …), got {array.axes}: take a mean, or .at(…), first")
     figure = Figure(figsize=(7, 3), layout="constrained")
@@ -169,13 +161,3 @@ def _fit(axes: Axes, boxes: Sequence[Box], size: tuple[int, int]) -> None:
     left, top, right, bottom = np.array([*boxes, (0, 0, 1, 1)]).T
     axes.set_xlim(left.min() * width, right.max() * width)
     axes.set_ylim(bottom.max() * height, top.min() * height)
-
-
-def _panels(count: int, widest: int, size: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
-    columns = min(widest, count)
-    lines = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in grid[count:]:
-        axes.set_visible(False)
-    return figure, grid[:count]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .projection import Unembedding, Words, captured
+from .lens import Unembedding, Words, captured
 from .recording import read
 
 
@@ -27,7 +27,7 @@ def value_output(
     follow: Sequence[int] = (),
     norm: bool = True,
 ) -> list[Words]:
-    """Project the value vectors of the token at `position`, nothing pruned; one `Words` a prompt, axes (layer, head).
+    """Project the value vectors of the token at `position`, nothing pruned; one `Words` per prompt, axes (layer, head).
 
     position:
         place in the prompt, images expanded; negative from its end: −1 is the last prompt token

@@ -3,49 +3,125 @@
     python -m llava.analysis.notebooks                                  # all of them, in place, and docs/analysis/
     python -m llava.analysis.notebooks attention_visualization
     python -m llava.analysis.notebooks --check                          # run them, write nothing
-    python -m llava.analysis.notebooks --output runs/7b --model-path liuhaotian/llava-v1.5-7b --image PICTURE
+    python -m llava.analysis.notebooks --out runs/7b --model-path liuhaotian/llava-v1.5-7b --image PICTURE
 
-A notebook's first code cell holds its parameters. A cell tagged `figure:NAME` makes docs/analysis/NAME.jpg. Needs
-nbclient and ipykernel: pip install 'llava[viz]'. Exit status: 0 done, 1 a notebook failed, 2 bad arguments.
+A notebook's first code cell holds its parameters. A cell tagged `figure:NAME` makes docs/analysis/NAME.jpg. The
+notebooks are in a checkout of the repository, not in the installed package. They need nbclient and ipykernel:
+pip install 'llava[viz]'.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
+import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+from llava.cli import UserError, option, run_command
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-FOLDER = Path(__file__).parents[2] / "visualization"
-FIGURES = Path(__file__).parents[2] / "docs/analysis"
+CHECKOUT = Path(__file__).parents[2]
+FOLDER, FIGURES = CHECKOUT / "visualization", CHECKOUT / "docs/analysis"
 PARAMETERS = "parameters"
 SECONDS = 120
-"""What a notebook may take on two CPU cores with the small model; a larger one gets ten times that a cell."""
+"""What a notebook may take on two CPU cores with the small model; another model gets ten times that for each cell."""
 MAX_BYTES = 300_000
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def run_notebook(path: Path, parameters: Mapping[str, str] | None = None, seconds: int = SECONDS) -> NotebookNode:
-    """Return a notebook with the outputs of a run in its own folder, from a fresh kernel.
+@dataclass(kw_only=True)
+class Options:
+    """Options of the command."""
 
-    parameters: values for its parameters cell; seconds: what each cell may take.
-    Raises `nbclient`'s errors for a cell that fails or takes longer.
+    names: list[str] = option(
+        [], help="notebooks, without .ipynb (default: all)", positional=True, many=True, metavar="NAME"
+    )
+    check: bool = option(False, help="run, and write nothing")
+    out: Path | None = option(
+        None, help="write notebooks and figures to this folder instead", metavar="FOLDER", aliases=("--output",)
+    )
+    model_path: str | None = option(None, help="MODEL_PATH of the notebooks (with --out)")
+    image: str | None = option(None, help="IMAGE of the notebooks (with --out)")
+    question: str | None = option(None, help="QUESTION of the notebooks (with --out)")
+    config: str | None = option(None, help="CONFIG of the notebooks that have it (with --out)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(Options, work, argv, prog="python -m llava.analysis.notebooks", description=__doc__)
+
+
+def work(options: Options) -> None:
+    """Run notebooks, and write them and their figures; `UserError` before the first one for what cannot work."""
+    from tqdm import tqdm
+
+    known = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    if not known:
+        raise UserError(f"no notebooks in {FOLDER}: run this command from a checkout of the repository")
+    unknown = sorted(set(options.names) - set(known))
+    if unknown:
+        raise UserError(f"no notebook {unknown[0]!r} in {FOLDER.name}/; there are {', '.join(known)}")
+    given = {key.upper(): getattr(options, key) for key in ("model_path", "image", "question", "config")}
+    parameters = {name: _absolute(value, Path.cwd()) for name, value in given.items() if value is not None}
+    if parameters and options.out is None and not options.check:
+        raise UserError("other parameters need --out FOLDER: the notebooks in place show the small model")
+    try:
+        import ipykernel  # noqa: F401  the kernel that nbclient starts
+        import nbclient  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'llava[viz]'") from None
+    with tqdm(options.names or known, unit="notebook") as names:
+        for name in names:
+            refresh(FOLDER / f"{name}.ipynb", parameters, None if options.check else options.out or FOLDER)
+
+
+def refresh(path: Path, parameters: Mapping[str, str], folder: Path | None) -> None:
+    """Run a notebook and write it and its figures to `folder` (None: nowhere); `UserError` where a cell fails.
+
+    In the notebooks' own folder the figures go to docs/analysis; in another one, parameters that are paths become
+    absolute, so that the notebook runs where it was written.
+    """
+    import nbformat
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
+    in_place = folder is None or folder.resolve() == path.parent.resolve()
+    try:
+        notebook = run_notebook(path, parameters, SECONDS * (10 if parameters else 1), in_place)
+        figures = figures_of(notebook)
+    except (CellExecutionError, CellTimeoutError, ValueError) as error:
+        last = [line for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()][-1]
+        raise UserError(f"{path.name}: {last}") from None
+    if folder is None:
+        return
+    pictures = FIGURES if folder == FOLDER else folder
+    for made in (folder, pictures):
+        made.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / path.name)
+    for figure, picture in figures.items():
+        (pictures / f"{figure}.jpg").write_bytes(picture)
+
+
+def run_notebook(
+    path: Path, parameters: Mapping[str, str] | None = None, seconds: int = SECONDS, in_place: bool = True
+) -> NotebookNode:
+    """Run a notebook in its own folder, in a fresh kernel; return it with its outputs.
+
+    `parameters` are values for its parameters cell, and each cell may take `seconds`. Unless the notebook is to stay
+    `in_place`, its parameters that are paths become absolute. Raises `nbclient`'s errors for a cell that fails or
+    takes longer.
     """
     import nbformat
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    if parameters:
-        set_parameters(notebook, parameters)
+    set_parameters(notebook, parameters or {}, None if in_place else path.parent)
     resources = {"metadata": {"path": str(path.parent)}}
     quiet = os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm, where ipywidgets is not installed
     client = NotebookClient(notebook, timeout=seconds, resources=resources, extra_arguments=["--log-level=40"])
@@ -56,20 +132,26 @@ def run_notebook(path: Path, parameters: Mapping[str, str] | None = None, second
     return notebook
 
 
-def set_parameters(notebook: NotebookNode, parameters: Mapping[str, str]) -> None:
-    """Replace the `NAME = …` lines of the parameters cell; a name that it does not assign is left out."""
+def set_parameters(notebook: NotebookNode, parameters: Mapping[str, str], folder: Path | None = None) -> None:
+    """Replace the `NAME = "…"` lines of the parameters cell; a name that it does not assign is left out.
+
+    folder: where its relative paths begin, which become absolute; None leaves them as they are.
+    """
+    if not parameters and folder is None:
+        return
     cell = next(cell for cell in notebook.cells if PARAMETERS in cell.metadata.get("tags", ()))
-    lines = cell.source.splitlines()
-    for place, line in enumerate(lines):
-        name = line.partition(" = ")[0]
-        if name in parameters:
-            lines[place] = f"{name} = {parameters[name]!r}"
-    cell.source = "\n".join(lines)
+    values: dict[str, str] = {}
+    exec(cell.source, {}, values)
+    if folder is not None:
+        values = {name: _absolute(value, folder) for name, value in values.items()}
+    cell.source = "\n".join(
+        f"{name} = {json.dumps(parameters.get(name, value), ensure_ascii=False)}" for name, value in values.items()
+    )
 
 
 def figures_of(notebook: NotebookNode) -> dict[str, bytes]:
     """Return the pictures of the cells tagged `figure:NAME`, JPEG by name; `ValueError` where a cell made none."""
-    found = {}
+    figures = {}
     for cell in notebook.cells:
         for tag in cell.metadata.get("tags", ()):
             if not tag.startswith("figure:"):
@@ -77,80 +159,18 @@ def figures_of(notebook: NotebookNode) -> dict[str, bytes]:
             pictures = [output.data["image/jpeg"] for output in cell.outputs if "image/jpeg" in output.get("data", {})]
             if not pictures:
                 raise ValueError(f"the cell tagged {tag} made no picture")
-            found[tag.removeprefix("figure:")] = base64.b64decode(pictures[0])
-    return found
+            figures[tag.removeprefix("figure:")] = base64.b64decode(pictures[0])
+    return figures
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run notebooks; returns the exit status."""
-    known = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.notebooks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"notebooks (default: all): {', '.join(known)}")
-    parser.add_argument("--check", action="store_true", help="run, and write nothing")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write notebooks and figures here")
-    for name in ("model-path", "image", "question", "config"):
-        named = name.upper().replace("-", "_")
-        parser.add_argument(f"--{name}", metavar=named, help=f"{named} of the notebooks that have it (with --output)")
-    args = parser.parse_args(argv)
-    parameters = {
-        name.upper(): str(Path(value).resolve()) if Path(value).exists() else value
-        for name in ("model_path", "image", "question", "config")
-        if (value := getattr(args, name)) is not None
-    }
-    unknown = sorted(set(args.names) - set(known))
-    problem = None
-    if unknown:
-        problem = f"no notebook {unknown[0]!r} in {FOLDER.name}/; there are {', '.join(known)}"
-    elif parameters and args.output is None and not args.check:
-        problem = "other parameters need --output: the notebooks in place show the small model"
-    if problem is None:
-        try:
-            import ipykernel  # noqa: F401  the kernel that nbclient starts
-            import nbclient  # noqa: F401
-        except ImportError as error:
-            problem = f"{error.name} is not installed; pip install 'llava[viz]'"
-    if problem is not None:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    problem = None
-    with tqdm(args.names or known, unit="notebook") as names:  # closed before the error is printed
-        for name in names:
-            problem = refresh(FOLDER / f"{name}.ipynb", parameters, None if args.check else args.output or FOLDER)
-            if problem is not None:
-                break
-    if problem is not None:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def refresh(path: Path, parameters: Mapping[str, str], folder: Path | None) -> str | None:
-    """Run a notebook and write it and its figures to `folder` (None: nowhere); return what went wrong, in one line.
-
-    In the notebooks' own folder the figures go to docs/analysis.
-    """
-    import nbformat
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError
-
+def _absolute(value: str, folder: Path) -> str:
+    """Return the absolute path of what exists below `folder` or as a path of its own, and any other text as it is."""
+    path = folder / Path(value).expanduser()
     try:
-        notebook = run_notebook(path, parameters, SECONDS * (10 if parameters else 1))
-        figures = figures_of(notebook)
-    except (CellExecutionError, CellTimeoutError, ValueError) as error:
-        return f"{path.name}: {[line for line in _COLOUR.sub('', str(error)).splitlines() if line.strip()][-1]}"
-    if folder is None:
-        return None
-    pictures = FIGURES if folder == FOLDER else folder
-    for made in (folder, pictures):
-        made.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, folder / path.name)
-    for figure, picture in figures.items():
-        (pictures / f"{figure}.jpg").write_bytes(picture)
-    return None
+        return str(path.resolve()) if value and path.exists() else value
+    except (OSError, ValueError):  # a long question is no file name
+        return value
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -3,7 +3,7 @@
     subject = Subject.load("playground/checkpoints/llava-tiny")
     prompt = subject.prompt("docs/scene.png", "What is written on the sign?")
 
-`prompt.inputs` goes to the analyses, `prompt.view` to their pictures, and `prompt.words` tells which token is where.
+`prompt.inputs` goes to the analyses, `prompt.view` to their figures; `prompt.words` says which token is where.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import PreTrainedModel
 
-from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import load_pretrained_model
-from llava.model.inputs import Inputs, Turn, inputs_for
+from llava.cli import ModelOptions
+from llava.model.images import read_image, to_rgb
+from llava.model.inputs import Inputs, Turn
+from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 
 from .views import View, view_of
@@ -66,27 +67,34 @@ class Answer:
 class Subject:
     """A loaded model and how it takes questions and images."""
 
-    model: PreTrainedModel
-    inputs: Inputs
+    loaded: LoadedModel
 
     @classmethod
     def load(cls, model_path: str | Path, **options: Any) -> Subject:
-        """Load a checkpoint in any layout that `load_pretrained_model` knows; `options` go there."""
-        path = str(model_path)
-        tokenizer, model, processor, _ = load_pretrained_model(path, None, get_model_name_from_path(path), **options)
-        return cls(model, inputs_for(tokenizer, processor, model.config))
+        """Load a checkpoint in any layout that `load_pretrained_model` knows; `options`: fields of `ModelOptions`."""
+        return cls(LoadedModel.from_path(ModelOptions(model_path=str(model_path), **options)))
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model."""
+        return self.loaded.model
+
+    @property
+    def inputs(self) -> Inputs:
+        """How it takes questions and images."""
+        return self.loaded.inputs
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return self.inputs.tokenizer
+        return self.loaded.tokenizer
 
     def prompt(self, image: str | Path | Image.Image | None, question: str) -> Prompt:
         """Return the prompt of one question about one image (a picture or its file), or about none.
 
         Raises `ValueError` for a prompt longer than the model takes, and what `Inputs` refuses.
         """
-        pictures = [] if image is None else [_open(image)]
+        pictures = [] if image is None else [to_rgb(image) if isinstance(image, Image.Image) else read_image(image)]
         row = self.inputs.encode([Turn(question, len(pictures))])
         with torch.no_grad():
             seen = self.inputs.encode_images(self.model, [self.inputs.prepare(picture) for picture in pictures])
@@ -142,12 +150,3 @@ def continued(inputs: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
         if key in inputs:
             made[key] = torch.cat([inputs[key], torch.full_like(new, value, dtype=inputs[key].dtype)], 1)
     return made
-
-
-def _open(image: str | Path | Image.Image) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if not Path(image).is_file():
-        raise ValueError(f"{image} is not a file: give the path of a picture")
-    with Image.open(image) as opened:
-        return ImageOps.exif_transpose(opened).convert("RGB")

@@ -1,61 +1,32 @@
-"""`watch`: read prompts through the pruning engine and measure something at every layer, with or without pruning.
-
-What an analysis measures is a `Probe`, as a method's policy has it: computed on the device from the query, key and
-value states of one layer, fetched once. So it works in every family that can be pruned, sees what a pruned layer ran
-with, and is undone with the session. Without a config nothing is pruned and every layer attends to everything.
-"""
+"""`record`: read prompts through the pruning engine and measure something after every layer, pruned or not."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 from llava.model.pruning.methods import NoPruning
 from llava.model.pruning.probes import Probe
-from llava.model.pruning.record import Several, recorder
-
-__all__ = ["Several", "Watched", "read", "watch"]
+from llava.model.pruning.record import Recorded, recorder
 
 
-@dataclass(frozen=True, eq=False)
-class Watched:
-    """What was measured of one prompt.
-
-    visual:
-        int [V], positions of its visual tokens as they entered the decoder
-    measured:
-        the probe's result at every layer that had visual tokens, by layer
-    present:
-        int [V_l], positions of the visual tokens that each of these layers ran with
-    trace:
-        what the engine did with the prompt
-    """
-
-    visual: np.ndarray
-    measured: Mapping[int, Any]
-    present: Mapping[int, np.ndarray]
-    trace: PruningTrace
-
-
-def watch(
+def record(
     model: torch.nn.Module,
     inputs: Mapping[str, Any],
     probe: Probe,
     config: PruningConfig | Mapping[str, Any] | str | None = None,
     visual_mask: torch.Tensor | None = None,
-) -> list[Watched]:
-    """Read a batch of prompts once and run `probe` after every layer; one result a prompt.
+) -> list[tuple[Recorded, PruningTrace]]:
+    """Read a batch of prompts once; return what `probe` measured of each, and what the engine did with it.
 
     inputs:
         keywords of the model's `generate` (`Inputs.collate`) or `forward`
     config:
-        prune on the way; None: do not
+        prunes on the way; None: nothing is pruned, and every layer attends to everything
     visual_mask:
         for a bare decoder, as `prune` takes it
 
@@ -70,10 +41,7 @@ def watch(
     if empty:
         raise ValueError(f"prompt {empty[0]} of the batch has no visual tokens: give it an image, or leave it out")
     recorded = [prompt.memory["recorded"] for prompt in session.policies]
-    return [
-        Watched(prompt.visual, prompt.measured, prompt.present, trace)
-        for prompt, trace in zip(recorded, session.traces, strict=True)
-    ]
+    return list(zip(recorded, session.traces, strict=True))
 
 
 @torch.no_grad()

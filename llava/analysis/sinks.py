@@ -1,7 +1,7 @@
 """L1 norms of value vectors beside the attention that their tokens receive (VisiPruner, appendices E and F).
 
 An attention sink takes attention and gives nothing: its weight is high and its value vector short. `find_sinks` reads
-the two together, `remove_sinks` takes the sinks out of the prompt and tells where the attention goes instead.
+the two together, `remove_sinks` takes the sinks out of the prompt and says where the attention goes instead.
 """
 
 from __future__ import annotations
@@ -15,18 +15,34 @@ import torch
 from matplotlib.figure import Figure
 
 from llava.model.pruning.methods import Replay
+from llava.model.pruning.probes import LayerStates, Probe
+from llava.model.pruning.record import Several
 
 from .arrays import NamedArray
+from .attention import Attention, AttentionRows
 from .drawing import tidy
-from .recording import Several, watch
-from .rows import Attention, AttentionRows, ValueNorms, check_rows
+from .recording import record
 
 WHERE = ("first token", "other text", "removed", "other visual")
 
 
+@dataclass(frozen=True)
+class ValueNorms(Probe):
+    """L1 norm of the value vector of every token that the layer ran with: fp32 [Hkv, T_l], by key–value head."""
+
+    def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> list[torch.Tensor]:
+        """Return [Hkv, T_l] of each prompt."""
+        spans = (slice(*states.tokens.spans[prompt]) for prompt in prompts)
+        return [states.value[0, :, span].float().abs().sum(-1) for span in spans]
+
+    def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return one array per prompt."""
+        return list(arrays)
+
+
 @dataclass(frozen=True, eq=False)
 class ValueMap:
-    """Of every token of a prompt at every layer, nothing pruned.
+    """Value norms and attention of every token at every layer, nothing pruned.
 
     `norms`: L1 norm of the value vector, axes (layer, kv_head, token); `attention`: what the token receives from a
     chosen one, averaged over heads, axes (layer, token); `visual`: int [V], which of the tokens are visual.
@@ -40,25 +56,20 @@ class ValueMap:
 def value_norms(
     model: torch.nn.Module, inputs: Mapping[str, Any], position: int = -1, *, visual_mask: torch.Tensor | None = None
 ) -> list[ValueMap]:
-    """Measure value norms, and the attention that the token at `position` pays; one map a prompt.
+    """Measure value norms, and the attention that the token at `position` pays; one map per prompt.
 
     Raises:
         ValueError: a position that a prompt does not have, and a prompt without an image.
 
     """
-    asked = Several(ValueNorms(), AttentionRows(check_rows([position])))
+    asked = Several(ValueNorms(), AttentionRows.of([position]))
     maps = []
-    for prompt in watch(model, inputs, asked, visual_mask=visual_mask):
+    for prompt, _ in record(model, inputs, asked, visual_mask=visual_mask):
         layers = [prompt.measured[layer] for layer in sorted(prompt.measured)]
         norms = np.stack([norms for norms, _ in layers])
         attention = np.stack([rows.weights[0].mean(0) for _, rows in layers])
-        maps.append(
-            ValueMap(
-                NamedArray(norms, ("layer", "kv_head", "token")),
-                NamedArray(attention, ("layer", "token")),
-                prompt.visual,
-            )
-        )
+        axes = ("layer", "kv_head", "token")
+        maps.append(ValueMap(NamedArray(norms, axes), NamedArray(attention, axes[::2]), prompt.visual))
     return maps
 
 
@@ -84,7 +95,7 @@ def remove_sinks(
     *,
     visual_mask: torch.Tensor | None = None,
 ) -> NamedArray:
-    """Take visual tokens out of one prompt and tell where the attention of the token at `position` goes instead.
+    """Take visual tokens out of one prompt and say where the attention of the token at `position` goes instead.
 
     sinks:
         positions of visual tokens; the others keep their positions
@@ -96,11 +107,11 @@ def remove_sinks(
         ValueError: more than one prompt, and positions that hold no visual token.
 
     """
-    probe = AttentionRows(check_rows([position]))
-    dense = watch(model, inputs, probe, visual_mask=visual_mask)
+    probe = AttentionRows.of([position])
+    dense = record(model, inputs, probe, visual_mask=visual_mask)
     if len(dense) != 1:
         raise ValueError(f"sinks are positions of one prompt, but the batch has {len(dense)}: give them one by one")
-    visual = dense[0].visual
+    visual = dense[0][0].visual
     lost = sorted(set(sinks) - set(visual.tolist()))
     if lost:
         raise ValueError(f"position {lost[0]} holds no visual token, so that it cannot be removed as a sink")
@@ -109,9 +120,9 @@ def remove_sinks(
     if len(set(sinks)) == len(visual):
         raise ValueError(f"all {len(visual)} visual tokens were given as sinks: nothing of the image would be left")
     plan = Replay(cuts=((-1, tuple(place for place in visual.tolist() if place not in set(sinks))),))
-    without = watch(model, inputs, probe, plan, visual_mask)
-    shares = np.zeros((2, len(dense[0].measured), len(WHERE)), np.float32)
-    for run, (prompt,) in enumerate((dense, without)):
+    without = record(model, inputs, probe, plan, visual_mask)
+    shares = np.zeros((2, len(dense[0][0].measured), len(WHERE)), np.float32)
+    for run, [(prompt, _)] in enumerate((dense, without)):
         for layer, rows in prompt.measured.items():
             shares[run, layer] = _shares(rows, visual, sinks)
     return NamedArray(shares, ("run", "layer", "where"), {"run": ("dense", "without them"), "where": WHERE})

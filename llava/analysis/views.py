@@ -79,7 +79,7 @@ class View:
 def view_of(
     model: torch.nn.Module, inputs: Inputs, pictures: Sequence[Image.Image], seen: Sequence[ImageFeatures]
 ) -> View:
-    """Lay the visual tokens of a prompt over its pictures, prepared and seen by `inputs`, in the prompt's order.
+    """Lay the visual tokens of a prompt over its pictures, encoded by `inputs`, in the prompt's order.
 
     Raises:
         ValueError: a family whose grid is not known here, or a number of visual tokens that its grid does not explain.
@@ -122,7 +122,7 @@ def _one_grid(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeat
 def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
     """InternVL: the picture stretched to c × r tiles, row by row, and a thumbnail after them.
 
-    Which c and r is told by the number of tiles: those nearest to the picture's shape.
+    c and r follow from the number of tiles: those nearest to the picture's shape.
     """
     vision, ratio = model.config.vision_config, model.config.downsample_ratio
     length = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]

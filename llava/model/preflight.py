@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,19 @@ def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
     settings |= {"bits": 8} if options.load_8bit else {"bits": 4} if options.load_4bit else {}
     settings |= {key: value for key in ("min_pixels", "max_pixels") if (value := getattr(options, key)) is not None}
     return Checked(parts.config, parts.base, layout, config, filled_in, device, dtype, settings)
+
+
+PAPER_7B = {"mode": ["shallow", "middle", "deep"], "layer_threshold": 0.995, "tokens_threshold": 0.2}
+"""The paper's settings of LLaVA-1.5-7B; layer boundaries that are left open scale with the depth of the model."""
+
+
+def default_config(folder: Path) -> PruningConfig:
+    """Return the `pruning.json` of a checkpoint's folder, else the paper's settings of LLaVA-1.5-7B.
+
+    Raises `ValueError` as `PruningConfig.from_json` does.
+    """
+    beside = folder / "pruning.json"
+    return PruningConfig.from_json(beside) if beside.is_file() else PruningConfig.from_dict(PAPER_7B)
 
 
 def resolve(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from transformers import GenerationConfig
 
 from llava.mm_utils import KeywordsStoppingCriteria
-from llava.model.inputs import ImageFeatures, ProcessedImage, Turn, inputs_for
+from llava.model.inputs import ImageFeatures, ProcessedImage, Turn
+from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig, PruningSession, PruningTrace, prune
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
@@ -73,22 +74,20 @@ class ShownImage:
 class Chat:
     """One conversation. Every turn is a prompt with image and earlier turns: simple, and exact under pruning.
 
-    `loaded` is what `load_pretrained_model` returns; `conv_mode` as in `inputs_for`; `pruning` is applied while
-    `pruning_on`. What a prompt has in common with the one before is kept, in at most `prefix_cache_bytes`, and not run
-    again (`prune`'s `reuse_prefix`; without pruning, too: the engine then drops nothing). None: prompts run whole.
+    `pruning` is applied while `pruning_on`. What a prompt has in common with the one before is kept, in at most
+    `prefix_cache_bytes`, and not computed again, also without pruning. None: prompts run whole.
     """
 
     def __init__(
         self,
-        loaded: tuple,
-        conv_mode: str | None,
+        loaded: LoadedModel,
         pruning: PruningConfig,
         sampling: Sampling | None = None,
         pruning_on: bool = True,
         prefix_cache_bytes: int | None = CACHE_BYTES,
     ):
-        self.tokenizer, self.model, processor, self.context_len = loaded
-        self.inputs = inputs_for(self.tokenizer, processor, self.model.config, conv_mode)
+        self.tokenizer, self.model = loaded.tokenizer, loaded.model
+        self.inputs, self.context_len = loaded.inputs, loaded.context_len
         self.pruning = pruning
         self.pruning_on = pruning_on
         self.sampling = sampling or Sampling()
@@ -97,6 +96,15 @@ class Chat:
         self.said: list[Turn] = []
         self._room = prefix_cache_bytes
         self._prefixes: PrefixStore | None = None
+
+    def set_pruning(self, config: PruningConfig | Mapping[str, Any] | str) -> None:
+        """Prune by another config from the next question on; `ValueError`: one that this model cannot run."""
+        layers = self.model.config.get_text_config().num_hidden_layers
+        config = PruningConfig.of(config)
+        config.check_layers(layers)
+        with prune(self.model, config):  # refuses what the model cannot run
+            pass
+        self.pruning = config.resolved(layers)
 
     def clear(self) -> None:
         """Forget what was said; the image stays."""
@@ -160,6 +168,10 @@ class Chat:
         question = question.strip()
         if not question:
             raise ValueError("the question is empty")
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the question is not valid UTF-8 at character {error.start + 1}: ask it again") from None
         held = next((word for word in self.inputs.reserved if word in question), None)
         if held is not None:
             raise ValueError(f"the question holds {held}, the image's place: load images with /image")
@@ -189,7 +201,7 @@ class Chat:
         return stop.is_set(), session.traces[-1] if self.pruning_on and session and session.traces else None
 
     def _session(self) -> AbstractContextManager[PruningSession | None]:
-        """Return what a prompt is read in: pruned or not, with what is kept of the prompts before."""
+        """Return the session that reads a prompt: pruned or not, with the prefixes of the prompts before."""
         if self._room is None:
             return prune(self.model, self.pruning) if self.pruning_on else nullcontext()
         if self._prefixes is None:

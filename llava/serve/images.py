@@ -1,89 +1,40 @@
-"""`load_image`: a picture from a path or URL, whoever made it, within limits of time, bytes and pixels."""
+"""`load_image`: an image from a path or a URL, within the limits of the one image reader (`llava.model.images`)."""
 
 from __future__ import annotations
 
-import io
 import threading
-import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""What is read: raster formats only; Pillow would run Ghostscript on a PostScript file."""
+from llava.model.images import LIMITS, Limits, read_image
 
 _CHUNK = 1 << 13
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Seconds for a whole download (name lookup and redirects included), bytes of a file, pixels of a picture."""
-
-    seconds: float = 15.0
-    megabytes: float = 32.0
-    megapixels: float = 64.0
-
-    @property
-    def bytes(self) -> int:
-        """The file limit in bytes (a megabyte has 10⁶)."""
-        return int(self.megabytes * 1e6)
-
-
-class ImageError(ValueError):
-    """A picture that cannot be had; the message is one line that names it."""
-
-
-def load_image(source: str, limits: Limits | None = None) -> Image.Image:
-    """Read a picture as RGB, turned upright as its EXIF data says; of an animation the first frame.
+def load_image(source: str, limits: Limits = LIMITS) -> Image.Image:
+    """Read an image as RGB.
 
     Args:
         source: a path (`~` is the home folder), or an http(s) URL.
-        limits: see `Limits`.
+        limits: of bytes, pixels, and seconds of a whole download.
 
     Raises:
-        ImageError: no such file, not a picture, broken, past a limit, or a URL that does not answer with one.
+        ValueError: what `read_image` refuses, and a URL that does not answer with an image in time; one line.
 
     """
-    limits = limits or Limits()
-    data = download(source, limits) if is_url(source) else _read_file(source, limits)
-    return _decode(source, data, limits)
+    if source.lower().startswith(("http://", "https://")):
+        return read_image(download(source, limits), limits, name=source)
+    return read_image(source, limits)
 
 
-def is_url(source: str) -> bool:
-    """Return whether `source` is to be fetched rather than opened."""
-    return source.lower().startswith(("http://", "https://"))
-
-
-def _read_file(source: str, limits: Limits) -> bytes:
-    try:
-        path = Path(source).expanduser()
-        if not path.exists():
-            raise ImageError(f"image {source!r}: no such file; give a path or an http(s) URL")
-        if not path.is_file():
-            raise ImageError(f"image {source!r} is not a file, expected a picture")
-        with path.open("rb") as file:
-            _check_size(source, path.stat().st_size, limits)
-            return file.read()
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of an unknown user
-        raise ImageError(f"image {source!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _check_size(source: str, size: int, limits: Limits) -> None:
-    if size > limits.bytes:
-        raise ImageError(f"image {source!r} is larger than the limit of {limits.megabytes:g} MB")
-
-
-def download(url: str, limits: Limits) -> bytes:
-    """Fetch a URL.
-
-    The work is done in a thread, because no socket timeout covers name lookup or a server that sends a byte a second.
+def download(url: str, limits: Limits = LIMITS) -> bytes:
+    """Fetch a URL, in a thread: no socket timeout covers name lookup or a server that sends one byte per second.
 
     Raises:
-        ImageError: no answer in time, an HTTP error, or a body past the size limit.
+        ValueError: no answer in time, an HTTP error, or a body above the size limit.
 
     """
-    outcome: list[bytes | ImageError] = []
+    outcome: list[bytes | ValueError] = []
     abandoned = threading.Event()
     worker = threading.Thread(target=_fetch, args=(url, limits, outcome, abandoned), daemon=True)
     worker.start()
@@ -92,13 +43,13 @@ def download(url: str, limits: Limits) -> bytes:
     finally:
         abandoned.set()
     if not outcome:
-        raise ImageError(f"image {url!r} did not arrive within {limits.seconds:g} s")
-    if isinstance(outcome[0], ImageError):
+        raise ValueError(f"image {url!r} did not arrive within {limits.seconds:g} s")
+    if isinstance(outcome[0], ValueError):
         raise outcome[0]
     return outcome[0]
 
 
-def _fetch(url: str, limits: Limits, outcome: list[bytes | ImageError], abandoned: threading.Event) -> None:
+def _fetch(url: str, limits: Limits, outcome: list[bytes | ValueError], abandoned: threading.Event) -> None:
     import requests
 
     headers = {"User-Agent": "llava-chat", "Accept": "image/*", "Accept-Encoding": "identity"}
@@ -106,54 +57,29 @@ def _fetch(url: str, limits: Limits, outcome: list[bytes | ImageError], abandone
     try:
         with requests.get(url, stream=True, timeout=limits.seconds, headers=headers) as response:
             if not response.ok:
-                raise ImageError(f"image {url!r}: the server answered {response.status_code} {response.reason}")
+                outcome.append(
+                    ValueError(f"image {url!r}: the server answered {response.status_code} {response.reason}")
+                )
+                return
             announced = response.headers.get("Content-Length", "")
-            _check_size(url, int(announced) if announced.isdecimal() else 0, limits)
+            limits.check_size(url, int(announced) if announced.isdecimal() else 0)
             for chunk in response.iter_content(_CHUNK):
                 data += chunk
-                _check_size(url, len(data), limits)
+                limits.check_size(url, len(data))
                 if abandoned.is_set():
                     return
         outcome.append(bytes(data))
-    except ImageError as error:
-        outcome.append(error)
     except requests.Timeout:
-        outcome.append(ImageError(f"image {url!r} did not arrive within {limits.seconds:g} s"))
-    except (requests.RequestException, ValueError) as error:
-        outcome.append(ImageError(f"image {url!r} cannot be fetched: {_reason(error)}"))
+        outcome.append(ValueError(f"image {url!r} did not arrive within {limits.seconds:g} s"))
+    except requests.RequestException as error:
+        outcome.append(ValueError(f"image {url!r} cannot be fetched: {_reason(error)}"))
+    except ValueError as error:  # above the limit, or no URL: requests' InvalidURL, urllib3's LocationParseError
+        outcome.append(error if url in str(error) else ValueError(f"image {url!r} cannot be fetched: {error}"))
 
 
 def _reason(error: BaseException) -> str:
     """Return the innermost cause in one line: what requests says first is an object dump."""
-    seen = error
-    while True:
-        inner = seen.__cause__ or seen.__context__ or getattr(seen, "reason", None)
-        if not isinstance(inner, BaseException):
-            break
-        seen = inner
-    text = getattr(seen, "strerror", None) or str(seen) or type(seen).__name__
+    while isinstance(inner := error.__cause__ or error.__context__ or getattr(error, "reason", None), BaseException):
+        error = inner
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())
-
-
-def _decode(source: str, data: bytes, limits: Limits) -> Image.Image:
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit below is stricter
-            image = Image.open(io.BytesIO(data), formats=formats)
-            width, height = image.size
-            if width * height > limits.megapixels * 1e6:
-                raise ImageError(
-                    f"image {source!r} has {width}×{height} pixels, the limit is {limits.megapixels:g} megapixels"
-                )
-            image.load()
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Image.DecompressionBombError:
-        raise ImageError(f"image {source!r} has more than {limits.megapixels:g} megapixels, the limit") from None
-    except Image.UnidentifiedImageError:
-        raise ImageError(f"{source!r} is not an image; readable are {', '.join(formats)}") from None
-    except ImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise ImageError(f"image {source!r} is damaged: {error}") from None

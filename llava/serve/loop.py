@@ -7,48 +7,37 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from .display import one_line, printable, summary_line, trace_tables
-from .images import ImageError, Limits, load_image
+from llava.cli import one_line
+
+from .display import print_trace, printable, summary_line
 
 if TYPE_CHECKING:
     from .chat import Chat, Reply
 
 
-@dataclass(frozen=True)
-class Command:
-    """A line that starts with a slash: its usage, what it does, and the `ChatLoop` method that does it."""
-
-    usage: str
-    help: str
-    method: str
-
-    @property
-    def name(self) -> str:
-        """The word that calls it."""
-        return self.usage.split()[0]
-
-
-COMMANDS = (
-    Command("/image PATH|URL", "load an image and begin a new conversation; alone: which one is loaded", "image"),
-    Command("/clear", "begin a new conversation about the same image", "clear"),
-    Command("/prune on|off", "switch pruning; alone: whether it is on, and its settings", "prune"),
-    Command("/trace", "show what pruning did with the last prompt, layer by layer", "trace"),
-    Command("/help", "list the commands", "help"),
-    Command("/quit", "leave (so does Ctrl-D)", "quit"),
-)
-KEYS = "Ctrl-C stops an answer, or clears the line; Ctrl-D leaves."
+COMMANDS = {
+    "/image PATH|URL": "load an image and begin a new conversation; alone: which one is loaded",
+    "/clear": "begin a new conversation about the same image",
+    "/prune on|off": "switch pruning; alone: whether it is on, and its settings",
+    "/set KEY VALUE": "change a setting of pruning, such as tokens_threshold 0.3, or all of them: /set JSON|FILE",
+    "/trace": "show what pruning did with the last prompt, layer by layer",
+    "/help": "list the commands",
+    "/quit": "leave (so does Ctrl-D)",
+}
+"""Usage → help of the lines that start with a slash; each is a method of `ChatLoop`."""
+NAMES = [usage.split()[0] for usage in COMMANDS]
+KEYS = "A backslash at the end of a line, or Alt-Enter, begins a new line. Ctrl-C stops an answer, or clears the line."
 
 
 def command_help() -> str:
     """Return the list of commands and keys as plain text."""
-    width = max(len(command.usage) for command in COMMANDS)
-    return "\n".join([*(f"  {command.usage:{width}}  {command.help}" for command in COMMANDS), f"  {KEYS}"])
+    width = max(map(len, COMMANDS))
+    return "\n".join([*(f"  {usage:{width}}  {text}" for usage, text in COMMANDS.items()), f"  {KEYS}"])
 
 
 class ChatLoop:
@@ -58,19 +47,8 @@ class ChatLoop:
     returns a line, raises EOFError at the end of input and KeyboardInterrupt on Ctrl-C.
     """
 
-    def __init__(
-        self,
-        chat: Chat,
-        read_line: Callable[[], str],
-        answers: TextIO,
-        notes: Console,
-        limits: Limits | None = None,
-    ):
-        self.chat = chat
-        self.read_line = read_line
-        self.answers = answers
-        self.notes = notes
-        self.limits = limits or Limits()
+    def __init__(self, chat: Chat, read_line: Callable[[], str], answers: TextIO, notes: Console):
+        self.chat, self.read_line, self.answers, self.notes = chat, read_line, answers, notes
         self._leaving = False
 
     def run(self) -> None:
@@ -114,13 +92,11 @@ class ChatLoop:
     def command(self, line: str) -> None:
         """Run a line that starts with a slash."""
         word, _, argument = line.partition(" ")
-        for command in COMMANDS:
-            if word.lower() == command.name:
-                with self._reporting():
-                    getattr(self, command.method)(argument.strip())
-                return
-        names = [command.name for command in COMMANDS]
-        close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.4)
+        if word.lower() in NAMES:
+            with self._reporting():
+                getattr(self, word.lower()[1:])(argument.strip())
+            return
+        close = difflib.get_close_matches(word.lower(), NAMES, n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]}?" if close else ""
         if os.path.isfile(os.path.expanduser(unquoted(line))):
             hint = f"; to load this file: /image {line}"
@@ -129,8 +105,10 @@ class ChatLoop:
     def image(self, source: str) -> None:
         """Load an image, or say which one is loaded."""
         if source:
+            from .images import load_image  # here: --help lists the commands without NumPy and Pillow
+
             source = unquoted(source)
-            self.chat.see(load_image(source, self.limits), source)
+            self.chat.see(load_image(source), source)
         self.say(self.describe_image(), "dim")
 
     def describe_image(self) -> str:
@@ -146,13 +124,29 @@ class ChatLoop:
         self.say(f"a new conversation; {self.describe_image()}", "dim")
 
     def prune(self, argument: str) -> None:
-        """Switch pruning on or off."""
+        """Switch pruning on or off, or show its settings."""
         if argument not in ("", "on", "off"):
             raise ValueError(f"/prune takes on or off, got {argument!r}")
         if argument:
             self.chat.pruning_on = argument == "on"
+        self.say_pruning(settings=not argument)
+
+    def set(self, argument: str) -> None:
+        """Change one setting of pruning (KEY VALUE), or replace them all (JSON or a file)."""
+        argument = unquoted(argument)
+        key, _, value = argument.partition(" ")
+        if argument.startswith("{") or argument.endswith(".json"):
+            self.chat.set_pruning(argument)
+        elif value:
+            self.chat.set_pruning(self.chat.pruning.to_dict() | {key: json_value(value)})
+        elif key:
+            raise ValueError(f"/set {key} lacks a value: give one as in /set tokens_threshold 0.3")
+        self.say_pruning(settings=True)
+
+    def say_pruning(self, settings: bool) -> None:
+        """Say whether pruning is on, and how it is set."""
         self.say(f"pruning is {'on' if self.chat.pruning_on else 'off'}", "dim")
-        if not argument:
+        if settings:
             self.say(json.dumps(self.chat.pruning.to_dict()), "dim", wrap=False)
 
     def trace(self, argument: str) -> None:
@@ -162,7 +156,7 @@ class ChatLoop:
             raise ValueError("no trace yet: ask something first")
         if last.trace is None:
             raise ValueError("the last answer has no trace: pruning was off (/prune on)")
-        self.notes.print(trace_tables(last))
+        print_trace(last, self.notes)
 
     def help(self, argument: str) -> None:
         """List the commands."""
@@ -178,15 +172,23 @@ class ChatLoop:
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Turn a mistake of the user's, or a machine that is too small, into one line; the loop goes on."""
+        """Say a user's mistake, or that memory is too small, in one line; the loop continues."""
         import torch
 
         try:
             yield
         except torch.OutOfMemoryError as error:
             self.say(f"out of memory ({one_line(error)}); try /prune on, /clear, or start with --load-4bit", "red")
-        except (ImageError, ValueError) as error:
+        except ValueError as error:
             self.say(one_line(error), "red")
+
+
+def json_value(text: str) -> Any:
+    """Return the JSON value of a text, or the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip()
 
 
 def unquoted(path: str) -> str:

@@ -1,7 +1,7 @@
 """Which visual tokens reach the last prompt token: cosine and L2 influence at every layer (VisiPruner, section 4).
 
     found = influence_map(model, inputs)[0]             # nothing pruned
-    found = influence_map(model, inputs, config)[0]     # as a pruned run sees it; found.trace tells what it decided
+    found = influence_map(model, inputs, config)[0]     # as a pruned run sees it; found.trace says what it decided
 
 The figures are the engine's own (`llava.model.pruning.influence`), measured at every layer instead of the probed ones.
 """
@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.influence import Influence
+from llava.model.pruning.record import Recorded
 from llava.model.pruning.trace import PruningTrace
 
 from .arrays import NamedArray
 from .drawing import draw_over, outline, tidy
-from .recording import Watched, watch
+from .recording import record
 from .views import View
 
 
@@ -49,26 +50,26 @@ def influence_map(
     *,
     visual_mask: torch.Tensor | None = None,
 ) -> list[InfluenceMap]:
-    """Measure influence at every layer; one map a prompt, tokens labelled with their positions.
+    """Measure influence at every layer; one map per prompt, tokens labelled with their positions.
 
-    With a `config` the prompt is pruned on the way: a layer's figures are of the tokens it ran with. They are of dense
-    attention from the hidden states as they are, also in layers that merge or skip the image.
+    With a `config` the prompt is pruned on the way: each layer is measured on the tokens that it ran with, as dense
+    attention from its hidden states, also where it merges or skips the image.
 
     Raises:
         ValueError: what `prune` refuses, and a prompt without an image.
 
     """
-    return [_map(prompt) for prompt in watch(model, inputs, Influence(), config, visual_mask)]
+    return [_map(*prompt) for prompt in record(model, inputs, Influence(), config, visual_mask)]
 
 
-def _map(prompt: Watched) -> InfluenceMap:
-    shape = (len(prompt.trace.tokens_per_layer), len(prompt.visual))
+def _map(prompt: Recorded, trace: PruningTrace) -> InfluenceMap:
+    shape = (len(trace.tokens_per_layer), len(prompt.visual))
     figures = np.full((3, *shape), np.nan, np.float32)
     for layer, measured in prompt.measured.items():
         places = np.searchsorted(prompt.visual, prompt.present[layer])
         figures[:, layer, places] = (measured.cosine, measured.l2, measured.attention)
     labels = {"token": prompt.visual.tolist()}
-    return InfluenceMap(*(NamedArray(figure, ("layer", "token"), labels) for figure in figures), prompt.trace)
+    return InfluenceMap(*(NamedArray(figure, ("layer", "token"), labels) for figure in figures), trace)
 
 
 def plot_influence(found: InfluenceMap, config: PruningConfig | None = None, title: str = "") -> Figure:
