@@ -5,6 +5,8 @@
 
 from importlib import import_module
 
+__version__ = "0.1.0"
+
 _PUBLIC = {
     "PruningConfig": ".model.pruning",
     "PruningTrace": ".model.pruning",

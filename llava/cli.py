@@ -116,6 +116,11 @@ class ModelOptions:
     min_pixels: int | None = option(None, help="smallest image in pixels (Qwen families)", type=number(int, 1))
     max_pixels: int | None = option(None, help="largest image in pixels (Qwen families)", type=number(int, 1))
 
+    def require_dense(self, why: str) -> None:
+        """Raise `UserError` if --pruning-config names a config, for a command that takes none."""
+        if self.pruning_config not in (None, "none"):
+            raise UserError(f"--pruning-config takes only none here: {why}")
+
 
 @dataclass(kw_only=True)
 class GenerationOptions:

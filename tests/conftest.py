@@ -85,3 +85,11 @@ FULL = {
     "exit_patience": 1,
 }
 MIXED = ("tttt" + "v" * 20 + "ttttt", "tt" + "v" * 9 + "t" + "v" * 12 + "tttt", "ttttttt", "v" * 15 + "ttt")
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Whatever runs in the test must not load a model."""
+    from llava.model.loaded import LoadedModel
+
+    monkeypatch.setattr(LoadedModel, "from_path", lambda *given, **more: pytest.fail("weights were read"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from loader_fixtures import write_jsonl
 
 from llava.eval.runner.runfile import fingerprint, write_run_file
-from llava.eval.runner.totals import Totals
+from llava.eval.runner.costs import Costs
 from llava.model.pruning import PruningTrace
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.method import AttentionRule
@@ -58,7 +58,7 @@ def write_run(
         for n, (((question, prompt), text), one) in enumerate(zip(texts.items(), traces, strict=True))
     ]
     write_jsonl(path, rows)
-    totals = Totals()
+    totals = Costs()
     for one in traces:
         totals.add(one)
     settings = {

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from family_checkpoints import FAMILIES, write_family
+from llava_fixtures import make_model, write_checkpoint, write_json
 from matplotlib.figure import Figure
 from PIL import Image
 from scene_fixtures import PATH, QUESTION, SCENE
@@ -30,18 +31,27 @@ from llava.analysis import (
 from llava.analysis.arrays import NamedArray
 from llava.analysis.lens import Words, captured
 from llava.analysis.recording import read
+from llava.model.language_model.configuration_llava import read_json
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 
 TINY = "playground/checkpoints/llava-tiny"
+ANYRES = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
+ANYRES |= {"image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]}
 SIZES = ((64, 64), (96, 48), (40, 88))
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, "llava-tiny"])
+@pytest.fixture(scope="module", params=[*FAMILIES, "llava-tiny", "llava-v1.6"])
 def subject(request, tmp_path_factory, pytestconfig):
     if request.param == "llava-tiny":
         return Subject.load(pytestconfig.rootpath / TINY, device="cpu")
-    folder = write_family(tmp_path_factory.mktemp(request.param) / "model", request.param)
+    folder = tmp_path_factory.mktemp(request.param) / "llava-model"
+    if request.param == "llava-v1.6":
+        write_checkpoint(folder, make_model(seed=5, **ANYRES), tower_inside=True)
+        limit = {"tokenizer_model_max_length": 256}
+        write_json(folder / "config.json", read_json(folder / "config.json") | ANYRES | limit)
+    else:
+        write_family(folder, request.param)
     return Subject.load(folder, device="cpu")
 
 
@@ -118,7 +128,8 @@ def test_every_visual_token_has_one_place_at_most(subject):
     newlines = count - len(cells)
     assert cells.max() < count
     rows = sum(panel.cells.shape[0] for panel in prompt.view.panels if not panel.thumbnail)
-    assert newlines == (rows if subject.model.config.model_type in ("llava_next", "llava_onevision") else 0)
+    tiled = subject.model.config.model_type in ("llava_next", "llava_onevision") or prompt.view.panels[0].thumbnail
+    assert newlines == (rows if tiled else 0)
 
 
 def test_an_overlay_needs_a_number_for_every_token(tiny):

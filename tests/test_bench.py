@@ -18,7 +18,7 @@ from llava.eval.timing.figures import changed_decisions, figures, warnings_of
 from llava.eval.timing.force_plan import read, with_thresholds
 from llava.eval.timing.memory import cpu_peak
 from llava.eval.timing.options import SHAPE_NAMES, BenchOptions, ForcedPlan
-from llava.eval.timing.rounds import Replayed, Run, measures, name_out_of_memory, run_once, take_turns
+from llava.eval.timing.rounds import Replayed, Run, measures, memory_for, run_once, take_turns
 from llava.eval.timing.shapes import SHAPES, random_model, sharpen, text_split
 from llava.eval.timing.workload import random_workload
 from llava.model.pruning import PruningConfig
@@ -317,11 +317,8 @@ def test_out_of_memory_names_config_and_batch(capfd, monkeypatch):
     last = err.splitlines()[-1]
     assert status == 1 and not out and "config 'dense' with batch size 3" in last and "--batch-size" in last
 
-    def elsewhere():
+    with pytest.raises(RuntimeError, match="another failure"), memory_for("x"):
         raise RuntimeError("another failure")
-
-    with pytest.raises(RuntimeError, match="another failure"):
-        name_out_of_memory("x", elsewhere)
 
 
 REPLAY = json.dumps(PLAN)
@@ -388,7 +385,7 @@ def test_command_line_teaches_fire(capfd, fire):
 def test_names_of_configs(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(REPLAY)
-    configs = measurement.named([REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
+    configs = measurement.named(["none", REPLAY, f"a b={REPLAY}", str(path), f"other={path}"])
     assert list(configs) == ["replay", "a b", "mine", "other"]
     assert len(set(configs.values())) == 1
 
@@ -403,6 +400,8 @@ def test_changed_decisions_are_reported(workload):
 def test_garbage_is_collected_before_and_not_during(workload, monkeypatch):
     states = []
     monkeypatch.setattr(rounds.gc, "collect", lambda: states.append("collected"))
-    watched = dataclasses.replace(workload, batches=[lambda n: states.append(rounds.gc.isenabled()), *workload.batches])
-    assert run_once(watched, None, 1).prefill > 0
+    observed = dataclasses.replace(
+        workload, batches=[lambda n: states.append(rounds.gc.isenabled()), *workload.batches]
+    )
+    assert run_once(observed, None, 1).prefill > 0
     assert states == ["collected", False] and rounds.gc.isenabled()

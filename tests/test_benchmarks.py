@@ -1,6 +1,8 @@
 """The benchmarks as data: names, folders, prompts, and the rehearsal of their scoring."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from llava.eval.benchmarks import (
     textvqa,
     vizwiz,
 )
-from llava.eval.benchmarks.base import LETTER, SHORT, short_answer
+from llava.eval.benchmarks.prompts import LETTER, SHORT, short_answer
 from llava.eval.metrics.answer_files import read_answers
 from llava.tiny.benchmarks import write_benchmarks
 
@@ -117,7 +119,7 @@ def test_a_mini_benchmark_needs_nothing_more_and_is_scored(minis, name):
     assert len(read_answers(answers)) == scores["questions"]
 
 
-def test_what_is_missing_is_told_by_use(minis, tmp_path):
+def test_what_is_missing_is_listed_by_use(minis, tmp_path):
     gqa = BENCHMARKS["gqa"]
     assert [need.use for need in gqa.missing(tmp_path)] == ["run", "run", "score"]
     assert [need.path for need in gqa.missing(tmp_path, "score")] == ["data/testdev_balanced_questions.json"]
@@ -137,3 +139,17 @@ def test_the_rehearsal_finds_references_of_other_questions(minis, tmp_path):
     (folder / "data" / "testdev_balanced_questions.json").write_text(json.dumps(references))
     with pytest.raises(UserError, match="1 answers to unknown questions"):
         gqa.rehearse(folder)
+
+
+def test_scoring_imports_no_heavy_package():
+    code = "import sys, llava.eval.score, llava.eval.merge, llava.eval.prepare.__main__, llava.eval.eval_gqa as one\n"
+    code += "assert not {'torch', 'transformers', 'pyarrow', 'scipy', 'numpy', 'PIL'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["gqa_min", "textvqa_mni"])
+def test_a_folder_named_nearly_like_a_benchmark_is_suggested_it(tmp_path, name):
+    benchmark = find_benchmark(name)
+    meant = name[:-3] + "mini" if name.endswith(("min", "mni")) else name
+    with pytest.raises(UserError, match=f"cannot run .did you mean {meant}..; missing: "):
+        benchmark.require(benchmark.at(tmp_path))

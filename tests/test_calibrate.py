@@ -17,12 +17,10 @@ from llava.eval import calibrate
 from llava.eval.runner.questions import read_questions
 from llava.eval.tuning import candidates as space
 from llava.eval.tuning.candidates import Candidate, Shallow, Space
-from llava.eval.tuning.held_out_agreement import bearable, exact_interval
-from llava.eval.tuning.recording import Watched, figures, recorder
-from llava.eval.tuning.samples import split
-from llava.eval.tuning.scale import describe, transfer
+from llava.eval.tuning.recording import RECORDER, Recording, scales_of, transfer
+from llava.eval.tuning.samples import exact_interval, max_disagreements, split
 from llava.eval.tuning.search import PARTS, cheapest, with_shallow
-from llava.eval.tuning.trials import _read
+from llava.eval.tuning.trials import read_trials
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.flops import DecoderShape
 from llava.tiny.accuracy import CHECKPOINT
@@ -31,11 +29,10 @@ from llava.tiny.benchmarks import write_benchmarks
 KINDS = tuple(kind for kind in MIXED if "v" in kind)
 
 
-def watched_of(llama, prompts):
-    with prune(llama, recorder(), prompts.visual) as session:
+def recording_of(llama, prompts):
+    with prune(llama, RECORDER, prompts.visual) as session:
         llama(**prompts.inputs)
-    columns = zip(*map(figures, session.policies), strict=True)
-    return Watched(*map(list, columns), tokens=np.array([len(kind) for kind in prompts.kinds]))
+    return Recording.of(session.policies, [len(kind) for kind in prompts.kinds])
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +41,17 @@ def llama():
 
 
 @pytest.fixture(scope="module")
-def watched(llama):
-    return watched_of(llama, Prompts(*KINDS))
+def recording(llama):
+    return recording_of(llama, Prompts(*KINDS))
 
 
 @pytest.mark.parametrize("scale", ["absolute", "relative"])
-def test_what_is_predicted_without_running_is_what_runs_do(llama, watched, monkeypatch, scale):
+def test_what_is_predicted_without_running_is_what_runs_do(llama, recording, monkeypatch, scale):
     """Of candidates whose shallow layers run dense: filter layer, kept tokens and so FLOPs are exact."""
     monkeypatch.setattr(space, "LAYER_THRESHOLDS", (0.8, 0.9, 0.97))
     monkeypatch.setattr(space, "EXITS", ((0.6, 1), (0.8, 1), (0.8, 2), None))
     shape = DecoderShape.of(llama.config)
-    found = Space(watched, shape, scale).all([Shallow(1, None), Shallow(3, None)])
+    found = Space(recording, shape, scale).all([Shallow(1, None), Shallow(3, None)])
     chosen = [
         one for one in found if one.exit is None or one.tokens_threshold == found[len(found) // 2].tokens_threshold
     ]
@@ -72,16 +69,16 @@ def test_what_is_predicted_without_running_is_what_runs_do(llama, watched, monke
     assert [one.flops for one in found] == sorted(one.flops for one in found)
 
 
-def test_masked_shallow_layers_are_counted_as_traces_count_them(llama, watched):
+def test_masked_shallow_layers_are_counted_as_traces_count_them(llama, recording):
     shape, prompts = DecoderShape.of(llama.config), Prompts(*KINDS)
-    plan = np.array([[one.shape[1]] * 8 for one in watched.cosine])
+    plan = np.array([[one.shape[1]] * 8 for one in recording.cosine])
     for visual in ("remove", "dense"):
         shallow = Shallow(3, visual)
-        text = watched.tokens - plan[:, 0]
+        text = recording.tokens - plan[:, 0]
         config = {"mode": ["shallow"], "shallow_mid_layer": 3, "shallow_visual": visual}
         with prune(llama, config, prompts.visual) as session:
             llama(**prompts.inputs)
-        assert space._flops(plan, text, shape, shallow) == pytest.approx(sum(t.flops("all") for t in session.traces))
+        assert space.flops_of(plan, text, shape, shallow) == pytest.approx(sum(t.flops("all") for t in session.traces))
 
 
 def test_relative_thresholds_do_not_see_a_models_scale(llama):
@@ -103,9 +100,9 @@ def test_relative_thresholds_do_not_see_a_models_scale(llama):
         assert kept(llama, **relative) == kept(scaled, **relative)
     assert any(map(len, kept(llama, tokens_threshold=0.05, tokens_scale="relative")))
     assert kept(llama, tokens_threshold=1.0) != kept(scaled, tokens_threshold=1.0)
-    own, other = watched_of(llama, prompts), watched_of(scaled, prompts)
+    own, other = recording_of(llama, prompts), recording_of(scaled, prompts)
     settings = {"shallow_mid_layer": 2, "layer_threshold": 0.97, "tokens_threshold": 1.0}
-    record = {"model": "small", "scale": describe(own, settings)}
+    record = {"model": "small", "scale": scales_of(own, settings)}
     found = transfer(other, settings | {"tokens_threshold": 3.0}, record)
     assert found["better"] == "relative" and found["from"] == "small"
     assert found["relative_kept"] == pytest.approx(found["own_kept"], abs=0.5) != found["absolute_kept"]
@@ -171,8 +168,8 @@ def test_the_search_finds_the_cheapest_where_each_part_of_a_setting_passes_by_it
 def test_shallow_layers_are_masked_at_the_end_where_the_answers_bear_it():
     best = Candidate(Shallow(4, None), 0.99, 0.1, None, 0.5)
     assert with_shallow(best, 0.5, "absolute", lambda settings: {"passed": False}) == best.settings("absolute")
-    dearer = with_shallow(best, 0.5, "absolute", lambda settings: {"passed": True, "flops": 0.51})
-    assert dearer == best.settings("absolute")
+    costlier = with_shallow(best, 0.5, "absolute", lambda settings: {"passed": True, "flops": 0.51})
+    assert costlier == best.settings("absolute")
     found = with_shallow(best, 0.5, "relative", lambda one: {"passed": "shallow_visual" in one, "flops": 0.5})
     assert found == {
         "mode": ["shallow", "middle"],
@@ -196,10 +193,10 @@ def test_the_interval_is_where_the_binomials_tails_are_a_fortieth(counts):
 
 @given(st.integers(1, 3000), st.floats(0.5, 0.999))
 def test_a_setting_that_just_misses_passes_in_one_of_six_cases_at_most(samples, agreement):
-    allowed = bearable(samples, agreement)
+    allowed = max_disagreements(samples, agreement)
     assert allowed == 0 or binom.cdf(allowed, samples, 1 - agreement) < 1 / 6
     assert binom.cdf(allowed + 1, samples, 1 - agreement) >= 1 / 6
-    assert bearable(samples, 1.0) == 0
+    assert max_disagreements(samples, 1.0) == 0
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +253,7 @@ def test_a_calibration_leaves_a_config_and_a_claim_that_its_own_files_bear_out(o
     assert claim["flops"] == pytest.approx(costs[0] / costs[1]) and claim["flops"] < 1
     run = json.loads((out / "heldout" / "calibrated.run.json").read_text())
     assert run["settings"]["pruning_config"] == config.resolved(12).to_dict()
-    trials = _read(out / "trials.jsonl")
+    trials = read_trials(out / "trials.jsonl")
     asked = {line["question_id"] for part in ("samples", "confirm") for line in answers(part, "dense")}
     assert (record["samples"], record["asked"], len(asked)) == (4, 8, 8)
     assert not asked & {line["question_id"] for line in dense}
@@ -267,6 +264,7 @@ def test_a_calibration_leaves_a_config_and_a_claim_that_its_own_files_bear_out(o
     assert all(row["equal"] < row["asked"] - record["allowed"] for row in trials if not row["passed"])
     middle = [row["flops"] for row in passed if "middle" in row["config"]["mode"]]
     assert next(row["flops"] for row in trials if row["config"] == record["settings"]) <= min(middle) * 1.001
+    assert record["trials"] == len(trials) == len({json.dumps(row["config"]) for row in trials})
     report = (out / "report.md").read_text()
     assert f"{equal} of 8 held-out answers equal dense" in report and report.count("| visipruner") == len(trials)
     assert (out / "tradeoff.png").stat().st_size > 10_000
@@ -287,7 +285,7 @@ def test_other_configs_are_set_beside_it_on_the_same_questions(out, data, tmp_pa
     for name in ("calibrated", "nothing"):
         names = ["--config", f"{name}=" + '{"method": "none"}'] * 2
         assert calibrate.main([*given, *names]) == 1
-        assert "--config: every name once" in capsys.readouterr().err
+        assert f"--config: the name {name!r} is taken" in capsys.readouterr().err
 
 
 def test_an_interrupted_calibration_comes_to_the_same_result(out, data, tmp_path):
@@ -325,13 +323,23 @@ def test_a_folder_of_other_settings_is_refused_and_a_missed_target_is_said(out, 
     [
         (["--samples", "600"], "--samples 600 leaves nothing for the claim"),
         (["--questions", "none.jsonl"], "none.jsonl"),
+        (["--questions", "BROKEN"], "broken.jsonl is not valid JSON at line 1"),
         (["--model-path", "none/there"], "none/there"),
         (["--compare", "none.json"], "--compare none.json is not the calibration.json of another model"),
         (["--images", "nowhere"], "--images is the folder"),
+        (["--config", 'late={"method":"vtw","k":99}'], "'k' is 99, but the model has 12 layers"),
+        (["--config", 'late={"method":"vtv"}'], "config 'late': unknown pruning method"),
+        (["--pruning-config", '{"method":"none"}'], "--pruning-config takes only none here"),
+        (["--conv-mode", "v0"], "v0"),
+        (["--dtype", "int3"], "dtype 'int3' is not supported"),
+        (["--out", "FILE"], "file"),
     ],
 )
-def test_mistakes_are_one_line(data, tmp_path, capsys, more, message):
-    assert calibrate.main([*arguments(data, tmp_path / "out"), *more]) == 1
+def test_mistakes_are_one_line_before_weights_are_read(data, tmp_path, capsys, no_weights, more, message):
+    (tmp_path / "broken.jsonl").write_text("{")
+    (tmp_path / "file").write_text("")
+    places = {"BROKEN": str(tmp_path / "broken.jsonl"), "FILE": str(tmp_path / "file")}
+    assert calibrate.main([*arguments(data, tmp_path / "out"), *(places.get(word, word) for word in more)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 

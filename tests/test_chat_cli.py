@@ -105,7 +105,7 @@ def test_options_out_of_range_are_refused(capsys, no_loading, arguments):
 
 def test_a_prompt_that_is_not_utf_8_is_one_line(capsys, no_loading):
     with pytest.raises(SystemExit) as left:
-        main(["-p", "caf\udce9?"])
+        main(["-p", "what\udce9?"])
     said = capsys.readouterr().err
     assert left.value.code == 2 and "is not valid UTF-8" in said and said.count("\n") == 1
 
@@ -123,13 +123,13 @@ def test_one_question_prints_the_answer_alone(capsys, picture):
 
 
 def test_a_pipe_is_read_line_by_line(capsys, monkeypatch, checkpoint):
-    lines = b"one?\n/prune off\ncaf\xe9?\ntwo?\n"  # the third is not UTF-8
+    lines = b"one?\n/prune off\nwhat\xe9?\ntwo?\n"  # the third is not UTF-8
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     options = ["--model-path", checkpoint, "--pruning-config", CONFIG, "--max-new-tokens", "3", "--device", "cpu"]
     assert main(options) == 0
     said = capsys.readouterr()
     assert said.err.count("cut at the token limit") == 2 and "pruning is off" in said.err
-    assert "the question is not valid UTF-8 at character 4" in said.err
+    assert "the question is not valid UTF-8 at character 5" in said.err
     assert "\x1b" not in said.out + said.err and "> " not in said.out
 
 

@@ -1,4 +1,4 @@
-"""What the chat accepts as a picture: limits of time, bytes and pixels, for files and for a server on this machine."""
+"""Images from a URL: limits of time, bytes and pixels, with a server on this machine; paths that cannot be."""
 
 from __future__ import annotations
 
@@ -114,32 +114,11 @@ def test_an_unreachable_or_malformed_url_is_one_line(url):
     assert "\n" not in str(caught.value) and "object at 0x" not in str(caught.value)
 
 
-def test_files_that_are_not_pictures_are_named(tmp_path):
-    text = tmp_path / "notes.png"
-    text.write_text("hello")
-    postscript = tmp_path / "drawing.eps"
-    postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    damaged = tmp_path / "half.png"
-    damaged.write_bytes(png((60, 60), compress_level=0)[:2000])
-    large = tmp_path / "large.png"
-    large.write_bytes(png((200, 200), compress_level=0))
-    wide = tmp_path / "wide.png"
-    wide.write_bytes(png((2000, 600)))
-    cases = {
-        tmp_path / "absent.png": "no such file",
-        tmp_path: "not a file",
-        text: "is not an image",
-        postscript: "is not an image",
-        damaged: "is damaged",
-        large: "limit of 0.05 MB",
-        wide: "2000×600 pixels",
-        "~no-such-user-here/x.png": "cannot be read|no such file",
-        "nul\0byte.png": "cannot be read|no such file",
-    }
-    for path, reason in cases.items():
-        with pytest.raises(ValueError, match=reason) as caught:
-            load_image(str(path), TIGHT)
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("path", ["~no-such-user-here/x.png", "nul\0byte.png", "what\udce9.png", "x" * 5000])
+def test_a_path_that_no_file_can_have_is_one_line(path):
+    with pytest.raises(ValueError, match=r"cannot be read|no such file") as caught:
+        load_image(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("side", [9_600, 14_000, 60_000])  # beyond our limit, Pillow's warning, Pillow's error
@@ -152,17 +131,3 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
     path.write_bytes(bomb)
     with pytest.raises(ValueError, match="90 megapixels"):
         load_image(str(path))
-
-
-def test_pictures_are_upright_rgb_and_the_first_frame(tmp_path):
-    photo = tmp_path / "photo.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.new("RGB", (32, 16)).save(photo, exif=exif)
-    assert load_image(str(photo)).size == (16, 32)
-    animation = tmp_path / "two.gif"
-    Image.new("P", (5, 5), 0).save(animation, save_all=True, append_images=[Image.new("P", (5, 5), 1)])
-    assert load_image(str(animation)).mode == "RGB"
-    gray = tmp_path / "gray.png"
-    Image.new("LA", (5, 5), (90, 255)).save(gray)
-    assert load_image(str(gray)).getpixel((0, 0)) == (90, 90, 90)

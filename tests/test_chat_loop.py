@@ -184,7 +184,7 @@ def test_settings_change_while_it_runs_and_answers_are_those_of_a_new_chat(loade
     assert fresh.ask(QUESTIONS[2]).text == answers[2]
 
 
-@pytest.mark.parametrize("question", ["what \ud83d is this?", "caf\udce9?"])
+@pytest.mark.parametrize("question", ["what \ud83d is this?", "what\udce9?"])
 def test_text_that_is_not_utf_8_is_one_line_and_the_session_lives(chat, question):
     answers, notes = serve(chat, question, f"/image {question}", "/" + question, QUESTIONS[0])
     assert len(answers) == 1 and "the question is not valid UTF-8 at character" in notes and chat.turns == 1
@@ -352,8 +352,8 @@ def test_keys_of_the_prompt(keyboard):
         assert read() == "one\ntwo"
     keyboard.send_text("\x12hello\r\r")  # Ctrl-R searches
     assert read() == "hello there"
-    keyboard.send_bytes(b"caf\xe9\r")  # not UTF-8: the history takes it, the question is refused later
-    assert read().startswith("caf")
+    keyboard.send_bytes(b"what\xe9\r")  # not UTF-8: the history takes it, the question is refused later
+    assert read().startswith("what")
     keyboard.send_text("\x04")
     with pytest.raises(EOFError):
         read()

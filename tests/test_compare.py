@@ -5,14 +5,16 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from loader_fixtures import write_jsonl
 from run_fixtures import RANDOM, GqaMade, metadata, write_run
 
-from llava.eval.benchmarks import find_benchmark
+from llava.eval.benchmarks import find_benchmark, question_set
 from llava.eval.compare import main
 from llava.eval.metrics.answer_files import read_jsonl
 from llava.eval.model_vqa_loader import eval_model
 from llava.eval.results.comparison import compare
-from llava.eval.runner.run import Run
+from llava.eval.results.reporting import make_report
+from llava.eval.runner.run import Run, find_runs
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
 
@@ -282,3 +284,25 @@ def test_a_real_pair_of_runs_of_the_small_model(mini, tmp_path, capsys):
         score = find_benchmark("gqa_mini").score(mini / "gqa_mini", tmp_path / f"{name}.jsonl", partial=True)
         assert result["scores"]["accuracy"][letter] == pytest.approx(score["accuracy"])
     assert result["costs"]["flops"]["ratio"] < 0.9 > result["costs"]["kv_bytes"]["ratio"]
+
+
+def test_questions_of_ones_own_are_judged_as_the_run_file_or_the_options_say(tmp_path, capsys):
+    rows = [{"question_id": n, "image": "x.png", "text": f"What is {n}?"} for n in range(6)]
+    (tmp_path / "mine").mkdir()
+    questions = write_jsonl(tmp_path / "mine" / "q.jsonl", rows)
+    references = write_jsonl(tmp_path / "mine" / "r.jsonl", [{"question_id": n, "answer": f"{n}"} for n in range(6)])
+    given = {"benchmark": question_set(questions, references=references, judge="exact").spec}
+    keys = [(str(row["question_id"]), row["text"]) for row in rows]
+    a = write_run(tmp_path / "a.jsonl", questions, {key: key[0] for key in keys}, **given)
+    b = write_run(tmp_path / "b.jsonl", questions, dict.fromkeys(keys, "3"), RANDOM, **given)
+    result = result_of(capsys, a, b)
+    assert (result["broken"], result["fixed"], result["clusters"]["count"]) == (5, 0, 1)
+    older = write_run(tmp_path / "older.jsonl", questions, dict.fromkeys(keys, "3"))
+    assert "no scores: " in result_of(capsys, older, b)["notes"][-1]
+    assert result_of(capsys, older, a, "--references", references, "--judge", "exact")["fixed"] == 5
+    own = question_set(questions, references=references, judge=lambda text, answers: float(text == "3"))
+    assert json.dumps(own.spec) and compare(Run.read(a), Run.read(b), own)["fixed"] == 5
+    code = {"benchmark": f"{tmp_path}/missing.py:MINE", "scores": {"figure": "accuracy", "accuracy": 12.5}}
+    coded = write_run(tmp_path / "coded.jsonl", questions, dict.fromkeys(keys, "3"), **code)
+    report = make_report(find_runs([a, coded])[0], tmp_path / "report")  # runs no code that a run file names
+    assert {row["run"]: row["scores"]["accuracy"] for row in report["rows"]} == {"a": 100, "coded": 12.5}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import shutil
@@ -15,19 +14,16 @@ import pytest
 from PIL import Image
 
 from llava.eval import compare_methods
-from llava.model import loaded as running
-from llava.eval.runner.totals import Totals
+from llava.eval.runner.costs import Costs
 from llava.eval.tuning import choosing
 from llava.eval.tuning.asking import Answered
 from llava.eval.tuning.candidates import Candidate, Shallow, Space
-from llava.eval.tuning.choosing import METHODS
-from llava.eval.tuning.dry import DryRun
+from llava.eval.tuning.choosing import schedules
 from llava.eval.tuning.fitted import fitted
-from llava.eval.tuning.knobs import knobs
-from llava.eval.tuning.matching import Absent, Counted, matched, settle
-from llava.eval.tuning.recording import Watched
+from llava.eval.tuning.matching import Absent, DryRun, settle
+from llava.eval.tuning.recording import Recording
 from llava.eval.tuning.rows import mean_interval, verdict
-from llava.eval.tuning.thresholds import around, near, plan_knobs, spread, token_knob
+from llava.eval.tuning.thresholds import around, by_tokens, near, plans, spread
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.methods import METHODS as CLASSES
@@ -36,7 +32,12 @@ from llava.tiny.benchmarks import write_benchmarks
 
 SHAPE = DecoderShape(8, 64, 160, 4, 4, 16)
 TEXT, VISUAL = 20, 48
-KNOBS = knobs(SHAPE.layers, VISUAL)
+SET_OTHERWISE = ("visipruner", "plan", "divprune-visipruner", "fitprune")
+SCHEDULED = [name for name in compare_methods.METHODS if name not in SET_OTHERWISE]
+
+
+def at(schedule, x):
+    return schedule.with_budget(x, SHAPE.layers, VISUAL)
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +45,13 @@ def dry():
     return DryRun(SHAPE, [(TEXT + VISUAL, VISUAL)])
 
 
-@pytest.fixture(scope="module")
-def share(dry):
-    return Counted(dry.share)
-
-
 def test_every_method_that_prunes_takes_part():
-    played = {type(knob.setting(0.5)).method for made in KNOBS.values() for knob in made}
+    played = {one.method for name in SCHEDULED for one in schedules(name, SHAPE.layers)}
     played |= {"visipruner", "replay", "fitprune", "none"}  # set otherwise, or a control
-    assert played == set(CLASSES) - {"mask", "disturb"}  # these drop nothing: instruments of experiments
-    assert set(KNOBS) <= set(METHODS)
+    assert played == {name for name, cls in CLASSES.items() if cls.__module__.startswith("llava.")} - {
+        "mask",
+        "disturb",
+    }  # these drop nothing: instruments of experiments
 
 
 def test_a_dry_run_counts_as_the_formula_does(dry):
@@ -72,42 +70,44 @@ def test_few_prompts_stand_for_all_lengths():
     assert dry.visual_tokens == 16
 
 
-@pytest.mark.parametrize("method", KNOBS)
-def test_a_knob_never_saves_more_when_it_rises(method, share):
-    for knob in KNOBS[method][:3]:
-        costs = [share((knob.counted or knob.setting)(x / 6)) for x in range(7)]
+@pytest.mark.parametrize("method", SCHEDULED)
+def test_a_budget_of_more_tokens_never_saves_more(method, dry):
+    for schedule in schedules(method, SHAPE.layers)[:3]:
+        costs = [dry.share(at(schedule, x / 6)) for x in range(7)]
         assert costs == sorted(costs) and costs[0] < costs[-1] <= 1
 
 
-@pytest.mark.parametrize("method", KNOBS)
-def test_a_method_meets_its_budget_as_closely_as_its_steps_allow(method, share):
-    found = matched(KNOBS[method], 0.6, share, 3)
+@pytest.mark.parametrize("method", SCHEDULED)
+def test_a_method_meets_its_budget_as_closely_as_its_steps_allow(method, dry):
+    found = dry.settle(schedules(method, SHAPE.layers), 0.6, 3)
     assert 1 <= len(found) <= 3
     step = 0.125 if method == "vtw" else 0.03  # a layer, or a few tokens
     assert any(0.6 - step < one.share <= 0.6 for one in found)
     assert all(one.share <= 0.6 for one in found)
 
 
-def test_bisection_finds_the_dearest_config_within_the_budget(share):
-    found = settle(KNOBS["random"][2], 0.7, share)
+def test_bisection_finds_the_most_expensive_config_within_the_budget(dry):
+    schedule = schedules("random", SHAPE.layers)[2]
+    found = settle(lambda x: at(schedule, x), 0.7, dry.share)
     tokens = round(found.config.share * VISUAL)
     more = PruningConfig.from_dict({"method": "random", "layer": 2, "share": (tokens + 1) / VISUAL})
-    assert share(found.config) == found.share <= 0.7 < share(more)
+    assert dry.share(found.config) == found.share <= 0.7 < dry.share(more)
 
 
-def test_what_cannot_be_reached_is_absent_with_its_floor(share):
-    floor = share(PruningConfig.from_dict({"method": "vtw", "k": 0}))
-    found = matched(KNOBS["vtw"], floor - 0.01, share, 3)
-    assert isinstance(found, Absent) and f"{100 * floor:.1f}% of dense" in found.reason
-    deep = matched(KNOBS["fastv"], 0.5, share, 99)
-    assert 1 <= len(deep) < len(KNOBS["fastv"])  # after too many layers nothing reaches it
+def test_what_cannot_be_reached_is_absent_with_its_floor(dry):
+    floor = dry.share(PruningConfig.from_dict({"method": "vtw", "k": 0}))
+    with pytest.raises(Absent, match=f"{100 * floor:.1f}% of dense"):
+        dry.settle(schedules("vtw", SHAPE.layers), floor - 0.01, 3)
+    with pytest.raises(Absent, match="too few layers"):
+        dry.settle([], 0.5, 3)
+    deep = dry.settle(schedules("fastv", SHAPE.layers), 0.5, 99)
+    assert 1 <= len(deep) < len(schedules("fastv", SHAPE.layers))  # after too many layers nothing reaches it
 
 
 @pytest.mark.parametrize("x", [0.0, 0.1, 0.33, 0.5, 0.77, 1.0])
 def test_visionzip_is_counted_by_as_many_random_tokens(x):
-    knob = KNOBS["visionzip"][0]
-    config = knob.setting(x)
-    assert config.dominant + config.contextual == round(knob.counted(x).share * VISUAL)
+    config = at(schedules("visionzip", SHAPE.layers)[0], x)
+    assert config.dominant + config.contextual == round(config.countable(VISUAL).share * VISUAL)
 
 
 def candidate(flops, layers=2, visual="remove", threshold=0.99, tokens=0.1, exit=None):
@@ -119,7 +119,7 @@ def test_candidates_are_taken_below_the_budget_and_unlike_each_other():
     others = [candidate(0.51), candidate(0.44)]
     assert near(found + others, 0.5, 0) == found
     assert near(found + others, 0.5, 2) == [others[1]]
-    assert spread(found, 2) == [found[1], found[2]]  # the dearest, and not the one that is nearly the same
+    assert spread(found, 2) == [found[1], found[2]]  # the most expensive, and not the one that is nearly the same
     assert around(found[1], [found[2], found[0]], 1) == [found[0]]
     alike = [candidate(0.48, tokens=0.1 + n / 1000) for n in range(12)]
     assert around(found[1], [found[2], *alike], 2) == [alike[1], alike[2]]  # the two likest of thirteen
@@ -133,28 +133,28 @@ def space():
     cosine = np.full((layers, visual), 0.99)
     cosine[2:, ::7] = 0.5
     l2 = np.tile(np.arange(visual, 0, -1.0), (layers, 1))
-    return Space(Watched([cosine] * count, [l2] * count, [], np.full(count, 90)), SHAPE, "absolute")
+    return Space(Recording([cosine] * count, [l2] * count, [], np.full(count, 90)), SHAPE, "absolute")
 
 
-def test_the_knob_of_thresholds_is_how_many_tokens_stay(space):
+def test_thresholds_are_set_by_how_many_tokens_stay(space):
     one = space.candidate(Shallow(1), 0.9, 0.5, (0.99, 1))
-    knob = token_knob(space, one)
-    thresholds = [knob.setting(x).tokens_threshold for x in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    config = by_tokens(space, one)
+    thresholds = [config(x).tokens_threshold for x in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert thresholds == [59.0, 58.0, 53.0, 39.0, 0.0]  # 1, 2, 7, 21 and 60 tokens are above
-    assert knob.setting(0.5) == PruningConfig.from_dict(replace(one, tokens_threshold=53.0).settings("absolute"))
+    assert config(0.5) == PruningConfig.from_dict(replace(one, tokens_threshold=53.0).settings("absolute"))
 
 
 def test_visipruners_best_settings_are_set_to_the_budget_too(space, monkeypatch, tmp_path):
-    """The best trial is too dear as it is; with fewer tokens it is within, and wins."""
+    """The best trial exceeds the budget as it is; with fewer tokens it is within, and wins."""
 
     class Asked:
         shape = SHAPE
-        args = argparse.Namespace(count="all")
+        count = "all"
 
         def ask_once(self, config):
             exit = (config.exit_threshold, config.exit_patience)
             share = space.candidate(Shallow(1), config.layer_threshold, config.tokens_threshold, exit).flops
-            return Answered({"b": 90.0 if config.exit_patience == 1 else 50.0}, share, {})
+            return Answered({"b": 90.0 if config.exit_patience == 1 else 50.0}, share, "cpu")
 
     good = space.candidate(Shallow(1), 0.9, 30.5, (0.999, 1))
     poor = space.candidate(Shallow(1), 0.9, 57.5, (0.999, 2))
@@ -172,15 +172,15 @@ def test_plan_is_the_median_schedule_with_the_rules_of_the_config(dry):
     config = PruningConfig.from_dict(
         {"mode": ["shallow", "middle", "deep"], "shallow_mid_layer": 2, "layer_threshold": 0.9, "tokens_threshold": 1}
     )
-    totals = Totals()
-    totals.filter_layers.update([2, 3, 3, None])
-    totals.exit_layers.update([6, 6, 7, None])
-    first, *earlier = plan_knobs(config, totals, SHAPE, VISUAL)
-    plan = first.setting(0.25)
+    costs = Costs()
+    costs.filter_layers.update([2, 3, 3, None])
+    costs.exit_layers.update([6, 6, 7, None])
+    first, *earlier = plans(config, costs, SHAPE, VISUAL)
+    plan = at(first, 0.25)
     assert plan.cuts == ((3, 12), (6, 0)) and len(earlier) == 3
     assert plan.attention(0).text == "merge" and plan.attention(1).text == "remove" and plan.attention(2).dense
     assert plan.cached(1).visual == "none" and dry.share(plan) < 1
-    assert plan_knobs(config, Totals(), SHAPE, VISUAL) == []
+    assert plans(config, Costs(), SHAPE, VISUAL) == []
 
 
 def test_interval_of_the_mean_adds_squares():
@@ -195,9 +195,9 @@ def row(method, mean, **difference):
 
 def test_verdict_names_the_winner_whoever_it_is():
     rows = [row("visipruner", 90.0, a=-0.4, b=-1.2), row("random", 91.0, a=0.0, b=0.0)]
-    told = verdict(rows, 50.0, 1.0)
-    assert "random is first with 91.0" in told and "number 2 of 2" in told and "NOT within 1 point" in told
-    assert "b -1.2" in told
+    line = verdict(rows, 50.0, 1.0)
+    assert "random is first with 91.0" in line and "number 2 of 2" in line and "NOT within 1 point" in line
+    assert "b -1.2" in line
     assert " within 2 points" in verdict(rows, 50.0, 2.0) and "NOT" not in verdict(rows, 50.0, 2.0)
     assert "visipruner is absent" in verdict(rows[1:], 50.0, 1.0)
     assert verdict(rows[:1], 50.0, 1.0).startswith("−50%: visipruner is number 1 of 1 with 90.0")
@@ -217,8 +217,8 @@ PLAYED = ("visipruner", "plan", "fastv", "fitprune", "vtw", "visionzip", "random
 
 def arguments(data, out, *more):
     where = ["--data-dir", str(data / "eval"), "--tune-dir", str(data / "tune"), "--out", str(out)]
-    what = ["--benchmarks", "gqa_mini", "--tune-limit", "8", "--trials", "2", "--device", "cpu", "--dtype", "float32"]
-    return ["--model-path", CHECKPOINT, *where, *what, "--save", "60", "99", "--methods", *PLAYED, *more]
+    what = ["--benchmark", "gqa_mini", "--tune-limit", "8", "--trials", "2", "--device", "cpu", "--dtype", "float32"]
+    return ["--model-path", CHECKPOINT, *where, *what, "--saving", "60", "99", "--methods", *PLAYED, *more]
 
 
 @pytest.fixture(scope="module")
@@ -269,11 +269,7 @@ def test_table_and_picture_are_there(run):
         assert picture.width > 800
 
 
-def test_the_same_command_loads_no_model_again(run, data, capsys, monkeypatch):
-    def refuse(*given, **more):
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(running, "load_pretrained_model", refuse)
+def test_the_same_command_loads_no_model_again(run, data, capsys, no_weights):
     before = (run / "summary.json").read_text()
     assert compare_methods.main(arguments(data, run, "--config", 'half={"method":"random","layer":3,"keep":20}')) == 0
     assert (run / "summary.json").read_text() == before
@@ -288,16 +284,97 @@ def test_the_same_command_loads_no_model_again(run, data, capsys, monkeypatch):
         (["--trials", "3"], "chosen for another model or otherwise"),
         (["--config", 'fastv={"method":"none"}'], "a name is taken"),
         (["--config", 'late={"method":"vtw","k":99}'], "config 'late': 'k' is 99"),
-        (["--benchmarks", "gqa_mini", "gqa_mini"], "names one twice"),
+        (["--methods", "fastvv"], "--methods fastvv is not known (did you mean fastv?)"),
+        (["--methods", "nowhere.py:Mine"], "nowhere.py"),
+        (["--benchmark", "gqa_min"], "gqa_min"),
+        (["--benchmark", "mmvet"], "MM-Vet has no references"),
+        (["--model-path", "DATA/nowhere"], "nowhere"),
+        (["--data-dir", "DATA/nowhere"], "llava.tiny.benchmarks"),
+        (["--pruning-config", '{"method":"none"}'], "--pruning-config takes only none here"),
+        (["--out", "DATA/file"], "file"),
         (["--tune-dir", "DATA/eval"], "--tune-dir is --data-dir"),
         (["--tune-dir", "DATA/nowhere"], "llava.tiny.benchmarks"),
     ],
 )
-def test_wrong_input_is_one_line_before_anything_is_asked(run, data, capsys, changes, message):
+def test_wrong_input_is_one_line_before_weights_are_read(run, data, capsys, no_weights, changes, message):
+    (data / "file").write_text("")
     words = [word.replace("DATA", str(data)) for word in changes]
     assert compare_methods.main([*arguments(data, run), *words]) == 1
     err = capsys.readouterr().err
     assert message in err and len(err.splitlines()) == 1
+
+
+BROKEN = {
+    "llava_gqa_testdev_balanced.jsonl": "llava_gqa_testdev_balanced.jsonl",
+    "data/testdev_balanced_questions.json": "testdev_balanced_questions.json",
+    "data/images": "images",
+}
+
+
+@pytest.mark.parametrize("which", ["eval", "tune"])
+@pytest.mark.parametrize("file", BROKEN)
+def test_broken_files_are_found_before_weights_are_read(data, tmp_path, capsys, no_weights, which, file):
+    copy = shutil.copytree(data, tmp_path / "data")
+    broken = copy / which / "gqa_mini" / file
+    if broken.is_dir():
+        next(iter(sorted(broken.iterdir()))).unlink()
+    else:
+        broken.write_text("{")
+    assert compare_methods.main(arguments(copy, tmp_path / "out")) == 1
+    err = capsys.readouterr().err
+    assert BROKEN[file] in err and len(err.splitlines()) == 1
+
+
+OWN_METHOD = """
+from dataclasses import dataclass, replace
+from llava.model.pruning import Layer, Method, Share
+
+@dataclass(frozen=True)
+class FirstTokens(Method):
+    layer: Layer = 2
+    part: Share = 0.5
+
+    def select(self, layer, prompt, measured):
+        if layer != self.layer:
+            return None
+        return prompt.positions < prompt.positions[0] + round(self.part * prompt.visual_tokens)
+
+    @classmethod
+    def schedules(cls, num_layers):
+        return [cls(layer=layer) for layer in (1, 3)]
+
+    def with_budget(self, share, num_layers, visual_tokens):
+        return replace(self, part=share)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("def schedules", "def other"), "FirstTokens.schedules() is empty"),
+        (("def with_budget", "def other"), "no setting that trades visual tokens for FLOPs"),
+        (("FirstTokens", "fastv"), "the class name fastv is taken"),
+    ],
+)
+def test_an_own_method_that_cannot_be_set_is_refused_before_weights_are_read(
+    data, tmp_path, capsys, no_weights, change, message
+):
+    (tmp_path / "own.py").write_text(OWN_METHOD.replace(*change))
+    name = "fastv" if "fastv" in change else "FirstTokens"
+    words = ["--methods", f"{tmp_path}/own.py:{name}"]
+    assert compare_methods.main([*arguments(data, tmp_path / "out"), *words]) == 1
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+
+
+def test_a_method_in_a_file_of_ones_own_takes_part(data, tmp_path):
+    (tmp_path / "own.py").write_text(OWN_METHOD)
+    words = ["--methods", f"{tmp_path}/own.py:FirstTokens,random-before", "--saving", "50", "--limit", "4"]
+    assert compare_methods.main([*arguments(data, tmp_path / "out"), *words, "--tune-limit", "2"]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]}
+    assert rows["FirstTokens-50"]["config"]["method"].endswith("own.py:FirstTokens")
+    assert 0.47 < rows["FirstTokens-50"]["flops"] <= 0.51
+    assert "random-before-50" in rows
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -308,5 +385,5 @@ def test_script_has_no_syntax_error():
 
 
 def test_a_saving_beyond_the_visual_tokens_is_refused_by_the_fit(dry):
-    with pytest.raises(ValueError, match="without any visual token"):
+    with pytest.raises(Absent, match="without any visual token"):
         fitted(None, [], dry, 0.05)

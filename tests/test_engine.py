@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FULL, MIXED, Prompts, random_llama
-from transformers import LlamaForCausalLM, StoppingCriteria, TextStreamer
+from transformers import DynamicCache, LlamaForCausalLM, StaticCache, StoppingCriteria, TextStreamer
 
 from llava.model.pruning import PruningConfig, RaggedCache, prune
 
@@ -358,8 +358,13 @@ def test_a_pruned_cache_is_refused_outside_and_foreign_ones_inside(llama):
     with prune(llama, FULL, prompts.visual):
         with pytest.raises(ValueError, match="without pruning"):
             llama(input_ids=torch.tensor([[5]]), past_key_values=dense)
-        with pytest.raises(ValueError, match="StaticCache"):
-            llama.generate(**prompts.inputs, max_new_tokens=2, cache_implementation="static")
+        with pytest.raises(ValueError, match="not a StaticCache"):
+            llama(**prompts.inputs, past_key_values=StaticCache(llama.config, max_cache_len=40))
+        with pytest.raises(ValueError, match="not a DynamicCache that offloads"):
+            llama(**prompts.inputs, past_key_values=DynamicCache(config=llama.config, offloading=True))
+        for setting in ({"cache_implementation": "static"}, {"cache_implementation": "offloaded"}):
+            with pytest.raises(ValueError, match="does not go with pruning: the engine makes its own cache"):
+                llama.generate(**prompts.inputs, max_new_tokens=2, **setting)
 
 
 def test_wrong_masks_and_unknown_models_say_what_was_expected(llama):
@@ -368,7 +373,7 @@ def test_wrong_masks_and_unknown_models_say_what_was_expected(llama):
         prune(llama, FULL)
     with pytest.raises(ValueError, match="must be bool"):
         prune(llama, FULL, prompts.visual.long())
-    with pytest.raises(ValueError, match="it knows LlavaLlamaForCausalLM"):
+    with pytest.raises(ValueError, match="it knows .*LlavaLlamaForCausalLM; LlavaForConditionalGeneration"):
         prune(torch.nn.Linear(2, 2), FULL)
     with pytest.raises(ValueError, match="7 layers|6 layers"):
         prune(llama, {**FULL, "shallow_mid_layer": 6}, prompts.visual)

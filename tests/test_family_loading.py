@@ -2,17 +2,23 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers as hf
 from family_checkpoints import FAMILIES, write_family, write_json
 from llava_fixtures import make_model, write_checkpoint
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llava import load_pretrained_model
+from llava.cli import ModelOptions
 from llava.model import builder, processors
-from llava.model.layouts import TRANSFORMERS, read_layout
+from llava.model.formats import read_layout
+from llava.model.loaded import LoadedModel
+from llava.model.preflight import check_model
+from llava.model.pruning.families import transformers_classes
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -40,11 +46,11 @@ def test_every_family_loads_as_llava_does_and_says_nothing(family, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tokenizer, model, processor, context = load(folder)
-    assert type(model).__name__ == TRANSFORMERS[name] and not model.training and model.dtype == torch.float32
+    assert type(model) is transformers_classes()[name] and not model.training and model.dtype == torch.float32
     assert isinstance(processor, hf.ProcessorMixin) and processor.tokenizer is tokenizer
     assert tokenizer.padding_side == "left" and tokenizer.pad_token_id is not None and context == 1024
     assert model.config._attn_implementation == "sdpa" and model.generation_config.top_k == 1
-    written = getattr(hf, TRANSFORMERS[name]).from_pretrained(folder).state_dict()
+    written = transformers_classes()[name].from_pretrained(folder).state_dict()
     assert all(torch.equal(written[key], tensor) for key, tensor in model.state_dict().items())
     assert read_layout(folder).layers == model.config.get_text_config().num_hidden_layers == 6
     capfd.readouterr()
@@ -189,7 +195,7 @@ def test_torchvision_decides_the_processor(folder, monkeypatch, there):
     automatic, alone = Recorder(processor), Recorder(processor)
     monkeypatch.setattr(processors, "is_torchvision_available", lambda: there)
     monkeypatch.setattr(processors, "AutoProcessor", automatic)
-    monkeypatch.setitem(processors.IMAGES_ALONE, "qwen2_vl", alone)
+    monkeypatch.setattr(processors, "images_alone", lambda kind: alone)
     load(folder)
     assert (automatic.asked, alone.asked) == (([folder], []) if there else ([], [folder]))
 
@@ -204,3 +210,51 @@ def test_torchvision_decides_the_image_processor_of_the_original_layout(tmp_path
     monkeypatch.setattr(hf, "CLIPImageProcessorPil", plain)
     load(folder)
     assert (len(fast.asked), len(plain.asked)) == ((1, 0) if there else (0, 1))
+
+
+def test_bounds_of_images_are_those_that_were_asked_for(folder):
+    image = Image.new("RGB", (64, 48), "red")
+    options = ModelOptions(model_path=str(folder), device="cpu")
+    counts = []
+    for bounds in ({}, {"min_pixels": 128, "max_pixels": 256}, {"min_pixels": 4096, "max_pixels": 8192}):
+        bounded = replace(options, **bounds)
+        settings = check_model(bounded, None).settings
+        assert {key: settings[key] for key in ("min_pixels", "max_pixels") if key in settings} == bounds
+        ids = LoadedModel.from_path(bounded).inputs.prepare(image).ids
+        counts.append(len(ids))
+    assert counts[1] <= 256 / 64 < counts[0] <= 1024 / 64 < 4096 / 64 <= counts[2] <= 8192 / 64
+    for bounds, message in [
+        ({"max_pixels": 63}, "at least 64 .one visual token"),
+        ({"min_pixels": 2048}, "images from 2048 to 1024 pixels"),
+        ({"min_pixels": 9, "max_pixels": 8}, "min_pixels=9 is larger than max_pixels=8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load(folder, **bounds)
+
+
+def test_bounds_of_images_are_refused_where_images_have_one_size(tmp_path):
+    folder = write_family(tmp_path / "m", "llava")
+    (folder / "model.safetensors").write_bytes(b"not read")
+    with pytest.raises(ValueError, match="max_pixels=500 given, but images of model_type 'llava' have a fixed size"):
+        check_model(ModelOptions(model_path=str(folder), device="cpu", max_pixels=500), None)
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "placed"),
+    [
+        ("cuda", "auto", "auto"),
+        ("auto", "auto", "auto"),
+        ("cuda:0", "auto", {"": "cuda:0"}),
+        ("auto", None, {"": "cuda"}),
+    ],
+)
+def test_one_gpu_shares_with_the_host_where_the_caller_leaves_the_device_open(
+    folder, monkeypatch, device, device_map, placed
+):
+    given = {}
+    monkeypatch.setattr(builder, "pick_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    monkeypatch.setattr(builder, "build_model", lambda *words, **options: given.update(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load_pretrained_model(folder, None, "m", device=device, device_map=device_map)
+    assert given["device_map"] == (placed if placed == "auto" else {"": torch.device(placed[""])})
+    assert given["dtype"] == torch.float16

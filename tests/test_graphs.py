@@ -156,8 +156,8 @@ def test_pruned_runs_of_the_bench_replay_what_was_recorded(graphs):
 def test_what_cannot_be_recorded_is_refused(llama):
     with pytest.raises(ValueError, match="needs a model on a CUDA device, this one is on cpu; leave it out"):
         prune(llama, PLAN, torch.ones(1, 4, dtype=torch.bool), cuda_graphs=True)
-    with pytest.raises(ValueError, match="leave it or reuse_prefix out"):
-        prune(llama, PLAN, torch.ones(1, 4, dtype=torch.bool), cuda_graphs=True, reuse_prefix=True)
+    with pytest.raises(ValueError, match="leave it or prefix_cache out"):
+        prune(llama, PLAN, torch.ones(1, 4, dtype=torch.bool), cuda_graphs=True, prefix_cache=True)
     CudaRecorder().check(torch.device("cuda:1"))
     spread = random_llama()
     spread.model.layers[3].to("meta")

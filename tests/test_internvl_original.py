@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llava import PruningConfig, prune
-from llava.model.internvl_original import load_internvl_original
+from llava.model.internvl.model import load_internvl_original
 
 TURN_END, CONTEXT = added_ids()["<|im_end|>"], added_ids()["<IMG_CONTEXT>"]
 

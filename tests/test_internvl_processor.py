@@ -25,7 +25,7 @@ from llava_fixtures import write_json
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
-from llava.model.internvl_processor import SYSTEM_MESSAGE, load_processor, load_tokenizer
+from llava.model.internvl.processor import SYSTEM_MESSAGE, load_processor, load_tokenizer
 
 TEXTS = (
     "What is the colour?",

@@ -9,9 +9,9 @@ from loader_fixtures import CONFIG, Bench, comparable, questions, write_images, 
 from PIL import Image
 
 from llava import PruningConfig, load_pretrained_model
+from llava.model.formats import read_layout
 from llava.model.inputs import Turn, inputs_for
-from llava.model.internvl_processor import SYSTEM_MESSAGE
-from llava.model.layouts import read_layout
+from llava.model.internvl.processor import SYSTEM_MESSAGE
 from llava.model.loaded import LoadedModel
 from llava.serve.chat import Chat, Sampling
 

@@ -53,6 +53,8 @@ def test_a_chunk_that_is_not_there(bench, capsys):
         ({"question_id": 1, "image": "/etc/hostname", "text": "x"}, ":3: image '/etc/hostname' must be a path inside"),
         ({"question_id": 1, "image": "sub/../../x.png", "text": "x"}, ":3: image 'sub/../../x.png' must be"),
         ({"question_id": 1, "image": "", "text": "x"}, ":3: image '' must be"),
+        ({"question_id": 1, "image": ["a.png", 5], "text": "x"}, ':3: key "image" should hold image paths, found int'),
+        ({"question_id": 1, "image": "a.png", "text": "what \ud83d?"}, r""":3: key "text" holds '\ud83d' alone"""),
     ],
 )
 def test_a_wrong_line_is_named(bench, capsys, line, message):
@@ -75,12 +77,14 @@ def test_a_link_out_of_the_image_folder_is_refused_but_one_within_is_not(tmp_pat
     [question] = read_questions(inside, tmp_path / "linked")
     assert require_images([question], False) == ([question], [])
     outside = write_jsonl(tmp_path / "out.jsonl", [{"question_id": 1, "image": "out.png", "text": "x"}])
-    with pytest.raises(UserError, match="out.jsonl:1: image 'out.png' is a symbolic link out of"):
+    with pytest.raises(UserError, match="out.jsonl:1: image 'out.png' is a symbolic link out of .*--follow-symlinks"):
         read_questions(outside, images)
+    [question] = read_questions(outside, images, follow_symlinks=True)
+    assert require_images([question], False) == ([question], [])
 
 
 def test_a_missing_image_file_is_bad_and_a_question_without_an_image_is_not(tmp_path):
-    rows = [{"question_id": i, "text": "x"} | image for i, image in enumerate([{}, {"image": "no"}])]
+    rows = [{"question_id": i, "text": "x"} | image for i, image in enumerate([{}, {"images": ["no"]}])]
     asked = read_questions(write_jsonl(tmp_path / "q.jsonl", rows), tmp_path)
     assert (asked[0].image, asked[0].path) == (None, None)
     good, bad = require_images(asked, True)
@@ -96,8 +100,8 @@ def test_a_missing_image_file_is_bad_and_a_question_without_an_image_is_not(tmp_
         ({"pruning_config": json.dumps(CONFIG | {"shallow_mid_layer": 3})}, "shallow_mid_layer"),
         ({"pruning_config": "nowhere.json"}, "'nowhere.json' cannot be read"),
         ({"pruning_config": "{"}, "is not JSON"),
-        ({"question_file": "nowhere.jsonl"}, "nowhere.jsonl (from: the question file"),
-        ({"image_folder": "nowhere"}, "/nowhere (from: the image folder"),
+        ({"question_file": "nowhere.jsonl"}, "nowhere.jsonl (from: the path"),
+        ({"image_folder": "nowhere"}, "/nowhere (from: the path"),
         ({"model_path": "/nowhere/at/all"}, "no such folder"),
         ({"device": "abacus"}, "abacus"),
         ({"conv_mode": "v99"}, "v99"),

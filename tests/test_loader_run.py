@@ -13,6 +13,7 @@ from loader_fixtures import (
     IMAGES,
     Bench,
     comparable,
+    forbid_loading,
     prompt_of,
     questions,
     read_jsonl,
@@ -167,13 +168,15 @@ def test_chunks_are_llavas_and_make_up_the_whole(bench):
 def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
     seen = []
     encode = LlavaLlamaForCausalLM.encode_images
-    monkeypatch.setattr(LlavaLlamaForCausalLM, "encode_images", lambda self, x, *more: seen.append(len(x)) or encode(self, x, *more))
+    monkeypatch.setattr(
+        LlavaLlamaForCausalLM, "encode_images", lambda self, x, *more: seen.append(len(x)) or encode(self, x, *more)
+    )
     monkeypatch.setattr("llava.eval.runner.batches.UNITS", 1)  # all five batches are one unit
     held, answer = [], Answerer.answer
 
     def watched(self, batch):
         result = answer(self, batch)
-        held.append(len(self._seen))
+        held.append(len(self._images))
         return result
 
     monkeypatch.setattr(Answerer, "answer", watched)
@@ -267,11 +270,35 @@ def test_questions_without_an_image_run_dense_among_the_others(bench, loaded, pr
             assert answered["text"] == tokenizer.decode(output[0], skip_special_tokens=True).strip()
 
 
-def test_a_prompt_that_the_model_cannot_take_is_bad_too(bench, capsys):
+@pytest.mark.parametrize(("words", "loads"), [(1200, False), (1010, True)], ids=["alone", "with its image"])
+def test_a_prompt_that_the_model_cannot_take_is_bad_too(bench, monkeypatch, capsys, words, loads):
+    """One whose text alone is too long is found before the model loads."""
     rows = questions()
-    rows[2]["text"] = "blue " * 1200
+    rows[2]["text"] = "blue " * words
     write_jsonl(bench.question_file, rows)
-    assert bench.run() == 1
+    with monkeypatch.context() as patch:
+        if not loads:
+            forbid_loading(patch)
+        assert bench.run() == 1
     assert "questions.jsonl:3: the prompt has" in capsys.readouterr().err
     assert bench.run("--skip-bad") == 0
     assert sorted(row["prompt"] for row in bench.rows()) == sorted(row["text"] for row in rows[:2] + rows[3:])
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_a_question_with_several_images_shows_them_in_order(bench, loaded, key):
+    rows = [row for row in questions() if row["image"] == "a.png"][:3]
+    for row, images in zip(rows, (["a.png", "c.png"], ["c.png", "a.png"], ["a.png"]), strict=True):
+        del row["image"]
+        row[key] = images
+    write_jsonl(bench.question_file, rows)
+    assert bench.run() == 0
+    tokenizer, model, processor = loaded
+    for row, answered in zip(rows, bench.rows(), strict=True):
+        prompt = prompt_of(row["text"]).replace("<image>\n", "<image>\n" * len(row[key]))
+        ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None]
+        pictures = [Image.open(bench.images / name).convert("RGB") for name in row[key]]
+        pixels = process_images(pictures, processor, model.config)
+        output = model.generate(ids, images=pixels, max_new_tokens=6, do_sample=False, temperature=None, top_p=None)
+        assert answered["text"] == tokenizer.decode(output[0], skip_special_tokens=True).strip()
+        assert answered["metadata"]["visual_tokens"] == 4 * len(row[key])

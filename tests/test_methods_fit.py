@@ -7,7 +7,8 @@ import pytest
 from conftest import Prompts
 from loader_fixtures import questions, write_images, write_jsonl, write_model
 
-from llava.eval.fit_fitprune import choose, main
+from llava.eval.fit_fitprune import main
+from llava.eval.tuning.asking import evenly
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.fitting import _Search, fit, spare
 from llava.model.pruning.method import PromptState
@@ -75,9 +76,9 @@ def command(tmp_path_factory):
     root = tmp_path_factory.mktemp("fit")
     flags = {
         "--model-path": write_model(root / "llava-small"),
-        "--question-file": write_jsonl(root / "questions.jsonl", questions()),
-        "--image-folder": write_images(root / "images"),
-        "--output": root / "out" / "fitprune.json",
+        "--questions": write_jsonl(root / "questions.jsonl", questions()),
+        "--images": write_images(root / "images"),
+        "--out": root / "out" / "fitprune.json",
         "--device": "cpu",
     }
     return lambda **changes: [
@@ -90,7 +91,7 @@ def command(tmp_path_factory):
 def test_the_command_writes_a_config_that_loads(command, capsys):
     arguments = command(reduction=0.3, prompts=6)
     assert main(arguments) == 0
-    written = arguments[arguments.index("--output") + 1]
+    written = arguments[arguments.index("--out") + 1]
     config = PruningConfig.of(written)
     assert config.to_dict() == json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (config.method, len(config.keep), config.visual_tokens) == ("fitprune", 3, 4)
@@ -100,22 +101,27 @@ def test_the_command_writes_a_config_that_loads(command, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": "fit.txt"}, "must end in .json"),
-        ({"image_folder": "nowhere"}, "questions.jsonl:1: image not found"),
+        ({"out": "fit.txt"}, "must end in .json"),
+        ({"out": "pyproject.toml/fit.json"}, "pyproject.toml"),
+        ({"images": "nowhere"}, "nowhere"),
+        ({"questions": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"model_path": "nowhere"}, "nowhere"),
+        ({"dtype": "int3"}, "dtype 'int3' is not supported"),
+        ({"pruning_config": "x.json"}, "--pruning-config takes only none here"),
     ],
 )
-def test_the_commands_mistakes_are_one_line(command, changes, message, capsys):
+def test_the_commands_mistakes_are_one_line_before_weights_are_read(command, changes, message, capsys, no_weights):
     assert main(command(reduction=0.5, **changes)) == 1
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and message in error[0]
 
 
-def test_questions_are_spread_over_the_file(tmp_path):
-    from llava.eval.runner.questions import Question
+def test_questions_without_images_cannot_be_fitted(command, tmp_path, capsys, no_weights):
+    file = write_jsonl(tmp_path / "text.jsonl", [{"question_id": 1, "text": "?"}])
+    assert main(command(reduction=0.5, questions=file)) == 1
+    assert "none of the questions has an image" in capsys.readouterr().err
 
-    asked = [Question(i, str(i), i, "?", *(["a.png", tmp_path] if i % 2 else [])) for i in range(20)]
-    assert [question.index for question in choose(asked, 3)] == [1, 7, 13]
-    assert len(choose(asked, 99)) == 10
-    with pytest.raises(ValueError, match="none of the questions has an image"):
-        choose(asked[::2], 3)
+
+def test_questions_are_spread_over_the_file():
+    assert evenly(range(10), 3) == [0, 3, 6]
+    assert evenly(range(3), 99) == [0, 1, 2]

@@ -1,5 +1,9 @@
 """The notebooks run from top to bottom with the small model, and what is committed of them is small and current."""
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -84,6 +88,22 @@ def test_other_parameters_take_the_place_of_the_notebooks_own_and_paths_hold_whe
     assert main(["bad", "--check"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "error: bad.ipynb: KeyError: 'no such thing'"
     assert printed(run_notebook(tmp_path / "good.ipynb", {"CONFIG": "none.json"})) == ["a b\n"]
+
+
+def test_ctrl_c_in_the_middle_of_a_cell_is_one_line(tmp_path, monkeypatch, capsys):
+    cell = nbformat.v4.new_code_cell("", metadata={"tags": [PARAMETERS]})
+    endless = nbformat.v4.new_code_cell("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, endless]), tmp_path / "endless.ipynb")
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+
+    def press():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    assert main([]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 
 
 def test_a_figure_cell_without_a_picture_is_refused():

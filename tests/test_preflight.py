@@ -9,7 +9,7 @@ from loader_fixtures import Bench, write_images, write_model
 from llava import PruningConfig, load_pretrained_model
 from llava.model import preflight
 from llava.model.checkpoint import Source
-from llava.model.layouts import read_layout
+from llava.model.formats import read_layout
 from llava.model.preflight import resolve, skeleton
 
 ZIP = PruningConfig.from_dict({"method": "visionzip", "dominant": 3, "contextual": 1})
@@ -44,7 +44,7 @@ def test_what_a_family_cannot_do_is_refused_and_all_else_is_not(checkpoint):
     name, folder = checkpoint
     for config, refused in ((ZIP, name not in ("original", "llava")), (COMPACT, "qwen" in name)):
         if refused:
-            with pytest.raises(ValueError, match="reads a CLIP image encoder|which cannot be counted anew"):
+            with pytest.raises(ValueError, match="reads a CLIP image encoder|which cannot be renumbered"):
                 resolve(config, Source(folder))
         else:
             assert resolve(config, Source(folder)) == (config, {})

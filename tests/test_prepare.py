@@ -3,16 +3,7 @@
 import json
 
 import pytest
-from prepare_fixtures import (
-    GQA_QUESTIONS,
-    GQA_REFERENCES,
-    LETTER,
-    SHORT,
-    as_base64,
-    jsonl,
-    picture,
-    write_zip,
-)
+from prepare_fixtures import GQA_QUESTIONS, GQA_REFERENCES, LETTER, SHORT, as_base64, jsonl, picture, write_zip
 
 from llava.cli import UserError
 from llava.eval.benchmarks import BENCHMARKS
@@ -113,7 +104,7 @@ def test_what_is_missing_is_named_with_where_to_get_it(downloads, tmp_path, caps
     assert "1 of 2 images are missing (n1.jpg): from images.zip" in capsys.readouterr().out
 
 
-def test_a_source_of_something_else_is_told(downloads, tmp_path, capsys):
+def test_a_source_of_something_else_is_named(downloads, tmp_path, capsys):
     write_zip(tmp_path / "other.zip", {"holiday.jpg": picture("red")})
     told = f"nothing that belongs to gqa was found in {tmp_path / 'other.zip'}\n"
     assert main(["gqa", str(tmp_path / "other.zip"), "--out", str(tmp_path)]) == 1

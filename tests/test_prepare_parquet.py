@@ -205,7 +205,7 @@ def test_vizwiz(tmp_path):
         assert asked.text.startswith("What is this?\nWhen")
 
 
-def test_an_interrupted_call_goes_on_with_the_images_that_are_there(tmp_path, monkeypatch):
+def test_an_interrupted_call_continues_with_the_images_that_are_there(tmp_path, monkeypatch):
     row = {"question_id": "v1_0", "question": "Who?", "image": cell(BLUE)}
     source = write(tmp_path / "test-0.parquet", [row | {"question_id": f"v1_{i}"} for i in range(3)])
     real, seen = Layout.image_name, []

@@ -10,7 +10,6 @@ from PIL import Image
 from run_fixtures import LAYERS, RANDOM, TEXT, VISUAL, GqaMade, metadata, write_run
 
 from llava.eval.report import main
-from llava.eval.results.plots import PlotOptions
 from llava.eval.results.reporting import drawn, label_runs, make_report, make_row
 from llava.eval.runner.run import Run, find_runs
 
@@ -164,6 +163,24 @@ def test_annotations_are_looked_for_in_the_data_folder(folder, gqa, tmp_path):
     assert all(row["scores"] == {} for row in make_report(runs, tmp_path / "a")["rows"])
     found = make_report(runs, tmp_path / "b", data_dir=moved.parent)
     assert all(row["scores"] for row in found["rows"])
+
+
+def test_what_cannot_be_read_is_left_out_and_named_and_plots_take_a_format(gqa, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    gqa.run(runs / "good.jsonl", {3}, RANDOM)
+    gqa.run(runs / "broken.jsonl").write_text("{\n")
+    path = gqa.run(runs / "traceless.jsonl")
+    path.write_text(path.read_text().replace('"metadata"', '"meta"'))
+    write_run(runs / "empty.jsonl", gqa.questions, {}, RANDOM, state="running")
+    out = tmp_path / "out"
+    assert main([str(runs), "--out", str(out), "--format", "svg", "--dpi", "60"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out.splitlines()[-1])
+    assert [row["run"] for row in report["rows"]] == ["good"] and len(report["left_out"]) == 3
+    markdown = (out / "report.md").read_text()
+    for words in ("broken.jsonl is not valid JSON", "traceless.jsonl:1 has no trace", "empty.jsonl has no answer yet"):
+        assert words in printed.err and words in markdown
+    assert "![small-accuracy](small-accuracy.svg)" in markdown and (out / "small-decisions.svg").is_file()
 
 
 @pytest.mark.parametrize(("name", "message"), [("nothing", "run.json is missing"), ("empty", "holds no run")])

@@ -96,12 +96,12 @@ def answers(name, config, word, batches, **reuse):
                 return_dict_in_generate=True,
             )
             found.append((output.sequences[:, -NEW:], torch.stack(output.logits)))
-        return session, found, session.prefixes and dataclasses.replace(session.prefixes.reused)
+        return session, found, session.prefix_cache and dataclasses.replace(session.prefix_cache.reused)
 
 
 def agree(name, config, word, batches, **reuse):
     plain, expected, _ = answers(name, config, word, batches)
-    session, found, reused = answers(name, config, word, batches, reuse_prefix=True, **reuse)
+    session, found, reused = answers(name, config, word, batches, prefix_cache=True, **reuse)
     assert [decisions(trace) for trace in session.traces] == [decisions(trace) for trace in plain.traces]
     for (tokens, logits), (their_tokens, their_logits) in zip(found, expected, strict=True):
         assert (logits - their_logits).abs().max() < 1e-4

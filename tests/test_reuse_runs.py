@@ -43,10 +43,10 @@ def bench(tmp_path, shared):
 def test_answers_are_those_without_reuse(bench, pruning, size):
     rows = [row | {"text": f"{row['text']} {number}"} for number in range(4) for row in questions()]
     write_jsonl(bench.question_file, rows)
-    assert bench.run("--no-reuse-prefix", batch_size=size, pruning_config=pruning) == 0
+    assert bench.run("--prefix-cache", "off", batch_size=size, pruning_config=pruning) == 0
     expected = comparable(bench.rows())
-    assert "prefix_reuse" not in bench.record() and "--no-reuse-prefix" in bench.record()["command"]
-    for name, options in (("default", []), ("one", ["--reuse-prefix", "--prefix-cache-bytes", "0"])):
+    assert "prefix_reuse" not in bench.record() and "--prefix-cache off" in bench.record()["command"]
+    for name, options in (("default", []), ("one", ["--prefix-cache", "0"])):
         bench.answers = bench.root / f"{name}.jsonl"
         assert bench.run(*options, batch_size=size, pruning_config=pruning) == 0
         assert comparable(bench.rows()) == expected
@@ -66,7 +66,8 @@ def test_questions_about_an_image_come_together_and_units_are_not_cut_between_th
     random = np.random.default_rng(0)
     images = [None if number == 0 else Path(f"{number}.png") for number in random.integers(0, 40, 700)]
     asked = [
-        Question(place, "", place, "x" * int(random.integers(1, 50)), None, path) for place, path in enumerate(images)
+        Question(place, "", place, "x" * int(random.integers(1, 50)), paths=(path,) if path else ())
+        for place, path in enumerate(images)
     ]
     assert sorted(by_image(asked), key=lambda one: one.index) == asked
     for size in (1, 4):
@@ -90,7 +91,7 @@ def test_questions_about_an_image_come_together_and_units_are_not_cut_between_th
 def test_an_image_is_finished_with_the_last_batch_of_a_unit_that_shows_it():
     random = np.random.default_rng(1)
     asked = [
-        Question(place, "", place, "x" * int(random.integers(1, 50)), None, Path(f"/nowhere/{number}.png"))
+        Question(place, "", place, "x" * int(random.integers(1, 50)), paths=(Path(f"/nowhere/{number}.png"),))
         for place, number in enumerate(random.integers(0, 60, 600))
     ]
     groups = group(asked, set(asked), 4, Lengths())

@@ -26,12 +26,12 @@ def test_a_further_question_runs_its_own_tokens(model):
     inputs, visual = embedded(0, 5)
     other, _ = embedded(0, 5)
     other["inputs_embeds"][:, -5:] += 1
-    with prune(model, DENSE, visual, reuse_prefix=True):
+    with prune(model, DENSE, visual, prefix_cache=True):
         model(**inputs, use_cache=False)
         assert rows.take() == [20] * 6
         assert model(**other).logits.shape[1] == 5
         assert rows.take() == [5] * 6
-    with prune(model, FILTER, visual, reuse_prefix=True) as session:
+    with prune(model, FILTER, visual, prefix_cache=True) as session:
         model(**inputs)
         assert rows.take() == [20] * 4 + [12] * 2  # text before the image, 4 kept tokens, the question
         model(**other)
@@ -44,10 +44,10 @@ def test_a_batch_reads_what_its_prompts_share_once(model):
     rows = Rows(model)
     inputs, visual = embedded(0, 4, 4, 4)
     for room in (0, 1 << 30):
-        with prune(model, DENSE, visual, reuse_prefix=True, prefix_cache_bytes=room) as session:
+        with prune(model, DENSE, visual, prefix_cache=room) as session:
             model(**inputs)
             assert rows.take() == [15 + 3 * 4] * 6
-            assert (session.prefixes.nbytes > 0) == (room > 0) == (len(session.prefixes) > 0)
+            assert (session.prefix_cache.nbytes > 0) == (room > 0) == (len(session.prefix_cache) > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def test_a_question_that_prunes_later_runs_the_rest_of_the_prefix(model):
     rows = Rows(model)
     inputs, visual = embedded(0, 5)
     others = embedded(0, 5, 5, 5, 5)[0]["inputs_embeds"][1:]
-    with prune(model, Planned([1, 3, 2, 4, 2]), visual, reuse_prefix=True) as session:
+    with prune(model, Planned([1, 3, 2, 4, 2]), visual, prefix_cache=True) as session:
         model(**inputs)
         assert rows.take() == [20] * 2 + [11] * 4
         model(inputs_embeds=others[:1])
@@ -97,7 +97,7 @@ def test_queries_that_no_question_asked_for_are_run_again(model):
     rows = Rows(model)
     inputs, visual = embedded(0, 5, 5)
     first, second = inputs["inputs_embeds"].split(1)
-    with prune(model, Ranked([4, 2, 2]), visual[:1], reuse_prefix=True) as session:
+    with prune(model, Ranked([4, 2, 2]), visual[:1], prefix_cache=True) as session:
         model(inputs_embeds=first)
         rows.take()
         logits = model(inputs_embeds=second).logits[:, -1]
@@ -118,7 +118,7 @@ def test_earlier_turns_are_reused(model):
     for config in (DENSE, {"method": "vtw", "k": 4}, FILTER):
         logits = {}
         for reuse in (False, True):
-            with prune(model.model, config, torch.zeros(1, 1, dtype=torch.bool), reuse_prefix=reuse) as session:
+            with prune(model.model, config, torch.zeros(1, 1, dtype=torch.bool), prefix_cache=reuse) as session:
                 for length in (18, 24, 30, 24):
                     _, visual = embedded(0, length - 15)
                     session._forward.visual_mask = visual
@@ -135,24 +135,24 @@ def test_earlier_turns_are_reused(model):
 @torch.no_grad()
 def test_the_least_recently_used_leave_and_bytes_are_bounded(model):
     _, visual = embedded(0, 4)
-    with prune(model, DENSE, visual, reuse_prefix=True) as session:
+    with prune(model, DENSE, visual, prefix_cache=True) as session:
         model(**embedded(0, 4)[0])
-        one = session.prefixes.nbytes
+        one = session.prefix_cache.nbytes
     rows = Rows(model)
-    with prune(model, DENSE, visual, reuse_prefix=True, prefix_cache_bytes=int(1.9 * one)) as session:
+    with prune(model, DENSE, visual, prefix_cache=int(1.9 * one)) as session:
         hits = []
         for image in (0, 1, 0, 1, 2, 1, 0):  # the third leaves room for two; 0 is older than 1 when it comes
             model(**embedded(image, 4)[0])
             hits.append(rows.take()[0] == 1)
-            assert session.prefixes.nbytes <= int(1.9 * one)
-            assert session.prefixes.nbytes == sum(node.nbytes for node in session.prefixes._nodes.values())
+            assert session.prefix_cache.nbytes <= int(1.9 * one)
+            assert session.prefix_cache.nbytes == sum(node.nbytes for node in session.prefix_cache._blocks.values())
         assert hits == [False, False, True, True, False, True, False]
-    assert session.prefixes.nbytes == len(session.prefixes) == 0
-    with prune(model, DENSE, visual, reuse_prefix=True, prefix_cache_bytes=one // 3) as session:
+    assert session.prefix_cache.nbytes == len(session.prefix_cache) == 0
+    with prune(model, DENSE, visual, prefix_cache=one // 3) as session:
         for _ in range(2):  # larger than the budget: not kept, but for the text before the image
             model(**embedded(0, 4)[0])
-            assert session.prefixes.nbytes < one // 3
-        assert (session.prefixes.reused.prompts, session.prefixes.reused.found) == (2, 0)
+            assert session.prefix_cache.nbytes < one // 3
+        assert (session.prefix_cache.reused.prompts, session.prefix_cache.reused.found) == (2, 0)
 
 
 @torch.no_grad()
@@ -161,10 +161,10 @@ def test_a_batch_of_many_images_stays_within_the_bytes(model):
     visual = embedded(0, 4, 4, 4, 4)[1]
     with prune(model, DENSE, visual) as session:
         expected = model(inputs_embeds=embeds).logits[:, -1]
-    with prune(model, DENSE, visual, reuse_prefix=True, prefix_cache_bytes=40_000) as session:
+    with prune(model, DENSE, visual, prefix_cache=40_000) as session:
         for _ in range(2):
             assert (model(inputs_embeds=embeds).logits[:, -1] - expected).abs().max() < 1e-4
-            assert 0 < session.prefixes.nbytes <= 40_000
+            assert 0 < session.prefix_cache.nbytes <= 40_000
 
 
 @torch.no_grad()
@@ -180,27 +180,27 @@ def test_another_beginning_is_never_a_hit(model, change):
         position = position + 1
     else:
         other_visual[0, 2] = True
-    with prune(model, FILTER, visual, reuse_prefix=True) as session:
+    with prune(model, FILTER, visual, prefix_cache=True) as session:
         model(**inputs, position_ids=torch.arange(19)[None])
         session._forward.visual_mask = other_visual
         model(inputs_embeds=other, position_ids=position)
-        assert (session.prefixes.reused.prompts, session.prefixes.reused.found) == (2, 0)
+        assert (session.prefix_cache.reused.prompts, session.prefix_cache.reused.found) == (2, 0)
         session._forward.visual_mask = visual
         model(**inputs, position_ids=torch.arange(19)[None])
-        assert session.prefixes.reused.found == 1
+        assert session.prefix_cache.reused.found == 1
 
 
 @torch.no_grad()
 def test_other_weights_and_autocast_forget_what_is_known(model):
     inputs, visual = embedded(0, 4)
-    with prune(model, DENSE, visual, reuse_prefix=True) as session:
+    with prune(model, DENSE, visual, prefix_cache=True) as session:
         model(**inputs)
         model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
         changed = model(**inputs).logits[:, -1]
-        assert session.prefixes.reused.found == 0
+        assert session.prefix_cache.reused.found == 0
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model(**inputs)
-        assert session.prefixes.reused.found == 0
+        assert session.prefix_cache.reused.found == 0
     with prune(model, DENSE, visual):
         assert torch.equal(model(**inputs).logits[:, -1], changed)
 
@@ -208,7 +208,7 @@ def test_other_weights_and_autocast_forget_what_is_known(model):
 @torch.no_grad()
 def test_images_share_the_text_before_them(model):
     rows = Rows(model)
-    with prune(model, DENSE, embedded(0, 4)[1], reuse_prefix=True):
+    with prune(model, DENSE, embedded(0, 4)[1], prefix_cache=True):
         model(**embedded(0, 4)[0])
         rows.take()
         model(**embedded(1, 4)[0])
@@ -222,12 +222,12 @@ def test_beams_and_prompts_without_images_go_along(model):
     visual[1] = False
     outputs = []
     for reuse in (False, True):
-        with prune(model, FILTER, visual, reuse_prefix=reuse) as session:
+        with prune(model, FILTER, visual, prefix_cache=reuse) as session:
             for _ in range(2):
                 output = model.generate(**inputs, num_beams=3, max_new_tokens=4, do_sample=False)
             outputs.append((output.tolist(), [decisions(trace) for trace in session.traces]))
     assert outputs[0] == outputs[1]
-    assert (session.prefixes.reused.prompts, session.prefixes.reused.found) == (6, 5)
+    assert (session.prefix_cache.reused.prompts, session.prefix_cache.reused.found) == (6, 5)
 
 
 def test_what_cannot_reuse_says_so_and_runs(model):
@@ -239,22 +239,24 @@ def test_what_cannot_reuse_says_so_and_runs(model):
         no_reuse = "reads the question before it reads the image"
 
     config = Reluctant(layer=3, keep=4)
-    with pytest.warns(UserWarning, match="no prefix is reused: method '.*Reluctant' reads the question before"):
-        session = prune(model, config, visual, reuse_prefix=True)
-    assert session.prefixes is None
+    with pytest.warns(
+        UserWarning, match="prefix cache is not used: method '.*Reluctant' reads the question"
+    ):
+        session = prune(model, config, visual, prefix_cache=True)
+    assert session.prefix_cache is None
     with session, torch.no_grad():
         model(**inputs), model(**inputs)
     assert [trace.tokens_per_layer for trace in session.traces] == expected
-    with prune(model, FILTER, visual, reuse_prefix=True) as session:
+    with prune(model, FILTER, visual, prefix_cache=True) as session:
         with pytest.warns(UserWarning, match="hidden states of all tokens"), torch.no_grad():
             assert model(**inputs, output_hidden_states=True).hidden_states[0].shape[1] == 19
         model.requires_grad_(True)
         with pytest.warns(UserWarning, match="gradients are enabled"):
             model(**inputs).logits.sum().backward()
-        assert session.prefixes.reused.prompts == 0
-    for size in (-1, True, 1.5):
-        with pytest.raises(ValueError, match="prefix_cache_bytes must be an integer ≥ 0"):
-            prune(model, FILTER, visual, reuse_prefix=True, prefix_cache_bytes=size)
+        assert session.prefix_cache.reused.prompts == 0
+    for size in (-1, 1.5, "2"):
+        with pytest.raises(ValueError, match="size of a prefix cache is an integer ≥ 0"):
+            prune(model, FILTER, visual, prefix_cache=size)
 
 
 def traces_of(model, config, visual, inputs):

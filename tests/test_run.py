@@ -9,17 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from loader_fixtures import forbid_loading, read_jsonl
+from loader_fixtures import forbid_loading, read_jsonl, write_jsonl
 
 import llava.model.loaded
 from llava.cli import UserError
-from llava.eval import run
+from llava.eval import model_vqa_loader, run
 from llava.eval.benchmarks import find_benchmark
 from llava.eval.runner import answers as parts
 from llava.eval.runner import session
 from llava.eval.runner.batches import UNITS, group, share
 from llava.eval.runner.questions import Question
 from llava.eval.runner.ranks import RankError, Ranks
+from llava.eval.runner.run import Run
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
 
@@ -112,7 +113,7 @@ def test_two_processes_give_the_same_bytes(data, alone, tmp_path):
 BREAKING = """
 import sys
 from llava.cli import UserError
-from llava.eval import run
+from llava.eval import model_vqa_loader, run
 from llava.eval.runner import session
 keep = session.Session._keep
 def broken(self, batch, *more):
@@ -294,3 +295,140 @@ def test_batches_of_a_resumed_run_are_those_of_the_whole_run():
     questions, groups = made(100, 4)
     asked = {questions[5], questions[50], questions[51]}
     assert group(questions, asked, 4) == [one for one in groups if asked & set(one.questions)]
+
+
+REFERENCES, QUESTIONS = "data/testdev_balanced_questions.json", "llava_gqa_testdev_balanced.jsonl"
+
+
+def spoil(path, content=None):
+    """Put `content` (default: garbage) in the place of a file."""
+    path.write_bytes(b"\0broken" if content is None else content)
+
+
+BREAKING_INPUTS = {
+    "references": lambda gqa, model, out: spoil(gqa / REFERENCES),
+    "references of other questions": lambda gqa, model, out: spoil(gqa / REFERENCES, b'{"1": {"answer": "no"}}'),
+    "questions": lambda gqa, model, out: spoil(gqa / QUESTIONS),
+    "questions that are not UTF-8": lambda gqa, model, out: spoil(gqa / QUESTIONS, b'{"text": "caf\xe9"}\n'),
+    "half of a character": lambda gqa, model, out: spoil(
+        gqa / QUESTIONS, b'{"question_id": 1, "image": "a.png", "text": "what \\ud83d"}\n'
+    ),
+    "images": lambda gqa, model, out: [spoil(path) for path in (gqa / "data" / "images").iterdir()],
+    "no images": lambda gqa, model, out: shutil.rmtree(gqa / "data" / "images"),
+    "config": lambda gqa, model, out: spoil(model / "pruning.json", b'{"method":"fastv","k":99,"r":0.5}'),
+    "model folder": lambda gqa, model, out: (model / "config.json").unlink(),
+    "weights": lambda gqa, model, out: [path.unlink() for path in model.glob("*.safetensors*")],
+    "output folder": lambda gqa, model, out: out.touch(),
+}
+# the loader scores nothing
+LOADER_DOES_NOT_READ = ("references", "references of other questions")
+
+
+@pytest.mark.parametrize("command", ["run", "side by side", "loader"])
+@pytest.mark.parametrize("broken", BREAKING_INPUTS)
+def test_every_broken_input_is_one_line_before_weights_are_read(data, tmp_path, monkeypatch, capsys, command, broken):
+    if command == "loader" and broken in LOADER_DOES_NOT_READ:
+        return
+    forbid_loading(monkeypatch)
+    gqa = shutil.copytree(data, tmp_path / "data") / "gqa_mini"
+    model = shutil.copytree(CHECKPOINT, tmp_path / "llava-tiny")
+    out = tmp_path / "out"
+    BREAKING_INPUTS[broken](gqa, model, out)
+    config = f"{model}/pruning.json"
+    if command == "loader":
+        files = ["--question-file", gqa / QUESTIONS, "--image-folder", gqa / "data" / "images"]
+        words = [*files, "--model-path", model, "--answers-file", out / "a.jsonl", "--pruning-config", config]
+        status = model_vqa_loader.main([str(word) for word in words])
+    else:
+        pruned = ["--pruning-config", config] if command == "run" else ["--config", f"pruned={config}"]
+        status = run.main([*arguments(gqa.parent, out), "--model-path", str(model), *pruned])
+    error = capsys.readouterr().err
+    assert status == 1 and error.startswith("error: ") and error.count("\n") == 1, error
+    assert not out.is_dir()
+
+
+def test_neither_help_nor_a_wrong_option_imports_torch():
+    code = """
+import sys
+from llava.eval import model_vqa_loader, run, suite
+for module in (run, suite, model_vqa_loader):
+    for words in (["--help"], ["--wrong"]):
+        try:
+            module.main(words)
+        except SystemExit as stopped:
+            assert stopped.code == (0 if words == ["--help"] else 2)
+assert not {"torch", "transformers"} & set(sys.modules), "imported too early"
+"""
+    done = launch("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "did you mean" in launch("-m", "llava.eval.run", "--model-path", "x", "--batchsize", "4").stderr
+
+
+def test_times_are_those_of_the_answers_and_an_old_times_file_does_not_come_back(data, tmp_path, capsys):
+    words = arguments(data, tmp_path, "--limit", "8")
+    assert run.main(words) == 0
+    before = read_jsonl(tmp_path / "gqa_mini" / "dense.times.jsonl")
+    assert run.main([*words, "--batch-size", "2"]) == 0
+    error = capsys.readouterr().err
+    assert "all 8 questions are answered, nothing is asked; times are those of" in error and "batch size 4" in error
+    assert read_jsonl(tmp_path / "gqa_mini" / "dense.times.jsonl") == before
+    (tmp_path / "gqa_mini" / "dense.jsonl").unlink()
+    assert run.main([*words, "--batch-size", "2"]) == 0
+    after = read_jsonl(tmp_path / "gqa_mini" / "dense.times.jsonl")
+    assert {row["batch"] for row in after} == {2} and {row["batch"] for row in before} == {4}
+    assert not {row["milliseconds"]["prefill"] for row in after} & {row["milliseconds"]["prefill"] for row in before}
+
+
+def test_a_smaller_limit_leaves_a_finished_run_as_it_is(data, alone, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(alone / "gqa_mini", tmp_path / "gqa_mini")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    forbid_loading(monkeypatch)
+    assert run.main(arguments(data, tmp_path, "--pruning-config", PRUNED, "--limit", "5")) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not last_json(capsys.readouterr().out)["benchmarks"]["gqa_mini"]["partial"]
+
+
+def test_a_smaller_limit_does_not_finish_an_interrupted_run(data, tmp_path):
+    words = arguments(data, tmp_path)
+    assert run.main([*words, "--limit", "8"]) == 0
+    record = tmp_path / "gqa_mini" / "dense.run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"state": "interrupted", "limit": None}))
+    assert run.main([*words, "--limit", "5"]) == 0
+    found = json.loads(record.read_text())
+    assert (found["state"], found["limit"]) == ("interrupted", None)
+
+
+def test_a_run_can_be_read_from_anywhere(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data.parent)
+    words = arguments(data.name, "out", "--limit", "4")
+    words[words.index(CHECKPOINT)] = str(Path(__file__).parents[1] / CHECKPOINT)
+    assert run.main(words) == 0
+    monkeypatch.chdir(tmp_path)
+    made = Run.read(data.parent / "out" / "gqa_mini" / "dense.jsonl")
+    assert made.partial and len(made.answers) == 4
+    assert Path(made.record["question_file"]).is_file() and Path(made.record["image_folder"]).is_dir()
+    assert made.record["benchmark"] == "gqa_mini"
+
+
+def test_a_users_own_questions_are_asked_scored_and_resumed(data, tmp_path, monkeypatch, capsys):
+    gqa = data / "gqa_mini"
+    known = json.loads((gqa / REFERENCES).read_text())
+    rows = [{"question_id": key, "answer": value["answer"]} for key, value in known.items()]
+    references = write_jsonl(tmp_path / "answers.jsonl", rows)
+    own = ["--questions", str(gqa / QUESTIONS), "--images", str(gqa / "data" / "images")]
+    own += ["--references", str(references), "--judge", "exact"]
+    words = [*arguments(data, tmp_path)[2:], *own]
+    assert run.main(words) == 0
+    [(name, found)] = last_json(capsys.readouterr().out)["benchmarks"].items()
+    assert found["scores"]["answered"] == 40 and found["scores"]["accuracy"] > 80
+    forbid_loading(monkeypatch)
+    assert run.main(words) == 0
+    assert find_benchmark(Run.read(tmp_path / name).record["benchmark"]).judge is not None
+
+
+def test_what_is_asked_is_named_once(data, tmp_path, capsys):
+    assert run.main([*arguments(data, tmp_path), "--questions", "q.jsonl"]) == 1
+    assert run.main(arguments(data, tmp_path)[2:]) == 1
+    assert capsys.readouterr().err.count("give --benchmark or --questions") == 2
+    assert run.main([*arguments(data, tmp_path), "--judge", "exact"]) == 1
+    assert "--judge go with --questions" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from family_checkpoints import write_family
 from loader_fixtures import write_model
 
 from llava.eval import throughput
+from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks
 
 
@@ -33,10 +34,27 @@ def test_the_loop_is_the_loaders_equal_in_everything_but_time(data, tmp_path, ca
     assert "plain generate loop" in output and "same answers: 7 of 7" in output
 
 
-def test_missing_files_are_one_line(data, tmp_path, capsys):
-    folder = shutil.copytree(data, tmp_path / "data")
-    shutil.rmtree(folder / "gqa_mini" / "data" / "images")
-    words = ["--model-path", "nowhere", "--benchmark", "gqa_mini", "--data-dir", str(folder)]
-    assert throughput.main(words) == 1
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data-dir", "nowhere"], "TextVQA mini cannot run"),
+        (["--benchmark", "textvqa_min"], "did you mean textvqa_mini"),
+        (["--model-path", "nowhere/at/all"], "nowhere/at/all"),
+        (["--dtype", "int3"], "dtype 'int3' is not supported"),
+        (["--pruning-config", "x.json"], "--pruning-config takes only none here"),
+    ],
+)
+def test_mistakes_are_one_line_before_weights_are_read(data, capsys, no_weights, more, message):
+    words = ["--model-path", CHECKPOINT, "--benchmark", "textvqa_mini", "--data-dir", str(data)]
+    assert throughput.main([*words, *more]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: GQA mini cannot run") and error.count("\n") == 1
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", ["TextVQA_0.5.1_val.json", "llava_textvqa_val_v051_ocr.jsonl"])
+def test_broken_files_are_found_before_weights_are_read(data, tmp_path, capsys, no_weights, file):
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "textvqa_mini" / file).write_text("{")
+    assert throughput.main(["--model-path", CHECKPOINT, "--benchmark", "textvqa_mini", "--data-dir", str(copy)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and file in error and error.count("\n") == 1

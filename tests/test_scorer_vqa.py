@@ -7,12 +7,7 @@ import pytest
 from answer_fixtures import last_json, write_answers, write_jsonl
 
 from llava.cli import UserError
-from llava.eval import (
-    convert_mmvet_for_eval,
-    convert_vizwiz_for_submission,
-    convert_vqav2_for_submission,
-    eval_vqav2,
-)
+from llava.eval import convert_mmvet_for_eval, convert_vizwiz_for_submission, convert_vqav2_for_submission, eval_vqav2
 from llava.eval.benchmarks.vizwiz import VIZWIZ_VAL
 from llava.eval.benchmarks.vqav2 import VQAV2_VAL, vqa_accuracy
 from llava.eval.metrics.judges import vqa as soft_accuracy
@@ -73,7 +68,7 @@ def test_vqav2_val(tmp_path, capsys):
     with pytest.raises(UserError, match="1 of 2 questions answered"):
         VQAV2_VAL.score_files(None, annotations, write_answers(tmp_path / "b.jsonl", {1: "yes"}))
     annotations.write_text(json.dumps({"annotations": [entries[0], entries[0]]}))
-    with pytest.raises(UserError, match="annotation 1: question 1 occurs twice"):
+    with pytest.raises(UserError, match="entry 1: question 1 occurs twice"):
         VQAV2_VAL.score_files(None, annotations, answers)
 
 

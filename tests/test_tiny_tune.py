@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from llava.eval.runner.evaluator import Evaluator
+from llava.eval.tuning.search import boldest
 from llava.model.pruning import PruningConfig
 from llava.tiny import tune
-from llava.tiny.tune import EXITS, SHALLOW, TOKENS, boldest, choose, search
+from llava.tiny.tune import EXITS, SHALLOW, TOKENS, choose, search
 
 
 def test_tuning_takes_the_cheapest_that_loses_little_else_the_smallest_loss():

@@ -55,7 +55,9 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_command(Options, work, argv, prog="python -m llava.analysis.notebooks", description=__doc__)
+    return run_command(
+        Options, work, argv, prog="python -m llava.analysis.notebooks", description=__doc__, interrupted="interrupted"
+    )
 
 
 def work(options: Options) -> None:
@@ -124,8 +126,13 @@ def run_notebook(
     set_parameters(notebook, parameters or {}, None if in_place else path.parent)
     resources = {"metadata": {"path": str(path.parent)}}
     quiet = os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm, where ipywidgets is not installed
-    client = NotebookClient(notebook, timeout=seconds, resources=resources, extra_arguments=["--log-level=40"])
-    client.execute(env=quiet)
+    client = NotebookClient(notebook, timeout=seconds, resources=resources, extra_arguments=["--log-level=50"])
+    try:
+        client.execute(env=quiet)
+    except Exception:
+        if getattr(client, "_async_cleanup_kernel_future", None) is not None:  # nbclient took a Ctrl-C for itself
+            raise KeyboardInterrupt from None
+        raise
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, different in every run
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}

@@ -1,7 +1,7 @@
 """The ten experiments of VisiPruner's analysis (arXiv 2510.17205): the runs of each, its figure, what the paper found.
 
 An experiment is a function from a `Setup` to cells; a cell is one run of a benchmark: what is varied, and a pruning
-config. To add one, write such a function and an `Experiment` beside it, and name it in `EXPERIMENTS`.
+config. A new one is such a function here, under `@experiment(…)`, which names its figure.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .experiment_figures import Row, bars, exit_histogram, lines, threshold_maps
@@ -90,6 +89,19 @@ class Experiment:
     table: Callable[[Sequence[Row], Sequence[Mapping[str, Any]]], list[Row]] | None = None
 
 
+EXPERIMENTS: dict[str, Experiment] = {}
+"""All experiments by name, in the order of this file."""
+
+
+def experiment(name: str, title: str, **about: Any) -> Callable[[Callable[[Setup], list[Cell]]], Experiment]:
+    """Make the function below, which makes the cells, an `Experiment`, and name it in `EXPERIMENTS`."""
+
+    def made(cells: Callable[[Setup], list[Cell]]) -> Experiment:
+        return EXPERIMENTS.setdefault(name, Experiment(name, title, cells=cells, **about))
+
+    return made
+
+
 def scaled(layer: int, layers: int) -> int:
     """Return layer boundary `layer` of the paper's 32 layers in a decoder of `layers` layers, at least 1."""
     from llava.model.pruning.method import scaled_boundary  # torch: not while the command line is read
@@ -127,7 +139,18 @@ def masking_windows(layers: int, sweep: Callable[[int, int], Sequence[int]] = ra
     return windows + [("pair", k, range(k, k + 2)) for k in sweep(0, layers - 1)]
 
 
-def _windows(setup: Setup) -> list[Cell]:
+@experiment(
+    "windows",
+    "Masking text→visual attention from the shallow and from the deep end",
+    source="Fig. 3, 9",
+    finding="Masked in layers 1–7 the model loses little once attention is merged (57.2, merged 61.5 of 62.0 on GQA); "
+    "masked in 9–15 it falls to 51.7, in 27–32 it stays at 61.8: fusion happens in the middle.",
+    draw=lines(
+        "window",
+        {"first": "layers 0 to k−1 masked", "last": "layers k to the last masked", "pair": "layers k and k+1 masked"},
+    ),
+)
+def windows(setup: Setup) -> list[Cell]:
     """Mask from both ends, one layer more each time, and every pair of layers."""
     dense = Cell({"window": DENSE, "k": 0, "masked": layers_text([])})
     return [dense] + [
@@ -135,19 +158,6 @@ def _windows(setup: Setup) -> list[Cell]:
         for name, k, layers in masking_windows(setup.layers, setup.sweep)
     ]
 
-
-WINDOWS = Experiment(
-    name="windows",
-    title="Masking text→visual attention from the shallow and from the deep end",
-    source="Fig. 3, 9",
-    finding="Masked in layers 1–7 the model loses little once attention is merged (57.2, merged 61.5 of 62.0 on GQA); "
-    "masked in 9–15 it falls to 51.7, in 27–32 it stays at 61.8: fusion happens in the middle.",
-    cells=_windows,
-    draw=lines(
-        "window",
-        {"first": "layers 0 to k−1 masked", "last": "layers k to the last masked", "pair": "layers k and k+1 masked"},
-    ),
-)
 
 ATTENDED_TOKENS = {
     "top 10%": {"attended": "top", "share": 0.1},
@@ -158,7 +168,15 @@ ATTENDED_TOKENS = {
 }
 
 
-def _attended(setup: Setup) -> list[Cell]:
+@experiment(
+    "attended",
+    "Masking the most and the least attended visual tokens",
+    source="Tables 1, 7",
+    finding="GQA, the 10% most attended masked: layers 1–2 no change, 9–15 61.95 → 54.09; the 10% least attended in "
+    "9–15 61.93.",
+    draw=bars("layers", "tokens"),
+)
+def attended(setup: Setup) -> list[Cell]:
     """Mask each group of tokens in each stage, ranked by the last prompt token's attention in the masked layer."""
     dense = Cell({"layers": DENSE, "masked": layers_text([]), "tokens": "none"})
     return [dense] + [
@@ -168,16 +186,6 @@ def _attended(setup: Setup) -> list[Cell]:
     ]
 
 
-ATTENDED = Experiment(
-    name="attended",
-    title="Masking the most and the least attended visual tokens",
-    source="Tables 1, 7",
-    finding="GQA, the 10% most attended masked: layers 1–2 no change, 9–15 61.95 → 54.09; the 10% least attended in "
-    "9–15 61.93.",
-    cells=_attended,
-    draw=bars("layers", "tokens"),
-)
-
 MASKED_ROWS = {
     "cross": {"text": "remove", "visual": "dense"},
     "cross and self": {"text": "remove", "visual": "remove"},
@@ -185,7 +193,15 @@ MASKED_ROWS = {
 }
 
 
-def _self_attention(setup: Setup) -> list[Cell]:
+@experiment(
+    "self-attention",
+    "Masking cross attention and visual self-attention, with and without merging",
+    source="Table 3",
+    finding="GQA, layers 1–7: cross attention masked 57.2, merged 61.5; visual self-attention masked as well 54.6, "
+    "merged 60.8; dense 62.0.",
+    draw=bars("layers", lambda row: f"{row['rows']}{', merged' if row['merged'] else ''}"),
+)
+def self_attention(setup: Setup) -> list[Cell]:
     """Mask the rows of one kind, or of both, in each stage; merging takes place in the stage's first layer."""
     cells = [Cell({"layers": DENSE, "masked": layers_text([]), "rows": "none", "merged": False})]
     for stage, window in setup.windows.items():
@@ -196,21 +212,18 @@ def _self_attention(setup: Setup) -> list[Cell]:
     return cells
 
 
-SELF_ATTENTION = Experiment(
-    name="self-attention",
-    title="Masking cross attention and visual self-attention, with and without merging",
-    source="Table 3",
-    finding="GQA, layers 1–7: cross attention masked 57.2, merged 61.5; visual self-attention masked as well 54.6, "
-    "merged 60.8; dense 62.0.",
-    cells=_self_attention,
-    draw=bars("layers", lambda row: f"{row['rows']}{', merged' if row['merged'] else ''}"),
-)
-
 MERGE_TARGETS = (0, 127 / 575, 287 / 575, 1)
 """Where the paper's targets 1, 128, 288 and 576 lie among 576 visual tokens."""
 
 
-def _merging(setup: Setup) -> list[Cell]:
+@experiment(
+    "merging",
+    "The token that attention is merged into",
+    source="Table 9",
+    finding="GQA, layers 1–2, into visual token 1, 128, 288, 576: 61.98, 61.83, 61.76, 61.55; not merged 57.41.",
+    draw=bars("target"),
+)
+def merging(setup: Setup) -> list[Cell]:
     """Merge in the first layers (2 of 32) into tokens at four places, or mask them without merging."""
     layers = list(range(scaled(2, setup.layers)))
     targets = dict.fromkeys(round(place * (setup.visual_tokens - 1)) for place in MERGE_TARGETS)
@@ -227,17 +240,15 @@ def _merging(setup: Setup) -> list[Cell]:
     ]
 
 
-MERGING = Experiment(
-    name="merging",
-    title="The token that attention is merged into",
-    source="Table 9",
-    finding="GQA, layers 1–2, into visual token 1, 128, 288, 576: 61.98, 61.83, 61.76, 61.55; not merged 57.41.",
-    cells=_merging,
-    draw=bars("target"),
+@experiment(
+    "decoding",
+    "Visual keys and values removed while decoding",
+    source="Tables 2, 10",
+    finding="MM-Vet: layers 1–8 33.8, 9–15 28.3, 26–32 31.1, all 26.1, none 31.2: the middle layers' cache is read. "
+    "Answers of one token cannot change: the prefill chooses it.",
+    draw=bars("layers"),
 )
-
-
-def _decoding(setup: Setup) -> list[Cell]:
+def decoding(setup: Setup) -> list[Cell]:
     """Remove the visual keys and values of each stage, and of all layers, after a dense prefill."""
     stages = {**setup.windows, "all": tuple(range(setup.layers))}
     return [Cell({"layers": DENSE, "removed": layers_text([])})] + [
@@ -246,18 +257,17 @@ def _decoding(setup: Setup) -> list[Cell]:
     ]
 
 
-DECODING = Experiment(
-    name="decoding",
-    title="Visual keys and values removed while decoding",
-    source="Tables 2, 10",
-    finding="MM-Vet: layers 1–8 33.8, 9–15 28.3, 26–32 31.1, all 26.1, none 31.2: the middle layers' cache is read. "
-    "Answers of one token cannot change: the prefill chooses it.",
-    cells=_decoding,
-    draw=bars("layers"),
+@experiment(
+    "discarding",
+    "Discarding the image from a layer on, and skipping one layer",
+    source="Section 5.1",
+    finding="GQA: all visual tokens dropped from layer 20 on 59.13, from 26 on 61.91; only layer 20 skipped 61.66, "
+    "only 26 skipped 61.40; dense 62.0.",
+    draw=lines(
+        "how", {"discard": "no visual token from layer k on", "skip": "text does not read the image in layer k"}
+    ),
 )
-
-
-def _discarding(setup: Setup) -> list[Cell]:
+def discarding(setup: Setup) -> list[Cell]:
     """Discard from, and skip in, every layer of the sweep; discarded from layer 0 on, the model sees no image."""
     sweep = setup.sweep(0, setup.layers)
     return [
@@ -267,20 +277,15 @@ def _discarding(setup: Setup) -> list[Cell]:
     ]
 
 
-DISCARDING = Experiment(
-    name="discarding",
-    title="Discarding the image from a layer on, and skipping one layer",
-    source="Section 5.1",
-    finding="GQA: all visual tokens dropped from layer 20 on 59.13, from 26 on 61.91; only layer 20 skipped 61.66, "
-    "only 26 skipped 61.40; dense 62.0.",
-    cells=_discarding,
-    draw=lines(
-        "how", {"discard": "no visual token from layer k on", "skip": "text does not read the image in layer k"}
-    ),
+@experiment(
+    "selection",
+    "Selection rules at one layer",
+    source="Table 4",
+    finding="Layer 16, 10 tokens, POPE / GQA / TextVQA / MM-Vet: last-token attention 85.9 / 60.3 / 57.1 / 25.4, text "
+    "85.9 / 58.0 / 55.6 / 23.8, visual 85.9 / 55.2 / 52.0 / 20.9, influence 86.1 / 61.3 / 57.8 / 31.9.",
+    draw=bars("rule"),
 )
-
-
-def _selection(setup: Setup) -> list[Cell]:
+def selection(setup: Setup) -> list[Cell]:
     """Keep as many tokens by each rule, at random, and none."""
     after = {"layer": setup.layer, "keep": setup.keep}
     cells = [Cell({"rule": DENSE, "layer": setup.layer, "keep": setup.visual_tokens})]
@@ -290,16 +295,6 @@ def _selection(setup: Setup) -> list[Cell]:
     return [*cells, Cell({"rule": "none kept", **after, "keep": 0}, {"method": "random", **after, "keep": 0})]
 
 
-SELECTION = Experiment(
-    name="selection",
-    title="Selection rules at one layer",
-    source="Table 4",
-    finding="Layer 16, 10 tokens, POPE / GQA / TextVQA / MM-Vet: last-token attention 85.9 / 60.3 / 57.1 / 25.4, text "
-    "85.9 / 58.0 / 55.6 / 23.8, visual 85.9 / 55.2 / 52.0 / 20.9, influence 86.1 / 61.3 / 57.8 / 31.9.",
-    cells=_selection,
-    draw=bars("rule"),
-)
-
 DISTURBED_TOKENS = {
     "most influential": {"rank": "influence", "end": "top"},
     "least influential": {"rank": "influence", "end": "bottom"},
@@ -307,7 +302,14 @@ DISTURBED_TOKENS = {
 }
 
 
-def _critical(setup: Setup) -> list[Cell]:
+@experiment(
+    "critical",
+    "Critical tokens replaced by noise, and removed",
+    source="Section 4",
+    finding="Fusion runs through few critical tokens, which influence finds and attention weight does not.",
+    draw=bars("tokens", "how"),
+)
+def critical(setup: Setup) -> list[Cell]:
     """Disturb as many tokens of each group, by noise in their place and by removing them."""
     after = {"layer": setup.layer, "count": setup.keep}
     return [Cell({"tokens": DENSE, "how": "none", "layer": setup.layer, "count": 0})] + [
@@ -315,21 +317,6 @@ def _critical(setup: Setup) -> list[Cell]:
         for tokens, settings in DISTURBED_TOKENS.items()
         for how in ("noise", "remove")
     ]
-
-
-CRITICAL = Experiment(
-    name="critical",
-    title="Critical tokens replaced by noise, and removed",
-    source="Section 4",
-    finding="Fusion runs through few critical tokens, which influence finds and attention weight does not.",
-    cells=_critical,
-    draw=bars("tokens", "how"),
-)
-
-
-def _exits(setup: Setup) -> list[Cell]:
-    """Run the config once, beside dense."""
-    return [Cell({"run": DENSE}), Cell({"run": "config"}, setup.config)]
 
 
 def _exit_table(rows: Sequence[Row], totals: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -346,15 +333,18 @@ def _exit_table(rows: Sequence[Row], totals: Sequence[Mapping[str, Any]]) -> lis
     ]
 
 
-EXITS = Experiment(
-    name="exits",
-    title="Filter layer and vision exit layer",
+@experiment(
+    "exits",
+    "Filter layer and vision exit layer",
     source="Section 5",
     finding="On average 10.3 of 576 visual tokens are kept and vision ends at layer 23.9 (counted from 1).",
-    cells=_exits,
     draw=exit_histogram,
     table=_exit_table,
 )
+def exits(setup: Setup) -> list[Cell]:
+    """Run the config once, beside dense."""
+    return [Cell({"run": DENSE}), Cell({"run": "config"}, setup.config)]
+
 
 DEFAULT_GRID = {
     "layer_threshold": (0.990, 0.993, 0.995, 0.997, 0.999),
@@ -362,37 +352,16 @@ DEFAULT_GRID = {
 }
 
 
-def _grid(setup: Setup) -> list[Cell]:
+@experiment(
+    "grid",
+    "A grid over thresholds",
+    source="Thresholds of section 4",
+    finding="The published thresholds are 0.995 and 0.2 for LLaVA-1.5-7B.",
+    draw=threshold_maps,
+)
+def grid(setup: Setup) -> list[Cell]:
     """Set every combination of the grid's values in the config."""
     points = [dict(zip(setup.grid, values, strict=True)) for values in itertools.product(*setup.grid.values())]
     return [Cell({"cell": DENSE} | dict.fromkeys(setup.grid))] + [
         Cell({"cell": "pruned"} | point, {**setup.config, **point}) for point in points
     ]
-
-
-GRID = Experiment(
-    name="grid",
-    title="A grid over thresholds",
-    source="Thresholds of section 4",
-    finding="The published thresholds are 0.995 and 0.2 for LLaVA-1.5-7B.",
-    cells=_grid,
-    draw=threshold_maps,
-)
-
-EXPERIMENTS = MappingProxyType(
-    {
-        experiment.name: experiment
-        for experiment in (
-            WINDOWS,
-            ATTENDED,
-            SELF_ATTENTION,
-            MERGING,
-            DECODING,
-            DISCARDING,
-            SELECTION,
-            CRITICAL,
-            EXITS,
-            GRID,
-        )
-    }
-)

@@ -1,7 +1,7 @@
 """Which part of a picture each visual token shows: rectangles of tokens over the picture, for every family that loads.
 
 Square grids (LLaVA-1.5, MobileVLM-V2), grids of any shape (Qwen2-VL, Qwen2.5-VL), tiles with a thumbnail (InternVL),
-and a thumbnail with unpadded tiles and a newline token after each row (LLaVA-NeXT).
+and a thumbnail with unpadded tiles and a newline token after each row (LLaVA-1.6, either layout, and OneVision).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
+from llava.model.anyres import select_best_resolution, unpad_image
 from llava.model.inputs import ImageFeatures, Inputs
 from llava.model.inputs.llava_hf import LlavaHFInputs
 
@@ -47,13 +47,8 @@ class Panel:
         rows, columns = self.cells.shape
         height, width = (bottom - top) / rows, (right - left) / columns
         return {
-            int(token): (
-                left + column * width,
-                top + row * height,
-                left + (column + 1) * width,
-                top + (row + 1) * height,
-            )
-            for (row, column), token in np.ndenumerate(self.cells)
+            int(token): (left + x * width, top + y * height, left + (x + 1) * width, top + (y + 1) * height)
+            for (y, x), token in np.ndenumerate(self.cells)
         }
 
 
@@ -104,7 +99,9 @@ Laid = list[tuple[np.ndarray, Box, bool]]
 
 
 def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
-    """One grid over a square: the padded picture, or what a centre crop leaves of it."""
+    """One grid over a square: the padded picture, or what a centre crop leaves of it; LLaVA-1.6 has tiles."""
+    if getattr(model.config, "image_aspect_ratio", None) == "anyres":
+        return _anyres(model, inputs, size, seen)
     rows, columns = seen.grid or _side(seen.visual)
     padded = isinstance(inputs, LlavaHFInputs) or getattr(model.config, "image_aspect_ratio", None) == "pad"
     side = max(size) if padded else min(size)
@@ -145,31 +142,25 @@ def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeature
 
 
 def _anyres(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
-    """LLaVA-NeXT and OneVision: a thumbnail, then the tiles as one grid without the parts that only show padding."""
-    config, (width, height) = model.config, size
-    length, patch = config.vision_config.image_size, config.vision_config.patch_size
-    side = length // patch
-    tiles = get_anyres_image_grid_shape((height, width), config.image_grid_pinpoints, length)
-    rows, columns = (side * number for number in tiles)
-    whole = torch.arange(rows * columns).view(1, rows, columns)
-    left = unpad_image(whole, (height, width))[0]
-    top, first = divmod(int(left[0, 0]), columns)
-    scale = min(columns * patch / width, rows * patch / height)
-    x, y = (
-        (columns * patch / scale - width) / 2,
-        (rows * patch / scale - height) / 2,
-    )  # padding, in the picture's pixels
-    cell = patch / scale
-    shown_rows, shown_columns = left.shape
-    box = (
-        (first * cell - x) / width,
-        (top * cell - y) / height,
-        ((first + shown_columns) * cell - x) / width,
-        ((top + shown_rows) * cell - y) / height,
-    )
-    numbers = side**2 + np.arange(shown_rows * (shown_columns + 1)).reshape(shown_rows, -1)
+    """LLaVA-1.6 and OneVision: a thumbnail, then the tiles as one grid without the parts that only show padding."""
+    config, pinpoints = model.config, model.config.image_grid_pinpoints
+    if config.model_type == "llava_llama":
+        vision = model.get_vision_tower().config
+    else:
+        vision, pinpoints = config.vision_config, [(width, height) for height, width in pinpoints]
+    patch, side = vision.patch_size, vision.image_size // vision.patch_size
+    canvas = np.array(select_best_resolution(size, pinpoints))  # pixels: columns, rows of tiles
+    columns, rows = canvas // vision.image_size * side
+    left = unpad_image(torch.arange(rows * columns).view(1, rows, columns), size)[0]
+    top, first = divmod(int(left[0, 0]), int(columns))
+    scale = min(canvas / size)
+    padding = (canvas / scale - size) / 2  # in the picture's pixels, as are the corners
+    corner = np.array([first, top]) * patch / scale - padding
+    opposite = corner + np.array(left.shape[::-1]) * patch / scale
+    numbers = side**2 + np.arange(left.shape[0] * (left.shape[1] + 1)).reshape(left.shape[0], -1)
     if numbers[-1, -1] + 1 != seen.visual:
         raise ValueError(f"the image has {seen.visual} visual tokens, its grid has {numbers[-1, -1] + 1}")
+    box = tuple(float(share) for share in (*corner / size, *opposite / size))
     return [(_grid(side, side), WHOLE, True), (numbers[:, :-1], box, False)]
 
 

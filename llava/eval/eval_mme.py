@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llava.eval.benchmarks.mme import MME, RELEASE
-from llava.eval.score import ANSWERS, PARTIAL, command, report
+from llava.eval.score import ANSWERS, OUTPUTS, command, report
 
 
 def _work(options):
@@ -19,8 +19,7 @@ main = command(
     questions=f"llava_mme.jsonl, or the folder {RELEASE}: then all its questions are expected",
     answers=ANSWERS,
     references=(None, f"the folder {RELEASE} (default: beside the questions file)"),
-    partial=(False, PARTIAL),
-    output=(None, "also write the scores to this JSON file"),
+    **OUTPUTS,
 )
 
 if __name__ == "__main__":

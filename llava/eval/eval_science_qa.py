@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llava.eval.benchmarks.scienceqa import SCIENCEQA, llava_results, read_problems
 from llava.eval.metrics.answer_files import write_json
-from llava.eval.score import ANSWERS, PARTIAL, command, report
+from llava.eval.score import ANSWERS, OUTPUTS, command, report
 
 
 def _work(options):
@@ -31,8 +31,7 @@ main = command(
     img_only=(False, "only the questions with an image were asked"),
     output_file=(None, "also write LLaVA's analysis of every answer to this JSON file"),
     output_result=(None, "also write LLaVA's summary with all readings to this JSON file"),
-    partial=(False, PARTIAL),
-    output=(None, "also write the scores to this JSON file"),
+    **OUTPUTS,
 )
 
 if __name__ == "__main__":

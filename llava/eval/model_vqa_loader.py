@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.cli import GenerationOptions, ModelOptions, command_of, number, option, part_of, run_command
-from llava.cli import Parser as Parser  # old name, until every caller uses llava.cli
 
 if TYPE_CHECKING:
     from llava.eval.runner.ranks import Ranks

@@ -45,9 +45,9 @@ def work(options: Options) -> None:
 
     runs, broken = find_runs(options.runs)
     report = make_report(runs, Path(options.out).expanduser(), options.data_dir, options, broken, progress=True)
-    for model, benchmark, table, notes in tables(report["rows"], configs=False):
+    for model, title, table, notes in tables(report["rows"], configs=False):
         print()
-        table.print(f"{benchmark}, {model}", notes)
+        table.print(f"{title}, {model}", notes)
     print("\n" + "\n".join(report["files"]))
     for line in report["left_out"]:
         print(f"left out: {line}", file=sys.stderr)

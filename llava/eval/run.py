@@ -176,7 +176,8 @@ def report_benchmarks(options: Options, benchmarks: list[Benchmark], runs: dict[
     uploads = {benchmark: upload_file_of(plan) for (_, benchmark), plan in plans.items()}
     written = {name: str(path) if path.is_file() else None for name, path in uploads.items()}
     title = f"{options.model_path}: {config_text(next(iter(runs.values())).config)}"
-    summary.table_of_benchmarks(benchmarks, runs).print(title)
+    table, notes = summary.table_of_benchmarks(benchmarks, runs)
+    table.print(title, notes)
     for name, run in runs.items():
         print(written[name] or run.answers_file)
     print_json(summary.record_of_benchmarks(options.model_path, runs, written), options)

@@ -36,7 +36,7 @@ class Options(OutputOptions):
     benchmark: str = option(positional=True, help="a benchmark's name, a folder named after one, or path/file.py:NAME")
     answers: Path = option(help=ANSWERS)
     data_dir: Path = option(
-        Path("playground/data/eval"), help="folder of the benchmarks' folders (default %(default)s)"
+        Path("playground/data/eval"), help="folder of the benchmarks' folders (default playground/data/eval)"
     )
     questions: Path | None = option(None, help="another question file than the benchmark's")
     references: Path | None = option(None, help="other references than the benchmark's")
@@ -61,7 +61,7 @@ def work(options: Options) -> None:
 
 
 def report(
-    result: dict[str, Any], options: OutputOptions, benchmark: Benchmark | None = None, out: Path | None = None
+    result: dict[str, Any], options: OutputOptions, benchmark: Benchmark | None = None, out: str | Path | None = None
 ) -> None:
     """Print a result: what is partial or empty, the table of scores, and the result as a JSON line (and in `out`)."""
     if out is not None:
@@ -88,15 +88,17 @@ def command(
     fields = []
     for flag, given in flags.items():
         default, text = given if isinstance(given, tuple) else (MISSING, given)
-        fields.append(
-            (flag, bool if default is False else str if default is MISSING else str | None, option(default, help=text))
-        )
-    kind = make_dataclass("Options", fields, bases=(OutputOptions,), kw_only=True)
+        kind = bool if default is False else str if default is MISSING else str | None
+        fields.append((flag, kind, option(default, help=text)))
+    options = make_dataclass("Options", fields, bases=(OutputOptions,), kw_only=True)
 
     def main(argv: Sequence[str] | None = None) -> int:
-        return run_command(kind, work, argv, prog=f"python -m llava.eval.{name}", description=description)
+        return run_command(options, work, argv, prog=f"python -m llava.eval.{name}", description=description)
 
     return main
+
+
+OUTPUTS = {"partial": (False, PARTIAL), "output": (None, "also write the scores to this JSON file")}
 
 
 def scorer(name: str, benchmark: str, **flags: str) -> Callable[[Sequence[str] | None], int]:
@@ -105,19 +107,12 @@ def scorer(name: str, benchmark: str, **flags: str) -> Callable[[Sequence[str] |
     def work(options: Any) -> None:
         files = {role: Path(getattr(options, flag)) for flag, role in flags.items()}
         scored = find_benchmark(benchmark)
-        questions = files.get("questions", files["references"].parent / scored.questions)
-        report(
-            scored.score_files(questions, files["references"], files["answers"], options.partial),
-            options,
-            scored,
-            options.output and Path(options.output),
-        )
+        questions = files.get("questions", files["references"])
+        scores = scored.score_files(questions, files["references"], files["answers"], options.partial)
+        report(scores, options, scored, options.output)
 
-    more = {"partial": (False, PARTIAL), "output": (None, "also write the scores to this JSON file")}
-    description = (
-        f"Score answers of {benchmark} with files in any place; `python -m llava.eval.score {benchmark}` finds them."
-    )
-    return command(name, work, description, **{flag: _FLAGS[role] for flag, role in flags.items()}, **more)
+    text = f"Score answers with files in any place; `python -m llava.eval.score {benchmark}` finds them by itself."
+    return command(name, work, text, **{flag: _FLAGS[role] for flag, role in flags.items()}, **OUTPUTS)
 
 
 if __name__ == "__main__":

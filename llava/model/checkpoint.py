@@ -87,6 +87,16 @@ def download(source: Source, patterns: list[str]) -> None:
     _download(source.hub_name, patterns, source.hub_options)
 
 
+def check_has_weights(source: Source) -> None:
+    """Raise `ValueError` for a folder without weights; those on the hub are downloaded when they are read."""
+    if source.hub_name is None and not has_weights(source.folder):
+        raise _no_weights(source.folder)
+
+
+def _no_weights(folder: Path) -> ValueError:
+    return ValueError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
+
+
 def has_weights(folder: Path) -> bool:
     """Return whether a folder holds weights, or the index of weights, under one of the usual names."""
     return any((folder / name).exists() for name in WEIGHT_FILES)
@@ -105,7 +115,7 @@ def read_weights(source: Source) -> dict[str, torch.Tensor]:
             download(source, ["pytorch_model*.bin"])
     name = next((name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if name is None:
-        raise ValueError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
+        raise _no_weights(folder)
     if not name.endswith(".index.json"):
         return read_file(folder / name)
     index = read_json(folder / name).get("weight_map")

@@ -63,7 +63,7 @@ def read_image(source: str | Path | bytes, limits: Limits = LIMITS, name: str | 
 
 
 def check_image(path: str | Path, limits: Limits = LIMITS) -> None:
-    """Read an image's header alone; raises `ValueError` as `read_image` does, for all but what lies behind it."""
+    """Check an image's header and limits without decoding it; raises `ValueError` as `read_image` does."""
     _open(path, str(path), limits).close()
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.anyres import merge_tiles
+from llava.model.pruning.devices import execution_device
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def splice_images(
             f"input_ids hold {int(tokens.min())} to {int(tokens.max())}: expected 0 to {weight.shape[0] - 1}, "
             f"and {IMAGE_TOKEN_INDEX} for an image"
         )
-    mask, visual = mask.to(weight.device), visual.to(weight.device)
-    embeds = embed_tokens(tokens.to(weight.device))
+    embeds = embed_tokens(tokens.to(execution_device(embed_tokens)))
+    mask, visual = mask.to(embeds.device), visual.to(embeds.device)
     if features:
         visual_embeds = torch.cat([feature.to(embeds) for feature in features])
         embeds = embeds.masked_scatter(visual.unsqueeze(-1), visual_embeds)
@@ -157,9 +158,8 @@ class LlavaMetaForCausalLM:
         return self._project(torch.stack(flat))
 
     def _project(self, pixels: torch.Tensor) -> torch.Tensor:
-        features = self.model.vision_tower(pixels)
-        weight = next(self.model.mm_projector.parameters())
-        return self.model.mm_projector(features.to(weight.device, self.dtype))
+        features, projector = self.model.vision_tower(pixels), self.model.mm_projector
+        return projector(features.to(execution_device(projector), self.dtype))
 
     def _encode_tiles(
         self, tiled: Sequence[torch.Tensor], image_sizes: Sequence[tuple[int, int]] | None

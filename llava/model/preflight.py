@@ -13,14 +13,15 @@ from transformers import PreTrainedModel
 
 from llava.cli import ModelOptions
 from llava.model import checkpoint
-from llava.model.builder import quantization_config
+from llava.model.formats import Layout, read_layout, read_transformers_config
 from llava.model.inputs import DEFAULT_CONV_MODE
 from llava.model.language_model.configuration_llava import read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.layouts import TRANSFORMERS, Layout, read_layout, read_transformers_config
+from llava.model.loading import quantization_config
 from llava.model.parts import find_parts
 from llava.model.processors import check_pixels
 from llava.model.pruning import PruningConfig, prune
+from llava.model.pruning.families import transformers_classes
 from llava.model.silence import silence
 from llava.utils import pick_device, pick_dtype
 
@@ -55,6 +56,7 @@ def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
     quantization_config(options.load_8bit, options.load_4bit)
     base = options.model_base and os.path.expanduser(options.model_base)
     parts = find_parts(os.path.expanduser(options.model_path), base, {})
+    checkpoint.check_has_weights(parts.weights)
     layout = read_layout(parts.config.folder)
     layout.check_conv_mode(options.conv_mode)
     check_pixels(layout.model_type, options.min_pixels, options.max_pixels)
@@ -91,7 +93,7 @@ def resolve(
     """Fit a config to a checkpoint; return it and the settings that were open and are filled in now.
 
     Raises `ValueError` for a layer boundary that the decoder does not have, and for what the model's family cannot do
-    (image encoders that a method cannot read, positions that cannot be counted anew).
+    (image encoders that a method cannot read, positions that cannot be renumbered).
     """
     layout = read_layout(source.folder) if layout is None else layout
     if config is None:
@@ -111,9 +113,9 @@ def skeleton(source: checkpoint.Source, layout: Layout) -> PreTrainedModel:
             return LlavaLlamaForCausalLM(config, read_vision_config(tower.folder, config))
         if layout.kind == "internvl":
             # imported here because only this layout needs it
-            from llava.model import internvl_original
+            from llava.model.internvl import model as internvl
 
-            config = internvl_original.read_config(source.folder, read_json(source.folder / "config.json"))
+            config = internvl.read_config(source.folder, read_json(source.folder / "config.json"))
             return transformers.InternVLForConditionalGeneration(config)
         config = read_transformers_config(source.folder)
-        return getattr(transformers, TRANSFORMERS[config.model_type])(config)
+        return transformers_classes()[config.model_type](config)

@@ -1,74 +1,15 @@
-"""Processors of transformers' families: torchvision's image processors where it is installed, PIL's where it is not.
-
-Without torchvision the processors of Qwen2-VL, InternVL and LLaVA-OneVision do not load at all, because transformers
-reads videos with it; the classes here are the same processors for text and images alone.
-"""
+"""Processors of transformers' families: torchvision's image processors where it is installed, PIL's where it is not."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import (
-    AutoProcessor,
-    InternVLProcessor,
-    LlavaOnevisionProcessor,
-    PreTrainedConfig,
-    ProcessorMixin,
-    Qwen2_5_VLProcessor,
-    Qwen2VLProcessor,
-)
+import transformers
+from transformers import AutoProcessor, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from llava.model.silence import silence
-
-
-class Qwen2VLImagesAlone(Qwen2VLProcessor):
-    """Qwen2-VL's processor without its video part."""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
-
-
-class Qwen2_5_VLImagesAlone(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without its video part."""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
-
-
-class InternVLImagesAlone(InternVLProcessor):
-    """InternVL's processor without its video part."""
-
-    def __init__(self, image_processor=None, tokenizer=None, image_seq_length: int = 256, chat_template=None, **kwargs):
-        super().__init__(image_processor, tokenizer, None, image_seq_length, chat_template=chat_template, **kwargs)
-
-
-class LlavaOnevisionImagesAlone(LlavaOnevisionProcessor):
-    """LLaVA-OneVision's processor without its video part; what is not named here would not be read from the files."""
-
-    def __init__(
-        self,
-        image_processor=None,
-        tokenizer=None,
-        num_image_tokens: int | None = None,
-        vision_feature_select_strategy: str | None = None,
-        chat_template=None,
-        image_token: str = "<image>",
-        video_token: str = "<video>",
-        vision_aspect_ratio: str = "anyres_max_9",
-        **kwargs,
-    ):
-        named = {"num_image_tokens": num_image_tokens, "vision_feature_select_strategy": vision_feature_select_strategy}
-        named |= {"image_token": image_token, "video_token": video_token, "vision_aspect_ratio": vision_aspect_ratio}
-        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **named, **kwargs)
-
-
-IMAGES_ALONE = {
-    "qwen2_vl": Qwen2VLImagesAlone,
-    "qwen2_5_vl": Qwen2_5_VLImagesAlone,
-    "internvl": InternVLImagesAlone,
-    "llava_onevision": LlavaOnevisionImagesAlone,
-}
 
 PIXEL_BOUNDED = ("qwen2_vl", "qwen2_5_vl")
 """Model types whose images keep their own resolution, within bounds that can be set."""
@@ -76,15 +17,37 @@ PIXEL_BOUNDED = ("qwen2_vl", "qwen2_5_vl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
-    """Load a checkpoint's processor: left padding, a pad token, and a chat template.
+def images_alone(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """Return a processor class without its video part, which needs torchvision; without it the class would not load."""
+    parts = [name for name in kind.get_attributes() if name != "video_processor"]
+    body = {
+        "get_attributes": classmethod(lambda cls: parts),
+        "__reduce__": lambda self: (_restored, (kind, vars(self))),
+    }
+    return type(kind.__name__, (kind,), body)
+
+
+def _restored(kind: type[ProcessorMixin], state: dict) -> ProcessorMixin:
+    """Make a pickled processor again; worker processes get one."""
+    processor = object.__new__(images_alone(kind))
+    vars(processor).update(state)
+    return processor
+
+
+def load_processor(
+    folder: Path, config: PreTrainedConfig, min_pixels: int | None = None, max_pixels: int | None = None
+) -> ProcessorMixin:
+    """Load a checkpoint's processor: left padding, a pad token, a chat template, and bounds of images (`set_pixels`).
 
     Raises `ValueError` if its files are missing or damaged, if it has no chat template or pad token, or if its tokens
     are not those of `config`.
     """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ValueError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
-    loader = AutoProcessor if is_torchvision_available() else IMAGES_ALONE.get(config.model_type, AutoProcessor)
+    loader = AutoProcessor
+    kind = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(config.model_type) or "", None)
+    if not is_torchvision_available() and kind and "video_processor" in kind.get_attributes():
+        loader = images_alone(kind)
     try:
         with silence():
             processor = loader.from_pretrained(folder)
@@ -94,6 +57,7 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{folder} has no preprocessor_config.json: images cannot be prepared")
     check_processor(processor, config, folder)
+    set_pixels(processor, min_pixels, max_pixels)
     return processor
 
 
@@ -117,37 +81,43 @@ def set_pixels(processor: ProcessorMixin, min_pixels: int | None, max_pixels: in
     if min_pixels is None and max_pixels is None:
         return
     images = processor.image_processor
-    side = images.patch_size * images.merge_size
+    token = (images.patch_size * images.merge_size) ** 2
     low, high = min_pixels or images.size["shortest_edge"], max_pixels or images.size["longest_edge"]
-    if not side * side <= high or low > high:
+    if high < max(low, token):
         raise ValueError(
             f"images from {low} to {high} pixels (min_pixels, max_pixels): expected bounds in this order, the upper "
-            f"one at least {side * side} (one visual token)"
+            f"one at least {token} (one visual token)"
         )
     images.size = {**dict(images.size), "shortest_edge": low, "longest_edge": high}
 
 
-def check_processor(processor: ProcessorMixin, config: PreTrainedConfig, folder: Path) -> None:
-    """Set left padding and a pad token; `ValueError` where a processor cannot serve a model (see `load_processor`)."""
-    tokenizer = processor.tokenizer
-    if processor.chat_template is None:
-        processor.chat_template = tokenizer.chat_template
-    if processor.chat_template is None:
-        raise ValueError(
-            f"{folder} has no chat template, which its prompts are made with: expected chat_template.jinja or "
-            "chat_template.json beside the processor's files"
-        )
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int, folder: Path) -> None:
+    """Set left padding and a pad token (the tokenizer's own, else unk, else eos).
+
+    Raises `ValueError` if there is none of them, or if the tokenizer has more tokens than the model.
+    """
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         if tokenizer.pad_token_id is None:
             raise ValueError(f"the tokenizer in {folder} has neither a pad, unk nor eos token: batches need one")
-    size = config.get_text_config().vocab_size
-    if len(tokenizer) > size:
+    if len(tokenizer) > vocab_size:
         raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {size} (vocab_size): "
-            f"the files do not belong together"
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocab_size} (vocab_size): "
+            "the files do not belong together"
         )
+
+
+def check_processor(processor: ProcessorMixin, config: PreTrainedConfig, folder: Path) -> None:
+    """Prepare the tokenizer; `ValueError` where a processor cannot serve a model (see `load_processor`)."""
+    if processor.chat_template is None:
+        processor.chat_template = processor.tokenizer.chat_template
+    if processor.chat_template is None:
+        raise ValueError(
+            f"{folder} has no chat template, which its prompts are made with: expected chat_template.jinja or "
+            "chat_template.json beside the processor's files"
+        )
+    check_tokenizer(processor.tokenizer, config.get_text_config().vocab_size, folder)
     if processor.image_token_id != config.image_token_id:
         raise ValueError(
             f"{folder}: the processor's image token {processor.image_token!r} has the id {processor.image_token_id}, "

@@ -16,10 +16,8 @@ from llava.mm_utils import KeywordsStoppingCriteria
 from llava.model.inputs import ImageFeatures, ProcessedImage, Turn
 from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig, PruningSession, PruningTrace, prune
-from llava.model.pruning.families import family_of
-from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.methods import NoPruning
-from llava.model.pruning.prefix_cache import CACHE_BYTES, PrefixStore
+from llava.model.pruning.prefix_cache import CACHE_BYTES, PrefixCache
 
 from .generation import AnswerStream, StopOnRequest, stop_on_interrupt
 
@@ -94,8 +92,7 @@ class Chat:
         self.image: ShownImage | None = None
         self.last: Reply | None = None
         self.said: list[Turn] = []
-        self._room = prefix_cache_bytes
-        self._prefixes: PrefixStore | None = None
+        self._prefixes = None if prefix_cache_bytes is None else PrefixCache(prefix_cache_bytes)
 
     def set_pruning(self, config: PruningConfig | Mapping[str, Any] | str) -> None:
         """Prune by another config from the next question on; `ValueError`: one that this model cannot run."""
@@ -202,12 +199,9 @@ class Chat:
 
     def _session(self) -> AbstractContextManager[PruningSession | None]:
         """Return the session that reads a prompt: pruned or not, with the prefixes of the prompts before."""
-        if self._room is None:
-            return prune(self.model, self.pruning) if self.pruning_on else nullcontext()
-        if self._prefixes is None:
-            shape = DecoderShape.of(family_of(self.model).decoder(self.model).config)
-            self._prefixes = PrefixStore(self._room, shape)
-        return prune(self.model, self.pruning if self.pruning_on else NoPruning(), reuse_prefix=self._prefixes)
+        if not self.pruning_on and self._prefixes is None:
+            return nullcontext()
+        return prune(self.model, self.pruning if self.pruning_on else NoPruning(), prefix_cache=self._prefixes)
 
     def _cut(self, stream: AnswerStream, limit: int) -> bool:
         ends = self.model.generation_config.eos_token_id

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from llava.analysis.paper_experiments import masking_windows
 from llava.cli import ModelOptions, UserError, number, option, run_command
 from llava.eval.results.table import csv_text
 from llava.tiny.accuracy import CHECKPOINT, measure, summarize
@@ -34,12 +35,9 @@ EXPERIMENTS = {
 
 def experiments(layers: int) -> Iterator[tuple[str, int, tuple[int, ...]]]:
     """Yield (experiment, k, masked layers) of every run for a decoder of `layers` layers."""
-    for k in range(1, layers + 1):
-        yield "shallow", k, tuple(range(k))
-    for k in range(1, layers):
-        yield "deep", k, tuple(range(k, layers))
-    for k in range(layers - 1):
-        yield "window", k, (k, k + 1)
+    names = dict(zip(("first", "last", "pair"), EXPERIMENTS, strict=True))
+    for window, k, masked in masking_windows(layers):
+        yield names[window], k, tuple(masked)
 
 
 def run(loaded: LoadedModel, name: str, scenes: int) -> list[dict]:

@@ -31,7 +31,6 @@ from llava.cli import (
     print_json,
     run_command,
 )
-from llava.eval.tuning.search import boldest
 from llava.files import write_json
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import BENCHMARKS, DEFAULT_OUT
@@ -51,6 +50,8 @@ VARIED = ("shallow_mid_layer", "shallow_visual", "tokens_threshold", "exit_thres
 
 def search(ask: Callable[[dict[str, Any]], float | None]) -> None:
     """Ask for settings until the boldest ones are found; `ask` returns the FLOPs of one that passes, else None."""
+    from llava.eval.tuning.search import boldest
+
     for visual in ("remove", "dense"):
         found: list[tuple[float, dict[str, Any]]] = []
 

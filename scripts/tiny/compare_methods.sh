@@ -4,7 +4,7 @@
 #   bash scripts/tiny/compare_methods.sh               # 49 configs: an hour and a half on one CPU core
 #   bash scripts/tiny/compare_methods.sh --limit 100   # arguments of llava.eval.compare_methods; --help lists them
 # Variables: MODEL (checkpoint), OUT.
-# Stopped, it goes on when started again.
+# An interrupted run continues when it is started again.
 set -euo pipefail
 MODEL=${MODEL:-playground/checkpoints/llava-tiny} OUT=${OUT:-runs/compare_methods}
 # shellcheck source=scripts/env.sh
@@ -14,4 +14,4 @@ prepare_environment ""
 "$PYTHON" -m llava.tiny.benchmarks
 "$PYTHON" -m llava.tiny.benchmarks --split tune
 "$PYTHON" -m llava.eval.compare_methods --model-path "$MODEL" --out "$OUT" --tune-dir playground/data/eval/tune \
-    --benchmarks gqa_mini mme_mini textvqa_mini --count visual --config paper="$MODEL/pruning.json" "$@"
+    --benchmark gqa_mini,mme_mini,textvqa_mini --count visual --config paper="$MODEL/pruning.json" "$@"

@@ -15,8 +15,8 @@ prepare_environment ""
 "$PYTHON" -m llava.tiny.tune --device "$DEVICE" --data-dir "$OUT/tune" --out "$OUT/tune/runs" \
     --model-path "$OUT/llava-tiny" --write "$OUT/llava-tiny/pruning.json"
 "$PYTHON" -m llava.tiny.benchmarks --out "$OUT/eval"
-"$PYTHON" -m llava.eval.suite --overwrite --out "$OUT/suite" --data-dir "$OUT/eval" --batch-size 16 --device "$DEVICE" \
-    --model-path "$OUT/llava-tiny" --benchmarks gqa_mini mme_mini textvqa_mini \
+"$PYTHON" -m llava.eval.run --overwrite --out "$OUT/suite" --data-dir "$OUT/eval" --batch-size 16 --device "$DEVICE" \
+    --model-path "$OUT/llava-tiny" --benchmark gqa_mini,mme_mini,textvqa_mini --max-new-tokens 16 \
     --config paper="$OUT/llava-tiny/pruning.json" \
     --config random=scripts/tiny/random.json \
     --config none=scripts/tiny/none.json

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import Benchmark, Needed, References
+from llava.eval.benchmarks.base import Benchmark, References
 from llava.eval.benchmarks.gqa import GQA
 from llava.eval.benchmarks.mmbench import MMBENCH
 from llava.eval.benchmarks.mme import MME
@@ -22,23 +22,14 @@ from llava.eval.benchmarks.textvqa import TEXTVQA
 from llava.eval.benchmarks.vizwiz import VIZWIZ, VIZWIZ_VAL
 from llava.eval.benchmarks.vqav2 import VQAV2, VQAV2_VAL
 
-__all__ = [
-    "BENCHMARKS",
-    "Benchmark",
-    "Needed",
-    "References",
-    "benchmark_of",
-    "find_benchmark",
-    "find_benchmarks",
-    "question_set",
-]
+__all__ = ["BENCHMARKS", "Benchmark", "References", "benchmark_of", "find_benchmark", "find_benchmarks", "question_set"]
 
 
 def _mini(real: Benchmark) -> Benchmark:
     """The same formats with the small model's questions, written by llava.tiny."""
     mini = real.in_folder(f"{real.name}_mini")
-    needs = tuple(replace(need, where="python -m llava.tiny.benchmarks") for need in mini.needs)
-    return replace(mini, title=f"{real.title} mini", needs=needs, conversions=())
+    source = dict.fromkeys(("questions_from", "images_from", "references_from"), "python -m llava.tiny.benchmarks")
+    return replace(mini, title=f"{real.title} mini", conversions=(), **source)
 
 
 _REAL = (GQA, MME, TEXTVQA, POPE, SCIENCEQA, MMBENCH, MMSTAR, MMVET, VQAV2, VQAV2_VAL, VIZWIZ, VIZWIZ_VAL)
@@ -52,9 +43,7 @@ def find_benchmark(spec: str | Mapping[str, Any]) -> Benchmark:
     A folder that is only named like a benchmark holds its file formats, with any number of questions. A mapping has
     the words of `question_set`: so `find_benchmark(benchmark.spec)` is the benchmark again.
 
-    Raises:
-        UserError: no benchmark has the name; the one that is meant is suggested.
-
+    Raises `UserError`: no benchmark has the name; the one that is meant is suggested.
     """
     if not isinstance(spec, str):
         return question_set(**spec)
@@ -90,9 +79,7 @@ def benchmark_of(question_file: str | Path, kind: str | None = None) -> Benchmar
     It is found by the folder, whose name begins with the benchmark's (`gqa`, `gqa_mini`, `MME`), or by `kind`, a
     benchmark's name or file.
 
-    Raises:
-        UserError: the folder is none of a benchmark that can be scored.
-
+    Raises `UserError`: the folder is none of a benchmark that can be scored.
     """
     file = Path(question_file).expanduser().resolve()
     scored = [benchmark for benchmark in BENCHMARKS.values() if benchmark.judge is not None]

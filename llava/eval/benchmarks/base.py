@@ -2,7 +2,7 @@
 
 A benchmark is one file of this folder and one `Benchmark` in it. To score is always the same: `read` the references,
 `judge` each answer against its own, aggregate. A new one needs `name`, `questions`, `images`, `references`, `read` and
-`judge`; data of one's own needs no file here (`llava.eval.benchmarks.question_set`, docs/your-own-data.md).
+`judge`; a user's own data needs no file here (`llava.eval.benchmarks.question_set`, docs/your-own-data.md).
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llava.cli import UserError
 from llava.eval.metrics import answer_files
-from llava.eval.metrics.answer_files import Answer, read_answers, read_jsonl
+from llava.eval.metrics.answer_files import Answer, Key, read_answers, read_jsonl
 from llava.eval.metrics.scores import Groups, Scores, accuracy_of, group_accuracies, render_scores
 
 if TYPE_CHECKING:
     from llava.eval.prepare.layout import Layout
 
 EVAL_ZIP = "LLaVA's eval.zip, linked in https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
-SHORT = "Answer the question using a single word or phrase."
-LETTER = "Answer with the option's letter from the given choices directly."
 
-Key = tuple[str, str]
-"""(question id, prompt): what names a question, since MME and TextVQA use one id for all questions of an image."""
 Term = dict[Key, tuple[float, float]]
 """Question → (numerator, denominator); a quoted score is 100 · Σ over its terms of Σ numerators / Σ denominators."""
 
@@ -54,14 +50,15 @@ class Needed:
 class Conversion:
     """Published rows that become question, reference and image files (`llava.eval.prepare`).
 
-    `patterns` name the files, .parquet or .tsv; the first pattern that matches any file counts. `columns` must be
-    there, `optional` ones are read where they are. `write(rows, layout)` fills the benchmark's folder.
+    `patterns`: names of the files, .parquet or .tsv; the first pattern that matches any file counts. `columns` must be
+    there, `optional` ones are read where they are (all three: words with spaces between them). `write(rows, layout)`
+    fills the benchmark's folder.
     """
 
-    patterns: tuple[str, ...]
-    columns: tuple[str, ...]
+    patterns: str
+    columns: str
     write: Callable[[Iterable[Mapping[str, Any]], Layout], None]
-    optional: tuple[str, ...] = ()
+    optional: str = ""
 
 
 def _question_id(answer: Answer) -> Hashable:
@@ -100,12 +97,13 @@ class Benchmark:
     """One benchmark in LLaVA's layout: `folder` below a data folder such as playground/data/eval.
 
     Files: `questions` (the question JSONL; its texts are asked as they stand, each ends with `suffix`), `images` (what
-    its "image" paths are relative to) and `references` are paths relative to `folder`. `needs` lists them with where to
-    get them; `counts` are the numbers of questions of the known releases, none if any number will do.
+    its "image" paths are relative to) and `references` are paths relative to `folder`; `questions_from`, `images_from`
+    and `references_from` say where to get them, `reference_files` lists the files if they are not `references` itself.
+    `counts` are the numbers of questions of the known releases, none if any number will do.
 
     Scoring: `read(questions, references)` reads the references, `judge(text, reference)` says what an answer is worth,
     in [0, 1]; None if only a server can tell. Optional: `groups(reference)` yields (kind, name) of the groups that a
-    question belongs to; `aggregate(judged, references)` replaces the mean; `counts_once(reference)` is False for a
+    question belongs to; `aggregate(judged, references)` replaces the mean; `has_own_score(reference)` is False for a
     question that has no score of its own; `quoted` and `stratum` are explained at the methods that use them. `figure`
     names the score that people quote, in `unit`; `labels` renames scores in the table.
 
@@ -122,16 +120,18 @@ class Benchmark:
     questions: str
     images: str
     max_new_tokens: int = 128
-    answers: Literal["yes or no", "short", "letter", "free"] = "free"
     suffix: str = ""
-    needs: tuple[Needed, ...] = ()
+    questions_from: str = ""
+    images_from: str = ""
+    references_from: str = ""
+    reference_files: tuple[str, ...] | None = None
     counts: tuple[int, ...] = ()
     references: str | None = None
     read: Callable[[Path, Path], References] | None = None
     judge: Callable[[str, Any], float] | None = None
     groups: Callable[[Any], Iterable[tuple[str, str]]] = lambda reference: ()
     aggregate: Callable[[Sequence[Judged], References], Figures] | None = None
-    counts_once: Callable[[Any], bool] = lambda reference: True
+    has_own_score: Callable[[Any], bool] = lambda reference: True
     quoted: Callable[[Mapping[Key, float]], dict[str, list[Term]]] | None = None
     stratum: Callable[[Key], str] = lambda key: ""
     figure: str | None = "accuracy"
@@ -156,9 +156,17 @@ class Benchmark:
         return Path(data_dir).expanduser() / self.folder
 
     def in_folder(self, folder: str) -> Benchmark:
-        """The same benchmark in another folder, named after it: a set of one's own in the same format."""
+        """The same benchmark in another folder, named after it: a user's set in the same format."""
         name, title = folder.lower(), f"{folder} ({self.title})"
         return replace(self, name=name, title=title, folder=folder, counts=(), spec=folder)
+
+    @property
+    def needs(self) -> tuple[Needed, ...]:
+        """The files that asking and scoring need."""
+        asked = ((self.questions, self.questions_from), (self.images, self.images_from))
+        files = self.reference_files if self.reference_files is not None else filter(None, (self.references,))
+        scored = (Needed(file, self.references_from, "score") for file in files)
+        return (*(Needed(path, where, "run") for path, where in asked), *scored)
 
     def missing(self, folder: Path, use: Literal["run", "score"] | None = None) -> list[Needed]:
         """What is not in the benchmark's folder; for one `use` only, if given."""
@@ -173,10 +181,8 @@ class Benchmark:
     def references_at(self, folder: Path) -> Path:
         """Where the references are; `UserError` if the benchmark has none."""
         if self.judge is None or self.references is None:
-            hint = (
-                "" if self.submit is None else "; its answers go to a server (llava.eval.score writes the file for it)"
-            )
-            raise UserError(f"{self.title} has no references to score with{hint}")
+            server = "; its answers go to a server (llava.eval.score --upload writes the file for it)"
+            raise UserError(f"{self.title} has no references to score with{server if self.submit else ''}")
         return folder / self.references
 
     def score(self, folder: Path, answers: Path, partial: bool = False) -> Scores:
@@ -216,18 +222,16 @@ class Benchmark:
     def question_scores(self, answers: Iterable[Answer], questions: Path, references: Path) -> dict[Key, float]:
         """What each answer is worth, in [0, 1]; their mean is the score "accuracy".
 
-        Answers to questions that the references do not have, or that do not count (`counts_once`), are left out.
+        Answers to questions that the references do not have, or that do not count (`has_own_score`), are left out.
 
-        Raises:
-            UserError: unreadable or malformed references; an answer whose question cannot be told.
-
+        Raises `UserError`: unreadable or malformed references; an answer whose question cannot be found.
         """
         known = self.read(questions, references)
         keyed = ((answer, known.key_of(answer)) for answer in answers)
         return {
-            (answer.question_id, answer.prompt): float(self.judge(answer.text, known.of[key]))
+            answer.key: float(self.judge(answer.text, known.of[key]))
             for answer, key in keyed
-            if key in known.of and self.counts_once(known.of[key])
+            if key in known.of and self.has_own_score(known.of[key])
         }
 
     def quoted_terms(self, scores: Mapping[Key, float]) -> dict[str, list[Term]]:
@@ -247,10 +251,8 @@ class Benchmark:
     def rehearse(self, folder: Path) -> None:
         """Score, and submit, one made-up answer to every question: what would fail after the run fails before it.
 
-        Raises:
-            UserError: questions and references do not belong together, one of them is malformed, a library that the
-                submission needs is not installed, or the temporary folder is full.
-
+        Raises `UserError`: questions and references do not belong together, one of them is malformed, a library that
+        the submission needs is not installed, or the temporary folder is full.
         """
         try:
             with TemporaryDirectory() as temporary:
@@ -269,47 +271,3 @@ class Benchmark:
                 f"{self.title} cannot be rehearsed in the temporary folder {gettempdir()}: {error.strerror}; "
                 "make room there, or name another one in TMPDIR"
             ) from error
-
-
-def run_needs(questions: str, questions_from: str, images: str, images_from: str) -> tuple[Needed, Needed]:
-    """The two things that asking needs: the question file and the image folder."""
-    return Needed(questions, questions_from, "run"), Needed(images, images_from, "run")
-
-
-def short_answer(question: str) -> str:
-    """GQA, POPE, VQAv2: the question, then the short-answer instruction on a line of its own."""
-    return f"{question}\n{SHORT}"
-
-
-def with_options(question: str, choices: Mapping[str, str]) -> str:
-    """A question and its options, one "A. …" per line, then the instruction to answer with a letter."""
-    return "\n".join([question, *(f"{letter}. {choice}" for letter, choice in choices.items()), LETTER])
-
-
-def question_row(question_id: str | int, image: str, text: str, category: str = "default") -> dict[str, Any]:
-    """A line of a question file."""
-    return {"question_id": question_id, "image": image, "text": text, "category": category}
-
-
-def matched(ids: Iterable[str], answers: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """The answers to questions that are known by id, each answered once: question id → text; and the counts.
-
-    Raises:
-        UserError: unreadable input; answers that do not cover the questions.
-
-    """
-    given = read_answers(answers)
-    used, coverage = answer_files.match(ids, [(answer.question_id, answer.where) for answer in given])
-    texts = {given[place].question_id: given[place].text for place in used}
-    return texts, coverage.to_dict() | {"empty": sum(not text.strip() for text in texts.values())}
-
-
-def read_question_ids(path: str | Path, key: str = "question_id") -> dict[str, Any]:
-    """Question id (as text) → the field `key` of a question file; `UserError` for an id that occurs twice."""
-    fields: dict[str, Any] = {}
-    for where, row in read_jsonl(path, "question file"):
-        question_id = answer_files.field(row, "question_id", where, (str, int))
-        if str(question_id) in fields:
-            raise UserError(f"{where}: question_id {question_id} occurs twice")
-        fields[str(question_id)] = answer_files.field(row, key, where, str if key == "image" else (str, int))
-    return fields

@@ -12,17 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    EVAL_ZIP,
-    SHORT,
-    Benchmark,
-    Conversion,
-    Needed,
-    References,
-    question_row,
-    run_needs,
-    short_answer,
-)
+from llava.eval.benchmarks.base import EVAL_ZIP, Benchmark, Conversion, References
+from llava.eval.benchmarks.files import question_row
+from llava.eval.benchmarks.prompts import SHORT, short_answer
 from llava.eval.metrics.answer_files import field, read_json
 
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
@@ -94,11 +86,9 @@ GQA = Benchmark(
     questions=QUESTIONS,
     images=IMAGES,
     suffix=f"\n{SHORT}",
-    answers="short",
-    needs=(
-        *run_needs(QUESTIONS, f"{EVAL_ZIP}, {_HUB}", IMAGES, f"images.zip of {_SITE}, {_HUB}"),
-        Needed(REFERENCES, f"questions1.2.zip of {_SITE}, {_HUB}", "score"),
-    ),
+    questions_from=f"{EVAL_ZIP}, {_HUB}",
+    images_from=f"images.zip of {_SITE}, {_HUB}",
+    references_from=f"questions1.2.zip of {_SITE}, {_HUB}",
     counts=(12578,),
     references=REFERENCES,
     read=read,
@@ -106,11 +96,11 @@ GQA = Benchmark(
     groups=groups,
     conversions=(
         Conversion(
-            ("testdev_balanced_instructions/*.parquet", "*instructions*.parquet"),
-            ("id", "imageId", "question", "answer"),
+            "testdev_balanced_instructions/*.parquet *instructions*.parquet",
+            "id imageId question answer",
             _write_questions,
-            ("fullAnswer", "isBalanced", "types"),
+            optional="fullAnswer isBalanced types",
         ),
-        Conversion(("testdev_balanced_images/*.parquet", "*images*.parquet"), ("id", "image"), _write_images),
+        Conversion("testdev_balanced_images/*.parquet *images*.parquet", "id image", _write_images),
     ),
 )

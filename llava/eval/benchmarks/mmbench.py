@@ -16,19 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    LETTER,
-    Benchmark,
-    Conversion,
-    Figures,
-    Judged,
-    Needed,
-    References,
-    matched,
-    question_row,
-    run_needs,
-    with_options,
-)
+from llava.eval.benchmarks.base import Benchmark, Conversion, Figures, Judged, References
+from llava.eval.benchmarks.files import matched, question_row
+from llava.eval.benchmarks.prompts import LETTER, with_options
 from llava.eval.metrics.scores import Groups, accuracy_of
 from llava.eval.metrics.tables import choices_of, is_empty, read_table
 from llava.files import replacing
@@ -87,9 +77,7 @@ def judge(text: str, reference: Row) -> float:
 def read(questions: Path, references: Path) -> References:
     """The table's rows by index, without their images; column names in lower case but for the options.
 
-    Raises:
-        UserError: as in `read_table`; an index that is no number or occurs twice, an answer that is no option.
-
+    Raises `UserError`: as in `read_table`; an index that is no number or occurs twice, an answer that is no option.
     """
     rows: dict[str, Row] = {}
     for where, row in read_table(references, ("index", "question", "A", "B", "answer")):
@@ -215,26 +203,27 @@ MMBENCH = Benchmark(
     questions=QUESTIONS,
     images=IMAGES,
     suffix=f"\n{LETTER}",
-    answers="letter",
     max_new_tokens=1024,
-    needs=(*run_needs(QUESTIONS, _FROM, IMAGES, _FROM), Needed(TABLE, _FROM, "score")),
+    questions_from=_FROM,
+    images_from=_FROM,
+    references_from=_FROM,
     counts=(4377, 4329),  # LLaVA's table of July 2023, and the later one
     references=TABLE,
     read=read,
     judge=judge,
     aggregate=aggregate,
-    counts_once=lambda row: int(row["index"]) < ROTATION,
+    has_own_score=lambda row: int(row["index"]) < ROTATION,
     figure="circular",
     labels={"accuracy": "single pass", "unreadable": "answers without a readable option letter"},
     submit=lambda folder, answers, upload: submission(folder / TABLE, answers, upload),
     upload_suffix=".xlsx",
     conversions=(
         Conversion(
-            ("en/dev-*.parquet", "dev-*.parquet"),
-            ("index", "question", "hint", "answer", "A", "B", "C", "D", "category", "image"),
+            "en/dev-*.parquet dev-*.parquet",
+            "index question hint answer A B C D category image",
             _write,
-            ("source", "L2-category", "l2-category", "comment", "split"),
+            optional="source L2-category l2-category comment split",
         ),
-        Conversion(("mmbench_dev*.tsv",), ("index", "question", "A", "B", "answer", "image"), _write),
+        Conversion("mmbench_dev*.tsv", "index question A B answer image", _write),
     ),
 )

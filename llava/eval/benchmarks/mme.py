@@ -15,20 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    EVAL_ZIP,
-    SHORT,
-    Benchmark,
-    Conversion,
-    Figures,
-    Judged,
-    Key,
-    References,
-    Term,
-    question_row,
-    run_needs,
-    short_answer,
-)
+from llava.eval.benchmarks.base import EVAL_ZIP, Benchmark, Conversion, Figures, Judged, Key, References, Term
+from llava.eval.benchmarks.files import question_row
+from llava.eval.benchmarks.prompts import SHORT, short_answer
 from llava.eval.metrics.answer_files import Answer, field, read_jsonl
 
 QUESTIONS = "llava_mme.jsonl"
@@ -59,18 +48,19 @@ def judge(text: str, reference: str) -> float:
 def read(questions: Path, references: Path) -> References:
     """The release's answers to the questions of llava_mme.jsonl, or of the release itself if `questions` is a folder.
 
-    Raises:
-        UserError: unreadable or malformed files; a question that the release does not have; an image without exactly
-            two questions, which acc+ needs.
-
+    Raises `UserError`: unreadable or malformed files; a question that the release does not have; an image without
+    exactly two questions, which acc+ needs.
     """
-    truth = read_release(questions if questions.is_dir() else references)
-    lines = list(truth) if questions.is_dir() else []
-    for where, row in [] if questions.is_dir() else read_jsonl(questions, "questions file"):
-        line = find_line(field(row, "question_id", where), field(row, "text", where), truth)
-        if line not in truth:
-            raise UserError(f"{where}: {line[0]}/{line[1]} of the release does not have the question {line[2]!r}")
-        lines.append(line)
+    if questions.is_dir():
+        truth = read_release(questions)
+        lines = list(truth)
+    else:
+        rows, truth, lines = read_jsonl(questions, "questions file"), read_release(references), []
+        for where, row in rows:
+            line = find_line(field(row, "question_id", where), field(row, "text", where), truth)
+            if line not in truth:
+                raise UserError(f"{where}: {line[0]}/{line[1]} of the release does not have the question {line[2]!r}")
+            lines.append(line)
     wrong = {image: count for image, count in Counter(line[:2] for line in lines).items() if count != 2}
     if wrong:
         (task, file), count = next(iter(wrong.items()))
@@ -88,9 +78,7 @@ def read(questions: Path, references: Path) -> References:
 def read_release(folder: Path) -> dict[Line, str]:
     """The release's questions and their answers ("yes" or "no").
 
-    Raises:
-        UserError: the folder is missing or holds no question; a line is not "question<TAB>Yes|No".
-
+    Raises `UserError`: the folder is missing or holds no question; a line is not "question<TAB>Yes|No".
     """
     if not folder.is_dir():
         raise UserError(
@@ -228,9 +216,10 @@ MME = Benchmark(
     questions=QUESTIONS,
     images=RELEASE,
     suffix=f"\n{SHORT}",
-    answers="yes or no",
     # The release folder holds the images and, beside them, the references.
-    needs=run_needs(QUESTIONS, f"{EVAL_ZIP}, {_HUB}", RELEASE, f"MME's authors, {_SITE}, {_HUB}"),
+    reference_files=(),
+    questions_from=f"{EVAL_ZIP}, {_HUB}",
+    images_from=f"MME's authors, {_SITE}, {_HUB}",
     counts=(2374,),
     references=RELEASE,
     read=read,
@@ -241,12 +230,6 @@ MME = Benchmark(
     figure="perception",
     unit="of 2000",
     labels={"acc_plus": "acc+", "absent": "absent tasks (not in the sums)", "unofficial": "in no official sum"},
-    conversions=(
-        Conversion(
-            ("data/test-*.parquet", "*.parquet"),
-            ("question_id", "image", "question", "answer", "category"),
-            _write,
-        ),
-    ),
+    conversions=(Conversion("data/test-*.parquet *.parquet", "question_id image question answer category", _write),),
     extra_file=_release_file,
 )

@@ -9,13 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import LETTER, Benchmark, Conversion, Needed, References, question_row, run_needs
+from llava.eval.benchmarks.base import Benchmark, Conversion, References
+from llava.eval.benchmarks.files import question_row
+from llava.eval.benchmarks.prompts import LETTER
 from llava.eval.metrics.tables import LETTERS, read_table
 
 QUESTIONS = "mmstar_val.jsonl"
 TABLE = "mmstar_val.tsv"
 IMAGES = "images"
-_COLUMNS = ("index", "question", "answer", "category", "l2_category")
+_COLUMNS = "index question answer category l2_category"
 _LEADS = ("", "(", "option ", "the answer is ")
 _FROM = "the hub's Lin-Chen/MMStar, its mmstar.parquet or MMStar.tsv (llava.eval.prepare writes it)"
 
@@ -39,9 +41,7 @@ def judge(text: str, reference: dict[str, str]) -> float:
 def read(questions: Path, references: Path) -> References:
     """The table's rows by index.
 
-    Raises:
-        UserError: as in `read_table`; an index that occurs twice, an answer that is no option letter.
-
+    Raises `UserError`: as in `read_table`; an index that occurs twice, an answer that is no option letter.
     """
     needed = ("index", "answer", "category", "l2_category")
     rows: dict[str, dict[str, str]] = {}
@@ -72,7 +72,7 @@ def _write(rows, layout):
             image = layout.image_name(str(row["index"]), row["image"])
             layout.image(f"{IMAGES}/{image}", row["image"])
             write(question_row(str(row["index"]), image, prompt(row["question"]), row["category"]))
-            kept.append({key: str(row[key]) for key in _COLUMNS})
+            kept.append({key: str(row[key]) for key in _COLUMNS.split()})
     layout.table(TABLE, kept)
 
 
@@ -83,16 +83,17 @@ MMSTAR = Benchmark(
     questions=QUESTIONS,
     images=IMAGES,
     suffix=f"\n{LETTER}",
-    answers="letter",
     max_new_tokens=1024,
-    needs=(*run_needs(QUESTIONS, _FROM, IMAGES, _FROM), Needed(TABLE, _FROM, "score")),
+    questions_from=_FROM,
+    images_from=_FROM,
+    references_from=_FROM,
     counts=(1500,),
     references=TABLE,
     read=read,
     judge=judge,
     groups=groups,
-    conversions=tuple(
-        Conversion(patterns, (*_COLUMNS, "image"), _write)
-        for patterns in (("mmstar.parquet", "*.parquet"), ("mmstar*.tsv",))
+    conversions=(
+        Conversion("mmstar.parquet *.parquet", f"{_COLUMNS} image", _write),
+        Conversion("mmstar*.tsv", f"{_COLUMNS} image", _write),
     ),
 )

@@ -6,16 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    EVAL_ZIP,
-    Benchmark,
-    Conversion,
-    matched,
-    question_row,
-    read_question_ids,
-    run_needs,
-)
-from llava.eval.metrics.answer_files import read_answers, write_json
+from llava.eval.benchmarks.base import EVAL_ZIP, Benchmark, Conversion
+from llava.eval.benchmarks.files import matched, question_row, read_question_ids, write_upload
+from llava.eval.metrics.answer_files import read_answers
 
 QUESTIONS = "llava-mm-vet.jsonl"
 IMAGES = "images"
@@ -39,8 +32,8 @@ def submission(questions: Path | None, answers: Path, upload: Path) -> dict[str,
         [answer.question_id for answer in read_answers(answers)] if questions is None else read_question_ids(questions)
     )
     texts, counts = matched(dict.fromkeys(ids), answers)
-    write_json(upload, {f"v1_{question_id}": texts[question_id] for question_id in dict.fromkeys(ids)}, indent=2)
-    return {"output": str(upload)} | counts
+    graded = {f"v1_{question_id}": texts[question_id] for question_id in dict.fromkeys(ids)}
+    return write_upload(upload, graded, counts, indent=2)
 
 
 def _write(rows, layout):
@@ -62,9 +55,10 @@ MMVET = Benchmark(
     questions=QUESTIONS,
     images=IMAGES,
     max_new_tokens=1024,
-    needs=run_needs(QUESTIONS, f"{EVAL_ZIP}, {_HUB}", IMAGES, f"{_SITE}, {_HUB}"),
+    questions_from=f"{EVAL_ZIP}, {_HUB}",
+    images_from=f"{_SITE}, {_HUB}",
     counts=(218,),
     figure=None,
     submit=lambda folder, answers, upload: submission(folder / QUESTIONS, answers, upload),
-    conversions=(Conversion(("data/test-*.parquet", "*.parquet"), ("question_id", "image", "question"), _write),),
+    conversions=(Conversion("data/test-*.parquet *.parquet", "question_id image question", _write),),
 )

@@ -16,19 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    EVAL_ZIP,
-    SHORT,
-    Benchmark,
-    Conversion,
-    Figures,
-    Judged,
-    Needed,
-    References,
-    question_row,
-    run_needs,
-    short_answer,
-)
+from llava.eval.benchmarks.base import EVAL_ZIP, Benchmark, Conversion, Figures, Judged, References
+from llava.eval.benchmarks.files import question_row
+from llava.eval.benchmarks.prompts import SHORT, short_answer
 from llava.eval.metrics.answer_files import field, read_jsonl
 
 QUESTIONS = "llava_pope_test.jsonl"
@@ -61,10 +51,8 @@ def judge(text: str, reference: Label) -> float:
 def read(questions: Path, references: Path) -> References:
     """Question id → label, looked up in coco_pope_<split>.json of the folder `references`.
 
-    Raises:
-        UserError: a file is missing or malformed, a question has no label, or a label no question (the files are of
-            different releases), or an id or a question occurs twice.
-
+    Raises `UserError`: a file is missing or malformed, a question has no label, or a label no question (the files are
+    of different releases), or an id or a question occurs twice.
     """
     labels: dict[str, Label] = {}
     open_labels: dict[str, dict[tuple[str, str], bool]] = {}
@@ -160,11 +148,10 @@ POPE = Benchmark(
     questions=QUESTIONS,
     images=IMAGES,
     suffix=f"\n{SHORT}",
-    answers="yes or no",
-    needs=(
-        *run_needs(QUESTIONS, f"{EVAL_ZIP}, {_HUB}", IMAGES, f"http://images.cocodataset.org/zips/val2014.zip, {_HUB}"),
-        *(Needed(f"{LABELS}/coco_pope_{split}.json", f"{_SITE}, {_HUB}", "score") for split in SPLITS),
-    ),
+    questions_from=f"{EVAL_ZIP}, {_HUB}",
+    images_from=f"http://images.cocodataset.org/zips/val2014.zip, {_HUB}",
+    references_from=f"{_SITE}, {_HUB}",
+    reference_files=tuple(f"{LABELS}/coco_pope_{split}.json" for split in SPLITS),
     counts=(8910, 9000),
     references=LABELS,
     read=read,
@@ -174,9 +161,7 @@ POPE = Benchmark(
     labels={"all": "mean of splits", "f1": "F1"},
     conversions=(
         Conversion(
-            ("data/test-*.parquet", "Full/*.parquet", "*.parquet"),
-            ("question", "answer", "image_source", "image", "category"),
-            _write,
+            "data/test-*.parquet Full/*.parquet *.parquet", "question answer image_source image category", _write
         ),
     ),
 )

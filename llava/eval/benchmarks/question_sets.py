@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import Benchmark, Needed, References, read_question_ids
+from llava.eval.benchmarks.base import Benchmark, References
+from llava.eval.benchmarks.files import read_question_ids
 from llava.eval.metrics.answer_files import field, read_jsonl
-from llava.eval.metrics.judges import JUDGES, Judge
-
-_FEWEST_FOR_VQA = 4
+from llava.eval.metrics.judges import EXPECTED, JUDGES, Judge
 
 
 def question_set(
@@ -27,7 +26,7 @@ def question_set(
     max_new_tokens: int = 128,
     **more: Any,
 ) -> Benchmark:
-    """Questions of one's own as a benchmark; without references they are asked and not scored.
+    """A user's own questions as a benchmark; without references they are asked and not scored.
 
     Args:
         questions: JSONL with "question_id", "text" (asked as it stands) and "image".
@@ -45,38 +44,44 @@ def question_set(
     """
     if isinstance(judge, str) and judge not in JUDGES:
         raise UserError(f"judge {judge!r} is not known; known are {', '.join(JUDGES)}")
-    if (judge is None) != (references is None):
-        raise UserError(
-            "references without a judge: say how answers are compared with them (exact, vqa, yes_no, choice, …)"
-            if judge is None
-            else "a judge without references: name the file of the right answers"
-        )
-    file = Path(questions).expanduser().resolve()
-    folder = file.parent if images is None else Path(images).expanduser().resolve()
-    needs = [Needed(str(file), "the question file that was named", "run")]
-    needs.append(Needed(str(folder), "the image folder that was named", "run"))
-    scoring: dict[str, Any] = {"figure": None}
-    if references is not None:
-        right = Path(references).expanduser().resolve()
-        needs.append(Needed(str(right), "the references that were named", "score"))
-        value = JUDGES[judge] if isinstance(judge, str) else judge
-        scoring = {"references": str(right), "figure": "accuracy", "groups": _groups, "read": _reader(value)}
-        scoring["judge"] = lambda text, reference: value(text, reference["answers"])
-    if name is None:
-        name = file.stem
-    given = {"questions": questions, "images": images, "references": references, "judge": judge}
-    spec = {
-        key: value if key == "judge" else str(Path(value).expanduser().resolve())
-        for key, value in given.items()
-        if value
+    if judge is None and references is not None:
+        raise UserError(f"references without a judge: say how answers are compared with them ({', '.join(JUDGES)})")
+    if judge is not None and references is None:
+        raise UserError("a judge without references: name the file of the right answers")
+    paths = {"questions": questions, "images": images or Path(questions).parent, "references": references}
+    paths = {key: Path(value).expanduser().resolve() for key, value in paths.items() if value is not None}
+    file, called = paths["questions"], name or paths["questions"].stem
+    words = {"name": called, "max_new_tokens": max_new_tokens}
+    fields: dict[str, Any] = words | {
+        "title": called,
+        "folder": str(file.parent),
+        "questions": file.name,
+        "images": str(paths["images"]),
+        "spec": {key: str(path) for key, path in paths.items()} | {"judge": judge} | words,
+        "figure": None,
     }
-    spec |= {"name": name, "max_new_tokens": max_new_tokens}
-    built = {"name": name, "title": name, "folder": str(file.parent), "questions": file.name, "images": str(folder)}
-    fields = built | {"max_new_tokens": max_new_tokens, "needs": tuple(needs), "spec": spec} | scoring
+    fields |= dict.fromkeys(("questions_from", "images_from", "references_from"), "the path that was given")
+    if references is not None:
+        fields |= {"references": str(paths["references"]), "figure": "accuracy", "groups": _groups}
+        fields |= {"read": _reader(judge), "judge": _checked(JUDGES.get(judge, judge))}
+    if callable(judge):
+        fields["spec"] = None  # a function cannot stand in a run file
     return Benchmark(**fields | more)
 
 
-def _reader(judge: Judge) -> Callable[[Path, Path], References]:
+def _checked(judge: Judge) -> Callable[[str, Mapping[str, Any]], float]:
+    def judged(text: str, reference: Mapping[str, Any]) -> float:
+        value = judge(text, reference["answers"])
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UserError(f"the judge gave {value!r} for the answer {text[:80]!r}; expected a number from 0 to 1")
+        return float(value)
+
+    return judged
+
+
+def _reader(judge: str | Judge) -> Callable[[Path, Path], References]:
+    fits, expected = EXPECTED.get(judge, (lambda answers: True, ""))
+
     def read(questions: Path, references: Path) -> References:
         """The references by question id; `UserError` unless every question has one line there, and no other has."""
         asked, of = read_question_ids(questions), {}
@@ -86,12 +91,10 @@ def _reader(judge: Judge) -> Callable[[Path, Path], References]:
                 raise UserError(f"{where}: question_id {question_id} occurs twice")
             if question_id not in asked:
                 raise UserError(f"{where}: question_id {question_id} is not in {questions}")
-            of[question_id] = {"answers": _answers(row, where), "category": row.get("category")}
-            if judge is JUDGES["vqa"] and len(of[question_id]["answers"]) < _FEWEST_FOR_VQA:
-                raise UserError(
-                    f"{where}: the judge vqa compares with several annotators' answers (VQA has ten), at least "
-                    f"{_FEWEST_FOR_VQA}, found {len(of[question_id]['answers'])}; with fewer take exact"
-                )
+            answers = _answers(row, where)
+            if not fits(answers):
+                raise UserError(f"{where}: the judge {judge} needs {expected}, found {', '.join(answers)[:80]}")
+            of[question_id] = {"answers": answers, "category": row.get("category")}
         missing = [question_id for question_id in asked if question_id not in of]
         if missing:
             raise UserError(f"{references} lacks {len(missing)} of {len(asked)} questions; the first is {missing[0]!r}")
@@ -102,9 +105,7 @@ def _reader(judge: Judge) -> Callable[[Path, Path], References]:
 
 def _answers(row: Mapping[str, Any], where: str) -> list[str]:
     if ("answer" in row) == ("answers" in row):
-        raise UserError(
-            f'{where}: expected either "answer" (text) or "answers" (a list), found {", ".join(sorted(row))}'
-        )
+        raise UserError(f'{where}: expected "answer" (text) or "answers" (a list), found {", ".join(sorted(row))}')
     answers = row["answers"] if "answers" in row else [row["answer"]]
     if not isinstance(answers, list) or not answers or not all(isinstance(one, str | int | float) for one in answers):
         raise UserError(f"{where}: an answer should be text or a number, and answers a list of at least one")
@@ -118,9 +119,7 @@ def _groups(reference: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 def load_benchmark(spec: str) -> Benchmark:
     """The `Benchmark` that `path/to/file.py:NAME` or `package.module:NAME` names.
 
-    Raises:
-        UserError: no such file or module, or nothing (or something else) of that name in it.
-
+    Raises `UserError`: no such file or module, or nothing (or something else) of that name in it.
     """
     place, _, name = spec.rpartition(":")
     try:

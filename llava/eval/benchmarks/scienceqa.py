@@ -13,19 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    EVAL_ZIP,
-    LETTER,
-    Benchmark,
-    Conversion,
-    Figures,
-    Judged,
-    Needed,
-    References,
-    question_row,
-    run_needs,
-    with_options,
-)
+from llava.eval.benchmarks.base import EVAL_ZIP, Benchmark, Conversion, Figures, Judged, References
+from llava.eval.benchmarks.files import question_row
+from llava.eval.benchmarks.prompts import LETTER, with_options
 from llava.eval.metrics.answer_files import field, read_answers, read_json
 from llava.eval.metrics.scores import accuracy_of, group_accuracies
 
@@ -59,9 +49,7 @@ def judge(text: str, reference: dict[str, Any]) -> float:
 def read_problems(base_dir: Path, split: str = "test", img_only: bool = False) -> References:
     """The problems of a split, by id; with `img_only` those that have an image were asked.
 
-    Raises:
-        UserError: pid_splits.json or problems.json in `base_dir` is missing or malformed.
-
+    Raises `UserError`: pid_splits.json or problems.json in `base_dir` is missing or malformed.
     """
     splits, problems = read_json(base_dir / SPLITS, "split file"), read_json(base_dir / PROBLEMS, "problems")
     if not isinstance(splits, dict) or not isinstance(splits.get(split), list) or not isinstance(problems, dict):
@@ -170,12 +158,11 @@ SCIENCEQA = Benchmark(
     questions=QUESTIONS,
     images=IMAGES,
     suffix=f"\n{LETTER}",
-    answers="letter",
     max_new_tokens=1024,
-    needs=(
-        *run_needs(QUESTIONS, f"{EVAL_ZIP} (its {LLAVA_QUESTIONS}), {_HUB}", IMAGES, f"{_SITE}, {_HUB}"),
-        *(Needed(file, f"{_SITE}, {_HUB}", "score") for file in (PROBLEMS, SPLITS)),
-    ),
+    questions_from=f"{EVAL_ZIP} (its {LLAVA_QUESTIONS}), {_HUB}",
+    images_from=f"{_SITE}, {_HUB}",
+    references_from=f"{_SITE}, {_HUB}",
+    reference_files=(PROBLEMS, SPLITS),
     counts=(2017,),
     references=PROBLEMS,
     read=read,
@@ -185,10 +172,10 @@ SCIENCEQA = Benchmark(
     labels={"img_accuracy": "accuracy with an image", "unreadable": "answers without a readable option letter"},
     conversions=(
         Conversion(
-            ("ScienceQA-IMG/test-*.parquet", "test-*.parquet"),
-            ("image", "question", "choices", "answer"),
+            "ScienceQA-IMG/test-*.parquet test-*.parquet",
+            "image question choices answer",
             _write,
-            ("hint", "task", "grade", "subject", "topic", "category", "skill"),
+            optional="hint task grade subject topic category skill",
         ),
     ),
     derived=(LLAVA_QUESTIONS, _derive),

@@ -11,18 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    EVAL_ZIP,
-    SHORT,
-    Benchmark,
-    Conversion,
-    Needed,
-    References,
-    question_row,
-    run_needs,
-    short_answer,
-)
-from llava.eval.metrics.answer_files import Answer, field, read_json
+from llava.eval.benchmarks.base import EVAL_ZIP, Benchmark, Conversion, References
+from llava.eval.benchmarks.files import question_row, read_entries
+from llava.eval.benchmarks.prompts import SHORT, short_answer
+from llava.eval.metrics.answer_files import Answer, field
 from llava.eval.metrics.judges import vqa
 
 QUESTIONS = "llava_textvqa_val_v051_ocr.jsonl"
@@ -37,18 +29,10 @@ _HUB = "or the hub's lmms-lab/textvqa"
 def read(questions: Path, references: Path) -> References:
     """The ten answers of each question, by (image id, question), from {"data": [{"image_id", "question", "answers"}]}.
 
-    Raises:
-        UserError: the file is missing or malformed, a question has not ten answers.
-
+    Raises `UserError`: the file is missing or malformed, a question has not ten answers.
     """
-    data = read_json(references, "annotation file")
-    if not isinstance(data, dict) or not isinstance(data.get("data"), list):
-        raise UserError(f'{references}: expected TextVQA\'s object with a list under "data"')
     keys, answers_of, aliases = [], {}, {}
-    for number, entry in enumerate(data["data"]):
-        where = f"{references}: entry {number}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: expected an object, found {type(entry).__name__}")
+    for where, entry in read_entries(references, "data"):
         question = field(entry, "question", where).lower()
         key = (str(field(entry, "image_id", where, (str, int))), question)
         answers = field(entry, "answers", where, list)
@@ -75,9 +59,7 @@ def question_of_prompt(prompt: str) -> str:
     The prompt shapes: "OCR tokens: … Question: … Short answer:"; three lines, one of them "Reference OCR token: …"
     before or after the question; two lines, the question first.
 
-    Raises:
-        UserError: the prompt has none of these shapes.
-
+    Raises `UserError`: the prompt has none of these shapes.
     """
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
@@ -117,20 +99,12 @@ TEXTVQA = Benchmark(
     questions=QUESTIONS,
     images=IMAGES,
     suffix=f"\n{SHORT}",
-    answers="short",
-    needs=(
-        *run_needs(QUESTIONS, f"{EVAL_ZIP}, {_HUB}", IMAGES, f"{_SITE}/images/train_val_images.zip, {_HUB}"),
-        Needed(REFERENCES, f"{_SITE}/data/TextVQA_0.5.1_val.json, {_HUB}", "score"),
-    ),
+    questions_from=f"{EVAL_ZIP}, {_HUB}",
+    images_from=f"{_SITE}/images/train_val_images.zip, {_HUB}",
+    references_from=f"{_SITE}/data/TextVQA_0.5.1_val.json, {_HUB}",
     counts=(5000,),
     references=REFERENCES,
     read=read,
     judge=vqa,
-    conversions=(
-        Conversion(
-            ("validation-*.parquet",),
-            ("image_id", "question_id", "question", "image", "answers", "ocr_tokens"),
-            _write,
-        ),
-    ),
+    conversions=(Conversion("validation-*.parquet", "image_id question_id question image answers ocr_tokens", _write),),
 )

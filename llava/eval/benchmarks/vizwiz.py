@@ -14,20 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    EVAL_ZIP,
-    SHORT,
-    Benchmark,
-    Conversion,
-    Needed,
-    References,
-    matched,
-    question_row,
-    read_question_ids,
-    run_needs,
-    short_answer,
-)
-from llava.eval.metrics.answer_files import field, read_json, write_json
+from llava.eval.benchmarks.base import EVAL_ZIP, Benchmark, Conversion, References
+from llava.eval.benchmarks.files import matched, question_row, read_entries, read_question_ids, write_upload
+from llava.eval.benchmarks.prompts import SHORT, short_answer
+from llava.eval.metrics.answer_files import field
 from llava.eval.metrics.judges import vqa
 from llava.eval.metrics.text_normalize import normalize_answer
 
@@ -47,18 +37,12 @@ def judge(text: str, reference: dict[str, Any]) -> float:
 def read(questions: Path, references: Path) -> References:
     """Question id → {"answers", "type"}, from val.json: [{"image", "answers": [{"answer"}], "answer_type"}].
 
-    Raises:
-        UserError: a file is missing or malformed, an image has no answers (those of the test split have none), or a
-            question's image has no annotation.
-
+    Raises `UserError`: a file is missing or malformed, an image has no answers (those of the test split have none), or
+    a question's image has no annotation.
     """
-    images, data = read_question_ids(questions, "image"), read_json(references, "annotation file")
-    if not isinstance(data, list):
-        raise UserError(f"{references}: expected VizWiz's list of annotations, found {type(data).__name__}")
-    annotations = {}
-    for number, entry in enumerate(data):
-        where = f"{references}: entry {number}"
-        if not isinstance(entry, dict) or "answers" not in entry:
+    images, annotations = read_question_ids(questions, "image"), {}
+    for where, entry in read_entries(references):
+        if "answers" not in entry:
             raise UserError(f'{where}: expected an object with "answers" (the test split has none to score with)')
         answers = [field(answer, "answer", where) for answer in field(entry, "answers", where, list)]
         if not answers:
@@ -79,19 +63,16 @@ def groups(reference: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def submission(questions: Path, answers: Path, upload: Path) -> dict[str, Any]:
     """Write the server's file: [{"image", "answer"}] in the order of the question file, answers normalised.
 
-    Raises:
-        UserError: unreadable or malformed input; answers that do not cover the questions.
-
+    Raises `UserError`: unreadable or malformed input; answers that do not cover the questions.
     """
     images = read_question_ids(questions, "image")
     texts, counts = matched(images, answers)
     rows = [{"image": image, "answer": normalize_answer(texts[key])} for key, image in images.items()]
-    write_json(upload, rows, indent=None)
-    return {"output": str(upload)} | counts
+    return write_upload(upload, rows, counts)
 
 
 def prompt(question: str) -> str:
-    """The text asked: only the first letter is upper case, and the model is told how to decline."""
+    """The text asked: only the first letter is upper case, and the prompt says how to decline."""
     return short_answer(f"{question.capitalize()}\n{UNANSWERABLE}")
 
 
@@ -115,7 +96,7 @@ def _derive(layout):
             write(question_row(number, item["image"], prompt(item["question"])))
 
 
-_COLUMNS = ("question_id", "question", "image")
+_COLUMNS = "question_id question image"
 VIZWIZ = Benchmark(
     name="vizwiz",
     title="VizWiz test",
@@ -123,12 +104,12 @@ VIZWIZ = Benchmark(
     questions=TEST,
     images="test",
     suffix=f"\n{UNANSWERABLE}\n{SHORT}",
-    answers="short",
-    needs=run_needs(TEST, f"{EVAL_ZIP}, {_HUB} (test)", "test", f"{_SITE}/images/test.zip, {_HUB}"),
+    questions_from=f"{EVAL_ZIP}, {_HUB} (test)",
+    images_from=f"{_SITE}/images/test.zip, {_HUB}",
     counts=(8000,),
     figure=None,
     submit=lambda folder, answers, upload: submission(folder / TEST, answers, upload),
-    conversions=(Conversion(("test-*.parquet",), _COLUMNS, partial(_write, questions=TEST, images="test")),),
+    conversions=(Conversion("test-*.parquet", _COLUMNS, partial(_write, questions=TEST, images="test")),),
 )
 VIZWIZ_VAL = replace(
     VIZWIZ,
@@ -137,10 +118,9 @@ VIZWIZ_VAL = replace(
     title="VizWiz val",
     questions=VAL,
     images="val",
-    needs=(
-        *run_needs(VAL, f"{_SITE}/vqa_data/Annotations.zip, {_HUB} (val)", "val", f"{_SITE}/images/val.zip, {_HUB}"),
-        Needed(VAL_REFERENCES, f"{_SITE}/vqa_data/Annotations.zip, {_HUB} (val)", "score"),
-    ),
+    questions_from=f"{_SITE}/vqa_data/Annotations.zip, {_HUB} (val)",
+    images_from=f"{_SITE}/images/val.zip, {_HUB}",
+    references_from=f"{_SITE}/vqa_data/Annotations.zip, {_HUB} (val)",
     counts=(4319,),
     references=VAL_REFERENCES,
     read=read,
@@ -150,8 +130,8 @@ VIZWIZ_VAL = replace(
     submit=None,
     conversions=(
         Conversion(
-            ("val-*.parquet",),
-            (*_COLUMNS, "answers", "category"),
+            "val-*.parquet",
+            f"{_COLUMNS} answers category",
             partial(_write, questions=VAL, images="val", references=VAL_REFERENCES),
         ),
     ),

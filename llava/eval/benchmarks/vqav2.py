@@ -14,20 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks.base import (
-    EVAL_ZIP,
-    SHORT,
-    Benchmark,
-    Conversion,
-    Needed,
-    References,
-    matched,
-    question_row,
-    read_question_ids,
-    run_needs,
-    short_answer,
-)
-from llava.eval.metrics.answer_files import field, read_json, write_json
+from llava.eval.benchmarks.base import EVAL_ZIP, Benchmark, Conversion, References
+from llava.eval.benchmarks.files import matched, question_row, read_entries, read_question_ids, write_upload
+from llava.eval.benchmarks.prompts import SHORT, short_answer
+from llava.eval.metrics.answer_files import field
 from llava.eval.metrics.judges import soft_accuracy
 from llava.eval.metrics.text_normalize import normalize_answer, normalize_vqa
 
@@ -59,18 +49,10 @@ def vqa_accuracy(submitted: str, answers: list[str]) -> float:
 def read(questions: Path, references: Path) -> References:
     """The annotations by question id, from VQA's JSON {"annotations": [{"question_id", "answers", …}]}.
 
-    Raises:
-        UserError: the file is missing or malformed, a question has no answers or occurs twice.
-
+    Raises `UserError`: the file is missing or malformed, a question has no answers or occurs twice.
     """
-    data = read_json(references, "annotation file")
-    if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
-        raise UserError(f'{references}: expected VQA\'s object with a list under "annotations"')
     annotations: dict[str, Reference] = {}
-    for number, entry in enumerate(data["annotations"]):
-        where = f"{references}: annotation {number}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: expected an object, found {type(entry).__name__}")
+    for where, entry in read_entries(references, "annotations"):
         question_id = str(field(entry, "question_id", where, (int, str)))
         answers = [field(answer, "answer", where) for answer in field(entry, "answers", where, list)]
         if not answers or question_id in annotations:
@@ -87,10 +69,8 @@ def submission(questions: Path, all_questions: Path, answers: Path, upload: Path
     The server wants every question of test2015; those outside the split that was asked (test-dev2015) get an empty
     answer, as LLaVA does, and "filled" counts them.
 
-    Raises:
-        UserError: unreadable or malformed input; a question of the split that is not among all; answers that do not
-            cover the split.
-
+    Raises `UserError`: unreadable or malformed input; a question of the split that is not among all; answers that do
+    not cover the split.
     """
     split, everything = read_question_ids(questions), read_question_ids(all_questions)
     stray = next((question_id for question_id in split if question_id not in everything), None)
@@ -101,8 +81,7 @@ def submission(questions: Path, all_questions: Path, answers: Path, upload: Path
         {"question_id": original, "answer": normalize_answer(texts[key]) if key in texts else ""}
         for key, original in everything.items()
     ]
-    write_json(upload, rows, indent=None)
-    return {"output": str(upload)} | counts | {"filled": len(everything) - len(split)}
+    return write_upload(upload, rows, counts | {"filled": len(everything) - len(split)})
 
 
 def _write(rows, layout, questions, coco, references=None):
@@ -126,8 +105,8 @@ def _derive(layout):
             write(question_row(item["question_id"], image, short_answer(item["question"])))
 
 
-_COLUMNS = ("question_id", "image_id", "question", "image")
-_VAL_COLUMNS = (*_COLUMNS, "question_type", "answer_type", "multiple_choice_answer", "answers")
+_COLUMNS = "question_id image_id question image"
+_VAL_COLUMNS = f"{_COLUMNS} question_type answer_type multiple_choice_answer answers"
 VQAV2 = Benchmark(
     name="vqav2",
     title="VQAv2 test-dev",
@@ -135,17 +114,16 @@ VQAV2 = Benchmark(
     questions=TEST_DEV,
     images="test2015",
     suffix=f"\n{SHORT}",
-    answers="short",
-    needs=(
-        *run_needs(TEST_DEV, f"{EVAL_ZIP}, {_HUB} (testdev)", "test2015", f"{_COCO}/test2015.zip, {_HUB}"),
-        Needed(TEST, f"{EVAL_ZIP}, {_HUB} (test)", "score"),
-    ),
+    questions_from=f"{EVAL_ZIP}, {_HUB} (testdev)",
+    images_from=f"{_COCO}/test2015.zip, {_HUB}",
+    references_from=f"{EVAL_ZIP}, {_HUB} (test)",
+    reference_files=(TEST,),
     counts=(107394,),
     figure=None,
     submit=lambda folder, answers, upload: submission(folder / TEST_DEV, folder / TEST, answers, upload),
     conversions=(
-        Conversion(("testdev-*.parquet",), _COLUMNS, partial(_write, questions=TEST_DEV, coco="test2015")),
-        Conversion(("test-*.parquet",), _COLUMNS, partial(_write, questions=TEST, coco="test2015")),
+        Conversion("testdev-*.parquet", _COLUMNS, partial(_write, questions=TEST_DEV, coco="test2015")),
+        Conversion("test-*.parquet", _COLUMNS, partial(_write, questions=TEST, coco="test2015")),
     ),
 )
 VQAV2_VAL = replace(
@@ -155,10 +133,10 @@ VQAV2_VAL = replace(
     title="VQAv2 val",
     questions=VAL,
     images="val2014",
-    needs=(
-        *run_needs(VAL, "the hub's lmms-lab/VQAv2 (validation)", "val2014", f"{_COCO}/val2014.zip, {_HUB}"),
-        Needed(VAL_REFERENCES, f"https://visualqa.org/download.html, {_HUB} (validation)", "score"),
-    ),
+    questions_from="the hub's lmms-lab/VQAv2 (validation)",
+    images_from=f"{_COCO}/val2014.zip, {_HUB}",
+    references_from=f"https://visualqa.org/download.html, {_HUB} (validation)",
+    reference_files=None,
     counts=(214354,),
     references=VAL_REFERENCES,
     read=read,
@@ -168,7 +146,7 @@ VQAV2_VAL = replace(
     submit=None,
     conversions=(
         Conversion(
-            ("validation-*.parquet",),
+            "validation-*.parquet",
             _VAL_COLUMNS,
             partial(_write, questions=VAL, coco="val2014", references=VAL_REFERENCES),
         ),

@@ -160,10 +160,10 @@ class RequestAnswerer:
         ]
 
     def _continuation(self, prompt: Prompt, text: str) -> list[int]:
-        """Token ids of `text` as they follow the prompt's; the space before it goes where a line break precedes it."""
+        """Token ids of `text` as they follow the prompt's; after a line break, its leading space is dropped."""
         if prompt.text[-1:].isspace():
             text = text.lstrip(" ")
-        # tokenised together, because a tokenizer may write the beginning of a text otherwise than its middle
+        # tokenised together: a tokenizer may split the beginning of a text differently from its middle
         whole = self.inputs.tokenize(prompt.text + text)
         if whole[: len(prompt.row)] != prompt.row or len(whole) == len(prompt.row):
             raise ValueError(f"the continuation {text!r} is empty, or runs into the prompt's last token")
@@ -190,7 +190,7 @@ class RequestAnswerer:
 
 
 def arrange(prompts: Sequence[Prompt], batch_size: int) -> tuple[list[list[int]], bool]:
-    """Cut a window's prompts into batches of similar lengths, or, where prompts share an image, of one image.
+    """Cut a window's prompts into batches: by length, or, where prompts share images, by image and then length.
 
     Returns the batches as numbers of prompts, and whether an image is shown by several prompts.
     """
@@ -204,7 +204,7 @@ def arrange(prompts: Sequence[Prompt], batch_size: int) -> tuple[list[list[int]]
 
 
 def content_key(picture: ProcessedImage) -> Hashable:
-    """Return what is equal for equal images, and 256 bits of a hash apart for others."""
+    """Return a key that is equal for equal images: ids, shapes, and 256-bit hashes of the arrays."""
     arrays = tuple(
         (name, array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         for name, array in sorted(picture.arrays.items())
@@ -214,11 +214,11 @@ def content_key(picture: ProcessedImage) -> Hashable:
 
 @contextmanager
 def _naming(requests: Sequence[Request]) -> Iterator[None]:
-    """Let whatever goes wrong inside say which requests it was about."""
+    """Turn any error inside into a `RequestError` that names the requests."""
     try:
         yield
     except RequestError:
         raise
-    except Exception as error:  # of any kind: none is handled here, each is raised with the names that it lacks
+    except Exception as error:  # of any kind: it is raised again, with the names
         names = ", ".join(dict.fromkeys(request.name for request in requests))
         raise RequestError(f"{names}: {type(error).__name__}: {error}") from error

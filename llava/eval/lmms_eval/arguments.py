@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.model.pruning import PruningConfig
+from llava.model.pruning.prefix_cache import CACHE_BYTES
 
 
 def pruning_of(given: Any) -> PruningConfig | None:
@@ -49,8 +50,6 @@ def prefix_cache_of(given: Any, reuse: Any = None, room: Any = None) -> int | No
         ValueError: none of these.
 
     """
-    from llava.model.pruning.prefix_cache import CACHE_BYTES
-
     if reuse is not None and str(reuse).lower() not in ("true", "false"):
         raise ValueError(f"reuse_prefix must be true or false, got {reuse!r}")
     if room is not None and not str(room).isdecimal():

@@ -1,4 +1,4 @@
-"""The two classes that lmms-eval loads as `visipruner`: for chat tasks, and with `--force_simple` for all others."""
+"""The two classes that lmms-eval loads as `visipruner`: for chat tasks, and for simple ones (`--force_simple`)."""
 
 from __future__ import annotations
 

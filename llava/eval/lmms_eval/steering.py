@@ -1,4 +1,4 @@
-"""What steers `generate` beyond its own settings: stop strings of a task, and a continuation that is forced."""
+"""What controls `generate` beyond its own settings: a task's stop strings, and a forced continuation."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def cut(text: str, words: Sequence[str]) -> str:
 
 
 class Forced(LogitsProcessor):
-    """Make `generate` write given continuations, and keep what the model would have thought of each token.
+    """Make `generate` write given continuations, and record the log-probability that the model gives each token.
 
     rows:
-        token ids of each sample's continuation, at least one; samples that are through repeat their last token
+        token ids of each sample's continuation, at least one; finished samples repeat their last token
     logprobs, greedy:
         after the call, per sample: the log-probability of each token (float), and whether it was the likeliest
 

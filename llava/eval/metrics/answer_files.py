@@ -12,7 +12,8 @@ from typing import Any
 from llava.cli import UserError
 from llava.files import replacing
 
-ScoreError = UserError  # its name of before
+Key = tuple[str, str]
+"""(question id, prompt): what names a question, since MME and TextVQA use one id for all questions of an image."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Answer:
     prompt: str | None
     text: str
     where: str
+
+    @property
+    def key(self) -> Key:
+        """What names the answer's question; the prompt is "" where the line has none."""
+        return self.question_id, self.prompt or ""
 
     @property
     def asked(self) -> str:
@@ -63,31 +69,27 @@ class Coverage:
 
     def to_dict(self) -> dict[str, Any]:
         """The counts for a scorer's JSON line; "partial" is True when the score does not cover the benchmark."""
-        return {
-            "questions": self.expected,
-            "answered": self.answered,
-            "missing": self.missing,
-            "duplicates": self.duplicates,
-            "unknown": self.unknown,
-            "partial": not self.complete,
-        }
+        counts = {"questions": self.expected, "answered": self.answered, "missing": self.missing}
+        return counts | {"duplicates": self.duplicates, "unknown": self.unknown, "partial": not self.complete}
 
 
 def _read_text(path: str | Path, what: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_bytes()
+        return content.decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; convert the {what}") from None
 
 
 def read_json(path: str | Path, what: str) -> Any:
     """The JSON document in `path`; `what` names the file's role in messages.
 
-    Raises:
-        UserError: the file is missing, unreadable or not JSON (with line and column).
-
+    Raises `UserError`: the file is missing, unreadable or not JSON (with line and column).
     """
     text = _read_text(path, what)
     try:
@@ -103,9 +105,7 @@ def read_jsonl(path: str | Path, what: str, torn: bool = False) -> list[tuple[st
 
     torn: leave out a last line that is broken, as in a file that is being written
 
-    Raises:
-        UserError: the file is missing or unreadable, or a line is not one JSON object.
-
+    Raises `UserError`: the file is missing or unreadable, or a line is not one JSON object.
     """
     rows = []
     # Not str.splitlines: that also breaks at U+2028 and the like, which JSON strings may contain unescaped.
@@ -163,7 +163,7 @@ def match(
         The indices into `given` to score, ascending, and the counts.
 
     Raises:
-        UserError: questions without an answer, answers beyond one a question, or answers to no known question and
+        UserError: questions without an answer, several answers to one question, or answers to no known question and
             `partial` is False; or nothing at all to score.
 
     """
@@ -202,9 +202,7 @@ def match(
 def write_json(path: str | Path, document: Any, indent: int | None = 1) -> None:
     """Writes a JSON document; the file appears complete or not at all. Folders are made.
 
-    Raises:
-        UserError: the file cannot be written.
-
+    Raises `UserError`: the file cannot be written.
     """
     path = Path(path)
     try:

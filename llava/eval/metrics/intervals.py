@@ -14,8 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-Key = tuple[str, str]
-"""(question id, prompt): what names a question, since MME and TextVQA use one id for all questions of an image."""
+from llava.eval.metrics.answer_files import Key
+
 Ratio = Mapping[Key, tuple[float, float]]
 """Numerator and denominator of a question's part of a score."""
 

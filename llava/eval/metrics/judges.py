@@ -74,6 +74,18 @@ def contains(text: str, references: Sequence[str]) -> float:
     return float(any(" ".join(reference.lower().split()) in given for reference in references))
 
 
+EXPECTED: dict[str | Judge, tuple[Callable[[Sequence[str]], bool], str]] = {
+    "vqa": (
+        lambda references: len(references) > 3,
+        "at least 4 answers of annotators (VQA has ten; for one take exact)",
+    ),
+    "yes_no": (lambda references: {_bare(one) for one in references} <= {"yes", "no"}, "yes or no as the answer"),
+    "choice": (
+        lambda references: all(len(one.strip()) == 1 and one.strip().isalpha() for one in references),
+        "a letter",
+    ),
+}
+"""What a judge expects of a question's references: a test, and the words for it."""
 JUDGES: dict[str, Judge] = {judge.__name__: judge for judge in (exact, vqa, yes_no, choice, anls, contains)}
 
 

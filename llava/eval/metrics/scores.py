@@ -43,13 +43,13 @@ def group_accuracies(judged: Iterable[tuple[str, str, float]]) -> Groups:
     }
 
 
-def render_scores(scores: Scores, title: str, labels: Mapping[str, str] = {}) -> str:  # noqa: B006
+def render_scores(scores: Scores, title: str, labels: Mapping[str, str]) -> str:
     """A scorer's table: one row for all answers, one per group; below it the scores that are no column.
 
     Args:
         scores: the result.
         title: heads the first column.
-        labels: key of a score → what the table calls it; default: the key with spaces.
+        labels: key of a score → what the table calls it; others are the key with spaces.
 
     """
     entries = [(f"{kind}: {name}", entry) for kind, names in scores["groups"].items() for name, entry in names.items()]

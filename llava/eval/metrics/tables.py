@@ -63,7 +63,7 @@ def read_table(path: str | Path, needed: tuple[str, ...]) -> Iterator[tuple[str,
 
 
 def _whole_rows(rows: csv.DictReader) -> Iterator[dict[str, str]]:
-    """The rows, also with cells of megabytes; the csv module's limit is the process's and raised only while it reads."""
+    """The rows, also with cells of megabytes; the csv module's limit is raised only while it reads."""
     while True:
         before = csv.field_size_limit(_MAX_FIELD)
         try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from llava.eval.benchmarks import Benchmark
 from llava.eval.prepare.checking import State, check
 from llava.eval.prepare.copying import convert, copy_files, copy_images, derive_questions
 from llava.eval.prepare.layout import Layout
-from llava.eval.prepare.sources import open_source
+from llava.eval.prepare.sources import Source, open_source
 
 __all__ = ["Layout", "State", "check", "prepare"]
 
@@ -37,11 +37,14 @@ def prepare(
     """
     sources = [Path(source).expanduser() for source in sources]
     layout = Layout(benchmark.at(out), overwrite)
-    for step in (copy_files, convert, None, copy_images):
-        if step is None:
-            derive_questions(benchmark, layout)
-            continue
+
+    def each(step: Callable[[Benchmark, Source, Layout], None]) -> None:
         for path in sources:
             with open_source(path) as source:
                 step(benchmark, source, layout)
+
+    each(copy_files)
+    each(convert)
+    derive_questions(benchmark, layout)
+    each(copy_images)
     return check(benchmark, Path(out)), layout

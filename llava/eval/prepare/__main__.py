@@ -31,7 +31,7 @@ class Options(OutputOptions):
 
     benchmark: str = option(positional=True, help="a benchmark's name, several with commas, or all")
     sources: list[Path] = option([], positional=True, many=True, help="what was downloaded; none: only look")
-    out: Path = option(Path("playground/data/eval"), help="the data folder (default %(default)s)")
+    out: Path = option(Path("playground/data/eval"), help="the data folder (default playground/data/eval)")
     overwrite: bool = option(False, help="replace question and reference files that are there")
 
 

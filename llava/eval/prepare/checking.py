@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.benchmarks import Benchmark, Needed
+from llava.eval.benchmarks import Benchmark
+from llava.eval.benchmarks.base import Needed
 from llava.eval.prepare.layout import Layout
 
 _NAMED = 3
@@ -15,37 +16,20 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class State:
-    """What was found in a benchmark's folder; `problems` are whole sentences, empty when all is there."""
+    """What was found in a benchmark's folder.
+
+    `problems` are whole sentences that say what is missing and where to get it, empty when all is there; `misfit` is
+    the one that says why questions and references do not go together.
+    """
 
     benchmark: Benchmark
     folder: Path
     questions: int
     images: int
-    images_missing: list[str] = field(default_factory=list)
-    files_missing: list[Needed] = field(default_factory=list)
-    misfit: str | None = None
-    """Why questions and references do not go together."""
-
-    @property
-    def problems(self) -> list[str]:
-        """What is missing, and where it is to be had."""
-        by_source: dict[str, list[str]] = {}
-        for need in self.files_missing:
-            by_source.setdefault(need.where, []).append(str(self.folder / need.path))
-        found = [f"missing {', '.join(paths)}: from {where}" for where, paths in by_source.items()]
-        found += [self.misfit] if self.misfit else []
-        counts = self.benchmark.counts
-        is_there = self.benchmark.questions not in (need.path for need in self.files_missing)
-        if is_there and self.questions not in (counts or (self.questions,)):
-            expected = " or ".join(f"{count:,}" for count in counts)
-            found.append(f"{self.benchmark.questions} has {self.questions:,} questions, expected {expected}")
-        needs_images = self.benchmark.images in (need.path for need in self.files_missing)
-        if self.images_missing and not needs_images:
-            names = ", ".join(self.images_missing[:_NAMED]) + (", …" if len(self.images_missing) > _NAMED else "")
-            where = next(need.where for need in self.benchmark.needs if need.path == self.benchmark.images)
-            number = len(self.images_missing)
-            found.append(f"{number:,} of {self.images:,} images are missing ({names}): from {where}")
-        return found
+    images_missing: list[str]
+    files_missing: list[Needed]
+    misfit: str | None
+    problems: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """The state for programs."""
@@ -66,22 +50,28 @@ def check(benchmark: Benchmark, data_dir: Path) -> State:
 
     The images are looked for, not opened; where every file is there, the scoring is rehearsed.
 
-    Raises:
-        UserError: the question file is malformed, or names an image outside the image folder.
-
+    Raises `UserError`: the question file is malformed, or names an image outside the image folder.
     """
     layout = Layout(benchmark.at(data_dir))
-    questions, images = 0, {}
-    for row in layout.rows(benchmark.questions):
-        questions += 1
-        if row.get("image"):
-            images[row["image"]] = layout.path(f"{benchmark.images}/{row['image']}")
-    missing = [name for name, path in images.items() if not path.is_file()]
-    lacking = benchmark.missing(layout.folder)
-    misfit = None
-    if questions and not lacking:
+    rows = list(layout.rows(benchmark.questions))
+    images = dict.fromkeys(row["image"] for row in rows if row.get("image"))
+    missing = [name for name in images if not layout.path(f"{benchmark.images}/{name}").is_file()]
+    lacking, by_source, misfit = benchmark.missing(layout.folder), {}, None
+    for need in lacking:
+        by_source.setdefault(need.where, []).append(str(layout.folder / need.path))
+    problems = [f"missing {', '.join(paths)}: from {where}" for where, paths in by_source.items()]
+    if rows and not lacking:
         try:
             benchmark.rehearse(layout.folder)
         except UserError as error:
             misfit = str(error)
-    return State(benchmark, layout.folder, questions, len(images), missing, lacking, misfit)
+            problems.append(misfit)
+    paths = [need.path for need in lacking]
+    if benchmark.questions not in paths and len(rows) not in (benchmark.counts or (len(rows),)):
+        expected = " or ".join(f"{count:,}" for count in benchmark.counts)
+        problems.append(f"{benchmark.questions} has {len(rows):,} questions, expected {expected}")
+    if missing and benchmark.images not in paths:
+        names = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
+        found = f"{len(missing):,} of {len(images):,} images are missing"
+        problems.append(f"{found} ({names}): from {benchmark.images_from}")
+    return State(benchmark, layout.folder, len(rows), len(images), missing, lacking, misfit, problems)

@@ -25,7 +25,7 @@ def copy_files(benchmark: Benchmark, source: Source, layout: Layout) -> None:
         name = find(source, f"{benchmark.folder}/{relative}")
         if name is not None and not _is_place(source, name, layout, relative) and not layout.keeps(relative):
             _copy(source, name, layout, relative)
-    for name in source.names if benchmark.extra_file is not None else ():
+    for name in source.files if benchmark.extra_file is not None else ():
         relative = benchmark.extra_file(name)
         if relative is not None and not _is_place(source, name, layout, relative):
             _copy(source, name, layout, relative)
@@ -37,7 +37,7 @@ def copy_images(benchmark: Benchmark, source: Source, layout: Layout) -> None:
     An image is found by the end of its path, else (its first folder and) its name.
     """
     by_name: dict[str, list[str]] = defaultdict(list)
-    for name in source.names:
+    for name in source.files:
         by_name[name.rsplit("/", 1)[-1]].append(name)
     wanted = dict.fromkeys(row["image"] for row in layout.rows(benchmark.questions) if row.get("image"))
     found = [(image, name) for image in wanted if (name := _pick(by_name[image.rsplit("/", 1)[-1]], image))]
@@ -48,12 +48,12 @@ def copy_images(benchmark: Benchmark, source: Source, layout: Layout) -> None:
 
 
 def _copy(source: Source, name: str, layout: Layout, relative: str) -> None:
-    with source.open(name) as file:
-        layout.copy(relative, file, source.size(name))
+    with source.files[name].open() as file:
+        layout.copy(relative, file, source.files[name].size)
 
 
 def _is_place(source: Source, name: str, layout: Layout, relative: str) -> bool:
-    path, target = source.path(name), layout.path(relative)
+    path, target = source.files[name].path, layout.path(relative)
     return path is not None and target.exists() and target.samefile(path)
 
 
@@ -68,24 +68,23 @@ def _pick(names: list[str], image: str) -> str | None:
 def convert(benchmark: Benchmark, source: Source, layout: Layout) -> None:
     """Convert the published rows of a benchmark that the source has (parquet files, TSV tables) into its folder.
 
-    Raises:
-        UserError: parquet files or tables inside an archive; files that cannot be read; rows that do not fit.
-
+    Raises `UserError`: parquet files or tables inside an archive; files that cannot be read; rows that do not fit.
     """
     for conversion in benchmark.conversions:
-        names = choose(source.names, *conversion.patterns)
-        paths = [source.path(name) for name in names]
+        names = choose(list(source.files), *conversion.patterns.split())
+        paths = [source.files[name].path for name in names]
         if None in paths:
             raise UserError(f"{source.label} holds {names[0]}: unpack the archive and give the folder")
         if not paths:
             continue
         if paths[0].suffix.lower() != ".tsv":
-            conversion.write(parquet_rows(paths, conversion.columns, conversion.optional), layout)
+            rows = parquet_rows(paths, conversion.columns.split(), conversion.optional.split())
+            conversion.write(rows, layout)
             continue
         inside = paths[0].resolve().is_relative_to(layout.folder.resolve())
         is_own = inside and "image" not in table_columns(paths[0])  # written by an earlier call, without images
         if not (is_own and layout.path(benchmark.questions).is_file()):
-            conversion.write(table_rows(paths[0], conversion.columns), layout)
+            conversion.write(table_rows(paths[0], tuple(conversion.columns.split())), layout)
 
 
 def derive_questions(benchmark: Benchmark, layout: Layout) -> None:

@@ -36,9 +36,7 @@ class Layout:
     def path(self, relative: str) -> Path:
         """The path of a file in the folder.
 
-        Raises:
-            UserError: `relative` is absolute or contains "..".
-
+        Raises `UserError`: `relative` is absolute or contains "..".
         """
         path = Path(relative)
         if not relative or path.is_absolute() or ".." in path.parts or "\0" in relative or "\\" in relative:
@@ -56,9 +54,7 @@ class Layout:
     def image_bytes(self, cell: Any, where: str) -> bytes:
         """The bytes of an image cell as the hub's data sets store it: {"bytes", "path"}, or bytes.
 
-        Raises:
-            UserError: the cell is empty, or names a file that is not in the data set.
-
+        Raises `UserError`: the cell is empty, or names a file that is not in the data set.
         """
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes) or not data:
@@ -86,9 +82,7 @@ class Layout:
     def copy(self, relative: str, source: BinaryIO, size: int) -> None:
         """Copy a file of `size` bytes; one of the same size is kept.
 
-        Raises:
-            UserError: the source ends early or goes on.
-
+        Raises `UserError`: the source is shorter or longer than `size`.
         """
         path = self.path(relative)
         if self._has(path, size):
@@ -149,9 +143,7 @@ class Layout:
     def rows(self, relative: str) -> Iterator[dict[str, Any]]:
         """The rows of a JSONL file of the folder, one by one; none where there is no such file.
 
-        Raises:
-            UserError: a line is no JSON object with "image" as text.
-
+        Raises `UserError`: a line is no JSON object with "image" as text.
         """
         path = self.path(relative)
         if not path.is_file():

@@ -81,9 +81,7 @@ def parquet_rows(
 def table_rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The rows of a published TSV table, "image" as bytes, or as text where it is another row's index.
 
-    Raises:
-        UserError: as in `read_table`; an image that is not base64 text.
-
+    Raises `UserError`: as in `read_table`; an image that is not base64 text.
     """
     for where, row in read_table(path, columns):
         cell = row["image"]

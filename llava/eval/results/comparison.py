@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.metrics.intervals import Clusters, Key, paired_bootstrap, sign_test
+from llava.eval.benchmarks import Benchmark
+from llava.eval.metrics.answer_files import Key
+from llava.eval.metrics.intervals import Clusters, paired_bootstrap, sign_test
 from llava.eval.results.judging import judge_of
 from llava.eval.runner.costs import STAGES
 from llava.eval.runner.run import Run
@@ -21,7 +23,7 @@ _SAID = ("model", "model_base", "pruning_config", "question_file", "chunk")
 def compare(
     a: Run,
     b: Run,
-    benchmark: str | None = None,
+    benchmark: Benchmark | str | None = None,
     references: str | Path | None = None,
     judge: str | None = None,
     partial: bool = False,
@@ -34,9 +36,9 @@ def compare(
     Args:
         a: the run that the other is measured against, usually the dense one.
         b: the other run, of the same question file; other models and settings are allowed and noted.
-        benchmark: name of the benchmark; default: by the question file's folder.
-        references: the benchmark's references; default: where LLaVA's layout has them beside the question file.
-        judge: how answers to a question file of one's own are judged.
+        benchmark: see `judge_of`, as for the next two.
+        references: file or folder of references.
+        judge: how answers compare with references in a format of one's own.
         partial: allow unfinished runs and runs that answered different questions; the common ones are compared.
         resamples: draws of the bootstrap.
         seed: of the bootstrap.

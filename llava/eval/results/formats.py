@@ -30,9 +30,6 @@ def change_text(text: str, share: float) -> str:
     return f"{text} ({100 * (share - 1):+.0f}%)" if round(share, 3) != 1 else text
 
 
-beside_dense = change_text  # the old name, until its callers have switched
-
-
 def config_text(settings: Mapping[str, Any] | None) -> str:
     """A pruning config, as `PruningConfig.to_dict` gives it, in one line; "dense" for None.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava.cli import UserError
 from llava.eval.benchmarks import Benchmark, benchmark_of, question_set
-from llava.eval.metrics.intervals import Key
+from llava.eval.metrics.answer_files import Key
 from llava.eval.runner.run import Run
 
 
@@ -35,7 +35,7 @@ class Judge:
 
 def judge_of(
     run: Run,
-    benchmark: str | None = None,
+    benchmark: Benchmark | str | None = None,
     references: str | Path | None = None,
     judge: str | None = None,
     data_dir: str | Path | None = None,
@@ -45,7 +45,7 @@ def judge_of(
     Args:
         run: the run. A question set is judged as its run file says, other questions by their file's folder, whose name
             begins with the benchmark's (`gqa`, `gqa_mini`, `MME`).
-        benchmark: the benchmark's name or `path/to/file.py:MY_BENCHMARK`, in place of that.
+        benchmark: the benchmark, its name, or `path/to/file.py:MY_BENCHMARK`, in place of that.
         references: the file or folder of references; default: in LLaVA's layout beside the question file.
         judge: how answers compare with `references` in a format of one's own, e.g. `exact` (docs/your-own-data.md).
         data_dir: folder of the benchmarks, where references are looked for in place of the question file's folder.
@@ -59,10 +59,13 @@ def judge_of(
         questions = Path(data_dir).expanduser() / questions.resolve().parent.name / questions.name
     if judge is not None:
         found = question_set(questions, references=references, judge=judge)
+    elif isinstance(benchmark, Benchmark):
+        found = benchmark
     elif benchmark is None and isinstance(given, Mapping):
         found = question_set(**given)
     else:
-        found = benchmark_of(questions, benchmark)
+        own = given if isinstance(given, str) and ":" in given else None  # path/to/file.py:MY_BENCHMARK
+        found = benchmark_of(questions, benchmark or own)
     path = found.references_at(questions.parent) if references is None else Path(references).expanduser()
     if not path.exists():
         raise UserError(f"references of {found.name} not found: {path}")

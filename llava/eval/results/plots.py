@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,11 +86,10 @@ def accuracy_plot(panels: Panels, path: Path, title: str, options: PlotOptions) 
 
     Returns the file; None, with nothing drawn, if no run has an accuracy.
     """
-    looks = _looks(panels)
-    judged = {name: [run for run in runs if run.accuracy is not None] for name, runs in panels.items()}
-    judged = {name: runs for name, runs in judged.items() if runs}
+    judged = _with(panels, lambda run: run.accuracy is not None)
     if not judged:
         return None
+    looks = _looks(panels, judged)
     figure, axes_of = _grid(len(judged), 3, (4.2, 3.6))
     for axes, (name, runs) in zip(axes_of, judged.items(), strict=True):
         points = [(run.flops_share, run.accuracy) for run in runs]
@@ -101,8 +100,7 @@ def accuracy_plot(panels: Panels, path: Path, title: str, options: PlotOptions) 
         axes.plot(*zip(*(points[index] for index in pareto_front(points)), strict=True), zorder=2, **FRONT)
         axes.set(title=name, ylabel="accuracy (%)")
         _accuracy_axes(axes)
-    shown = {run.name for runs in judged.values() for run in runs}
-    handles = {name: _big(look) | {"linestyle": ""} for name, look in looks.items() if name in shown}
+    handles = {name: _big(look) | {"linestyle": ""} for name, look in looks.items()}
     legend(figure, handles | {"Pareto front": FRONT, "level of dense": DENSE_LEVEL})
     figure.suptitle(f"{title}: accuracy against FLOPs")
     return options.save(figure, path)
@@ -110,7 +108,7 @@ def accuracy_plot(panels: Panels, path: Path, title: str, options: PlotOptions) 
 
 def tokens_plot(panels: Panels, path: Path, title: str, options: PlotOptions) -> Path | None:
     """Draw the tokens that enter each layer, a panel per benchmark: the mean, and a band over the prompts."""
-    looks = _looks(panels)
+    looks = _looks(panels, panels)
     figure, axes_of = _grid(len(panels), 3, (5.0, 3.6))
     for axes, (name, runs) in zip(axes_of, panels.items(), strict=True):
         for run in runs:
@@ -127,14 +125,10 @@ def tokens_plot(panels: Panels, path: Path, title: str, options: PlotOptions) ->
 
 def decisions_plot(panels: Panels, path: Path, title: str, options: PlotOptions) -> Path | None:
     """Draw histograms of filter layer, exit layer and tokens kept, a row per benchmark; None if no run pruned."""
-    decided = {
-        name: [run for run in runs if (run.filter_layers >= 0).any() or (run.exit_layers >= 0).any()]
-        for name, runs in panels.items()
-    }
-    decided = {name: runs for name, runs in decided.items() if runs}
+    decided = _with(panels, lambda run: (run.filter_layers >= 0).any() or (run.exit_layers >= 0).any())
     if not decided:
         return None
-    looks = _looks(panels)
+    looks = _looks(panels, decided)
     figure, grid = new_figure((13, 2.9 * len(decided) + 1), len(decided), 3)
     for line, (name, runs) in zip(grid, decided.items(), strict=True):
         layers = runs[0].tokens.shape[1]
@@ -145,9 +139,7 @@ def decisions_plot(panels: Panels, path: Path, title: str, options: PlotOptions)
         for axes, what in zip(line, named, strict=True):
             axes.set(title=name, xlabel=what, ylabel="prompts (%)")
             tidy(axes)
-    shown = {run.name for runs in decided.values() for run in runs}
-    handles = {name: {"color": look["color"], "linewidth": 5} for name, look in looks.items() if name in shown}
-    legend(figure, handles)
+    legend(figure, {name: {"color": look["color"], "linewidth": 5} for name, look in looks.items()})
     figure.suptitle(f"{title}: what pruning decided")
     return options.save(figure, path)
 
@@ -224,12 +216,19 @@ def look(number: int) -> dict[str, Any]:
     return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)]}
 
 
-def _looks(panels: Panels) -> dict[str, dict[str, Any]]:
-    """One look per name over all panels; dense runs are black stars."""
+def _looks(panels: Panels, shown: Panels) -> dict[str, dict[str, Any]]:
+    """One look per name over all `panels`, for the names in `shown`; dense runs are black stars."""
     runs = {run.name: run.dense for runs in panels.values() for run in runs}
     others = [name for name, dense in runs.items() if not dense]
     star = {"color": "black", "marker": "*"}
-    return {name: star if dense else look(others.index(name)) for name, dense in runs.items()}
+    names = {run.name for runs in shown.values() for run in runs}
+    return {name: star if dense else look(others.index(name)) for name, dense in runs.items() if name in names}
+
+
+def _with(panels: Panels, wanted: Callable[[Drawn], bool]) -> Panels:
+    """The runs that are wanted, and the panels that have any."""
+    chosen = {name: [run for run in runs if wanted(run)] for name, runs in panels.items()}
+    return {name: runs for name, runs in chosen.items() if runs}
 
 
 def _big(look: dict[str, Any]) -> dict[str, Any]:

@@ -156,11 +156,13 @@ def make_row(one: Labelled, data_dir: str | Path | None = None) -> Row:
 
 
 def _scores(run: Run, data_dir: str | Path | None) -> tuple[dict[str, float], str | None]:
-    """The quoted scores, or none and why."""
+    """The quoted scores: of the answers, or else those in the run file; or none, and why."""
     try:
         judge = judge_of(run, data_dir=data_dir)
         scores = judge.scores(run)
     except ValueError as error:
+        if run.scores is not None:
+            return {name: run.scores[name] for name in dict.fromkeys([run.scores["figure"], "accuracy"])}, None
         return {}, f"{error} (--data-dir names the folder of the benchmarks)"
     drawn = Clusters.by_image(list(scores), images=None)
     return {name: drawn.terms(terms).value for name, terms in judge.benchmark.quoted_terms(scores).items()}, None
@@ -194,14 +196,14 @@ def _draw(panels: Panels, out: Path, model: str, plots: PlotOptions) -> list[Pat
 
 
 def tables(rows: Sequence[Row], configs: bool) -> Iterator[tuple[str, str, Table, list[str]]]:
-    """Yield model, benchmark, table and notes of each group of rows; a run with notes is marked with a star."""
+    """Yield model, title, table and notes of each benchmark; a run with notes is marked with a star."""
     for model, benchmark in dict.fromkeys((row["model"], row["benchmark"]) for row in rows):
         members = [row for row in rows if (row["model"], row["benchmark"]) == (model, benchmark)]
         scores = dict.fromkeys(name for row in members for name in row["scores"])
         columns = [
             Column("name", "run"),
             *(Column(f"score_{name}", f"{name} (%)" if name == "accuracy" else name, ".1f") for name in scores),
-            Column("questions", "asked", ","),
+            *([Column("questions", "asked", ",")] if len({row["questions"] for row in members}) > 1 else []),
             Column("flops", "FLOPs visual", count_text, "flops_share"),
             Column("flops_all_tokens", "FLOPs all", count_text, "flops_all_tokens_share"),
             Column("kv_bytes", "KV", bytes_text, "kv_bytes_share"),
@@ -217,21 +219,26 @@ def tables(rows: Sequence[Row], configs: bool) -> Iterator[tuple[str, str, Table
             | {f"{key}_share": 1 - row[f"{key}_saved"] for key in SHARES}
             for row in members
         )
-        notes = [f"{row['run']}: {'; '.join(row['notes'])}" for row in members if row["notes"]]
-        yield model, benchmark, Table(columns, shown), notes
+        noted: dict[str, list[str]] = {}
+        for row in members:
+            for note in row["notes"]:
+                noted.setdefault(note, []).append(row["run"])
+        notes = [f"{', '.join(names)}: {note}" for note, names in noted.items()]
+        questions = max(row["questions"] for row in members)
+        yield model, f"{benchmark} ({questions:,} questions)", Table(columns, shown), notes
 
 
 def _markdown(rows: Sequence[Row], pictures: Mapping[str, Sequence[Path]], left_out: Sequence[str]) -> str:
     """The report: a section per model with its plots, in it a table per benchmark."""
     lines = ["# Report", ""]
-    lines += ["Means per question: FLOPs of visual and of all tokens, KV bytes after prefill, in brackets their change"]
-    lines += ["against the same prompts dense; visual tokens that the filter layer kept. Milliseconds are those of each"]
-    lines += ["run on its own, so that they compare only on one machine at rest."]
+    lines += ["Means per question: FLOPs of visual and of all tokens, KV bytes after prefill, with their change from"]
+    lines += ["the same prompts dense, and visual tokens kept by the filter layer. Milliseconds are those of each run"]
+    lines += ["on its own, so that they compare only on one machine at rest."]
     for model, files in pictures.items():
         lines += ["", f"## {plain(model)}"]
-        for name, benchmark, table, notes in tables(rows, configs=True):
+        for name, title, table, notes in tables(rows, configs=True):
             if name == model:
-                lines += ["", f"### {plain(benchmark)}", "", table.markdown()]
+                lines += ["", f"### {plain(title)}", "", table.markdown()]
                 lines += [f"\n\\* {plain(note)}" for note in notes]
         for file in files:
             lines += ["", f"![{plain(file.stem)}]({file.name})"]

@@ -19,28 +19,22 @@ KV = Column("kv_bytes", "KV", bytes_text, share="kv_share")
 TOKENS = Column("tokens_per_layer", "tokens per layer", ".1f")
 
 
-def table_of_benchmarks(benchmarks: Sequence[Benchmark], runs: Runs) -> Table:
-    """One config: a row per benchmark."""
-    columns = ["benchmark", Column("score", form=".2f"), Column("what", "", left=True), Column("asked", "questions")]
-    columns += [TOKENS, FLOPS, KV, Column("prefill_ms", "prefill ms", ".1f"), Column("decode_ms", "decode ms", ".1f")]
-    table = Table(columns)
+def table_of_benchmarks(benchmarks: Sequence[Benchmark], runs: Runs) -> tuple[Table, list[str]]:
+    """One config: a row per benchmark; and notes below the table."""
+    columns = ["benchmark", "score", Column("questions", form=","), TOKENS, FLOPS, KV]
+    columns += [Column("prefill_ms", "prefill ms", ".1f"), Column("decode_ms", "decode ms", ".1f")]
+    table, notes = Table(columns), []
     for benchmark in benchmarks:
         run = runs[benchmark.name]
-        costs = run.costs
+        score = "for its server" if benchmark.submit is not None else "not scored"
         if run.scores is not None:
-            what = f"{benchmark.unit} {run.scores['figure']}"
-        elif benchmark.submit is not None:
-            what = "for its server"
-        else:
-            what = "not scored"
-        table.add(
-            benchmark=benchmark.title,
-            score=None if run.scores is None else quoted(run),
-            what=what,
-            asked=f"{costs.questions:,}" + (" PARTIAL" if run.partial else ""),
-            **costs.per_question(),
-        )
-    return table
+            score = f"{quoted(run):.2f} {benchmark.unit}"
+            if run.scores["figure"] != "accuracy":
+                notes.append(f"{benchmark.title}: {run.scores['figure']}")
+        if run.partial:
+            notes.append(f"{benchmark.title}: PARTIAL, {run.problem or run.left_out}")
+        table.add(benchmark=benchmark.title, score=score, **run.costs.per_question() | {"questions": len(run.answers)})
+    return table, notes
 
 
 def quoted(run: Run) -> float:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.metrics.answer_files import parse_answer, read_jsonl
+from llava.eval.metrics.answer_files import Key, parse_answer, read_jsonl
 from llava.eval.runner.questions import Question
 from llava.files import replacing
 
@@ -27,7 +27,6 @@ try:
 except ImportError:  # Windows: no lock, two runs on one file are not noticed there
     fcntl = None
 
-Key = tuple[str, str]
 MEASURED = ("milliseconds", "batch")
 ELSEWHERE = "write elsewhere (--answers-file; of llava.eval.run --name or --out)"
 AGAIN = f"start again with --overwrite, or {ELSEWHERE}"
@@ -204,7 +203,7 @@ def gather(answers_file: Path, discard: bool = False) -> tuple[list[tuple[str, d
                     answer = parse_answer(row, where)
                 except ValueError as error:
                     raise UserError(f"{error}; {AGAIN}") from None
-                key = (answer.question_id, answer.prompt or "")
+                key = answer.key
                 if key in here:
                     raise UserError(f"{where} is a second answer to question_id {key[0]!r}; {AGAIN}")
                 here.add(key)

@@ -22,17 +22,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from llava.cli import GenerationOptions, ModelOptions, UserError, part_of
 from llava.eval.benchmarks import Benchmark
 from llava.eval.runner import answers as files
 from llava.eval.runner.answers import AnswersFile
 from llava.eval.runner.batches import Batch, BatchDataset, group
-from llava.eval.runner.plan import Plan
 from llava.eval.runner.questions import Question, Skipped, get_chunk, read_questions, require_images
 from llava.eval.runner.ranks import Ranks
 from llava.eval.runner.run import Run
 from llava.eval.runner.runfile import check_settings, fingerprint, read_run_file, run_file_of, write_run_file
-from llava.eval.runner.session import Session, costs_of
+from llava.eval.runner.session import Plan, Session, costs_of
 from llava.model.loaded import LoadedModel
 from llava.model.preflight import Checked, check_model
 from llava.model.pruning import PruningConfig
@@ -129,6 +130,9 @@ class Evaluator:
             raise UserError(f"the answers file and the question file are both {question_file}")
         known, selected, skipped = self._select(question_file, images, chunk, options)
         checked = self._check_model(config)
+        selected, too_long = _fitting(selected, checked)
+        if too_long and not options.skip_bad:
+            raise too_long[0].refusal()
         settings = checked.settings | {
             "question_file": fingerprint(question_file)[:16],
             "chunk": list(chunk),
@@ -148,7 +152,7 @@ class Evaluator:
             options,
             known,
             selected,
-            skipped,
+            skipped + too_long,
             settings,
         )
         if self.ranks.index == 0:
@@ -268,6 +272,23 @@ class Evaluator:
         if key not in self._checked:
             self._checked[key] = check_model(self.model_options, config)
         return self._checked[key]
+
+
+def _fitting(questions: list[Question], checked: Checked) -> tuple[list[Question], list[Skipped]]:
+    """Separate the questions whose text alone has more tokens than the model takes; others show it with their images.
+
+    A token is at least a byte, so that few texts have to be tokenized, if any.
+    """
+    limit = checked.layout.limit
+    suspects = [question for question in questions if limit is not None and len(question.text.encode()) > limit]
+    if not suspects:
+        return questions, []
+    tokenizer = AutoTokenizer.from_pretrained((checked.base or checked.source).folder)
+    lengths = {one: len(tokenizer(one.text, add_special_tokens=False).input_ids) for one in suspects}
+    reason = "the prompt has {} tokens without its images, the model takes {}"
+    bad = [Skipped(one, reason.format(length, limit)) for one, length in lengths.items() if length > limit]
+    left_out = {one.question for one in bad}
+    return [question for question in questions if question not in left_out], bad
 
 
 def upload_file_of(plan: Plan) -> Path:

@@ -12,7 +12,7 @@ from llava.model.inputs import ImageFeatures, Inputs, ProcessedImage
 from llava.model.pruning import PruningConfig, PruningTrace, prune
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
-from llava.model.pruning.method import AttentionRule
+from llava.model.pruning.method import AttentionRule, PromptState
 from llava.model.pruning.methods import NoPruning
 from llava.model.pruning.prefix_cache import Reused
 
@@ -38,9 +38,7 @@ class Generator:
             stack.enter_context(torch.inference_mode())
             if self.config is not None or self.prefix_cache is not None:
                 config = NoPruning() if self.config is None else self.config
-                reuse = {"reuse_prefix": True, "prefix_cache_bytes": self.prefix_cache}
-                reuse = {} if self.prefix_cache is None else reuse
-                self._session = stack.enter_context(prune(self.model, config, **reuse))
+                self._session = stack.enter_context(prune(self.model, config, prefix_cache=self.prefix_cache))
             self._exit = stack.pop_all()
         return self
 
@@ -50,12 +48,20 @@ class Generator:
     @property
     def reused(self) -> Reused | None:
         """What the prefix cache did; None without one."""
-        return None if self._session is None or self._session.prefixes is None else self._session.prefixes.reused
+        cache = None if self._session is None else self._session.prefix_cache
+        return None if cache is None else cache.reused
 
-    def forget(self) -> None:
-        """Empty the prefix cache."""
-        if self._session is not None and self._session.prefixes is not None:
-            self._session.prefixes.clear()
+    @property
+    def policies(self) -> list[PromptState]:
+        """What the method remembers of each prompt of the last batch, once per beam; nothing without pruning."""
+        return [] if self._session is None else list(self._session.policies)
+
+    def forget(self, counts: bool = False) -> None:
+        """Empty the prefix cache; with `counts`, also what `reused` has counted."""
+        cache = None if self._session is None else self._session.prefix_cache
+        if cache is not None:
+            cache.clear()
+            cache.reused = Reused() if counts else cache.reused
 
     def encode_images(self, pictures: Mapping[Hashable, ProcessedImage]) -> None:
         """Run the vision part on those of `pictures` that `images` does not hold yet."""

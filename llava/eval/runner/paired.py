@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava.eval.runner.answering import Answerer, Generation
+from llava.cli import GenerationOptions
+from llava.eval.runner.answering import Answerer
 from llava.eval.runner.batches import Batch
 from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig
@@ -46,7 +47,7 @@ def paired_times(
 def _time_once(loaded: LoadedModel, config: PruningConfig | None, batches: Sequence[Batch]) -> dict[str, float]:
     """Milliseconds per question of prefill and of one decoding step, over all batches."""
     spent, count = {"prefill": 0.0, "decode": 0.0}, 0
-    with Answerer(loaded.model, loaded.inputs, loaded.name, config, Generation(max_new_tokens=2)) as answerer:
+    with Answerer(loaded, config, GenerationOptions(max_new_tokens=2)) as answerer:
         for batch in batches:
             lines, bad = answerer.answer(batch)
             if bad:

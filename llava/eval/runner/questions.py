@@ -108,7 +108,7 @@ def _parse(index: int, where: str, row: dict[str, Any], folder: Path, follow: bo
     images = field(row, key, where, (str, list)) if key in row else []
     images = [images] if isinstance(images, str) else images
     for name, value in [("question_id", question_id), ("text", text), *((key, image) for image in images)]:
-        if not isinstance(value, str | int):
+        if name == key and not isinstance(value, str):
             raise UserError(f'{where}: key "{name}" should hold image paths, found {type(value).__name__}')
         try:
             str(value).encode()

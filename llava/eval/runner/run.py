@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli import UserError
-from llava.eval.metrics.answer_files import Answer, ScoreError, parse_answer, read_jsonl
-from llava.eval.metrics.intervals import Key, share_interval
+from llava.eval.metrics.answer_files import Answer, Key, parse_answer, read_jsonl
+from llava.eval.metrics.intervals import share_interval
 from llava.eval.runner.answers import parts_of, read_times
 from llava.eval.runner.costs import Costs
 from llava.eval.runner.runfile import fingerprint, read_run_file, run_file_of
@@ -238,7 +238,7 @@ def _run_file(path: Path) -> Path:
 def _record(file: Path) -> dict[str, Any]:
     try:
         record = read_run_file(file)
-    except UserError:
+    except UserError:  # what it advises is for a run that is to be continued
         raise UserError(f"{file} is not a run file of llava.eval.run or model_vqa_loader") from None
     if record is None:
         raise UserError(f"{file} is missing: a run is X.jsonl with X{RUN_FILE} beside it")
@@ -257,7 +257,7 @@ def _assemble(chunks: dict[Path, dict[str, Any]]) -> Run:
     traces: dict[Key, dict[str, Any]] = {}
     for path, record in parts:
         for answer, metadata in _read_answers(path, finished=record.get("state") == "finished"):
-            key = (answer.question_id, answer.prompt)
+            key = answer.key
             if key in answers:
                 raise UserError(f"{answer.where} answers the question of {answers[key].where} again")
             answers[key], traces[key] = answer, metadata
@@ -272,23 +272,17 @@ def _assemble(chunks: dict[Path, dict[str, Any]]) -> Run:
 def _read_answers(path: Path, finished: bool) -> Iterator[tuple[Answer, dict[str, Any]]]:
     """Yield the answers in `path` and, of an unfinished run, in its parts, each with its metadata and times."""
     parts = [] if finished else sorted(parts_of(path).glob("*.jsonl"))
+    times = read_times(path)
     before: set[Key] = set()
-    try:
-        times = read_times(path)
-        for file in ([path] if finished or path.is_file() else []) + parts:
-            here: set[Key] = set()
-            for where, row in read_jsonl(file, "answers file", torn=not finished):
-                answer = parse_answer(row, where)
-                if answer.prompt is None:
-                    raise UserError(f'{where}: key "prompt" is missing; the question is found through it')
-                key = (answer.question_id, answer.prompt)
-                if key in before:  # in the answers file and in a part: stopped while the parts were put together
-                    continue
-                here.add(key)
-                metadata = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
-                metadata = times.get(key, {}) | metadata
-                # "kept" is as long as the prompt has visual tokens, and nothing here reads it
-                yield answer, {name: value for name, value in metadata.items() if name != "kept"}
-            before |= here
-    except ScoreError as error:
-        raise UserError(str(error)) from None
+    for file in ([path] if finished or path.is_file() else []) + parts:
+        here: set[Key] = set()
+        for where, row in read_jsonl(file, "answers file", torn=not finished):
+            answer = parse_answer(row, where)
+            key = (answer.question_id, answer.asked)
+            if key in before:  # in the answers file and in a part: stopped while the parts were put together
+                continue
+            here.add(key)
+            metadata = times.get(key, {}) | (row["metadata"] if isinstance(row.get("metadata"), dict) else {})
+            # "kept" is as long as the prompt has visual tokens, and nothing here reads it
+            yield answer, {name: value for name, value in metadata.items() if name != "kept"}
+        before |= here

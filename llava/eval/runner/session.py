@@ -1,4 +1,4 @@
-"""One invocation on one plan: asks the open questions, appends the answers, keeps the run file up to date."""
+"""`Plan`: one benchmark under one config, checked. `Session`: one invocation that asks what is open of it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,70 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from llava.cli import ModelOptions, UserError
+from llava.cli import GenerationOptions, ModelOptions, UserError
+from llava.eval.benchmarks import Benchmark
 from llava.eval.runner.answering import Answerer
 from llava.eval.runner.answers import AGAIN, AnswersFile
 from llava.eval.runner.batches import Batch, BatchDataset, Group, group, prepared, share, shares_images
 from llava.eval.runner.costs import STAGES, Costs
-from llava.eval.runner.plan import Plan
 from llava.eval.runner.questions import Question, Skipped
 from llava.eval.runner.ranks import Ranks
 from llava.eval.runner.runfile import run_file_of, versions, write_run_file
 from llava.model.loaded import LoadedModel
+from llava.model.pruning import PruningConfig
 from llava.model.pruning.prefix_cache import CACHE_BYTES, Reused
 from llava.utils import device_name
 
 SECONDS_BETWEEN_RUN_FILES = 10.0
 SHARED_BY_RANKS = ("command", "started", "versions", "batch_size", "seed", "threads", "workers")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `Evaluator.plan` gives and `Evaluator.run` takes.
+
+    benchmark, folder:
+        what is asked and scored, and the folder of its files
+    answers_file:
+        where the answers go, a .jsonl; the run file and the times lie beside it
+    config:
+        the pruning config with every setting filled in; None is the untouched model. `filled_in` are the settings that
+        were left open, as the model's depth gives them
+    options:
+        how the questions are asked; `max_new_tokens` is never None
+    known, selected, skipped:
+        all questions of the file; those of this run (--limit, the chunk) whose images are there; those left out
+    settings:
+        what the answers depend on; a run is continued only under the same ones
+    """
+
+    benchmark: Benchmark
+    folder: Path
+    answers_file: Path
+    config: PruningConfig | None
+    filled_in: dict[str, Any]
+    options: GenerationOptions
+    known: list[Question]
+    selected: list[Question]
+    skipped: list[Skipped]
+    settings: dict[str, Any]
+
+    @property
+    def question_file(self) -> Path:
+        """The benchmark's question file."""
+        return self.folder / self.benchmark.questions
+
+    @property
+    def images(self) -> Path:
+        """The folder that the questions' image paths are relative to."""
+        return self.folder / self.benchmark.images
 
 
 class Session:
@@ -85,7 +127,7 @@ class Session:
         batches = prepared(BatchDataset(groups, loaded.inputs), workers)
         cache = prefix_cache_bytes(options.prefix_cache, groups)
         try:
-            with Answerer(loaded.model, loaded.inputs, loaded.name, plan.config, plan.generation, cache) as answerer:
+            with Answerer(loaded, plan.config, options, cache) as answerer:
                 self._answerer = answerer
                 with self._bar(len(todo), mine) as bar:
                     for batch in self._waiting_for(batches):

@@ -21,7 +21,7 @@ from llava.utils import pick_device, pick_dtype
 from . import force_plan, shared_image, tables
 from .figures import changed_decisions, figures, warnings_of
 from .options import BenchOptions
-from .rounds import Replayed, Run, measures, name_out_of_memory, peak_on_cpu, run_once, take_turns
+from .rounds import Replayed, Run, measures, memory_for, peak_on_cpu, run_once, take_turns
 from .shapes import SHAPES, sharpen
 from .workload import Workload, loaded_workload, random_workload
 
@@ -36,19 +36,17 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     dtype = pick_dtype(options.dtype, device)
     configs = named(options.pruning_config)
     check(options, configs, device)
-
-    def make() -> Workload:
+    with memory_for("the model"):
         if options.shape is None:
-            return loaded_workload(options, dtype)
-        return random_workload(SHAPES[options.shape], options, device, dtype)
-
-    workload = name_out_of_memory("the model", make)
+            workload = loaded_workload(options, dtype)
+        else:
+            workload = random_workload(SHAPES[options.shape], options, device, dtype)
+    forced: dict[str, PruningConfig] = {}
     if options.questions_per_image is not None:
-        what = f"{options.batch_size} prompts at once"
-        given = (configs, options.prefix_cache, options.new_tokens, options.rounds)
-        rows = name_out_of_memory(what, lambda: shared_image.measure(workload, *given))
+        with memory_for(f"{options.batch_size} prompts at once"):
+            sizes = (options.prefix_cache, options.new_tokens, options.rounds)
+            rows = shared_image.measure(workload, configs, *sizes)
         result = {"questions": rows | {name: rows[name] | {"config": configs[name].to_dict()} for name in configs}}
-        forced = {}
     else:
         workload = replace(workload, graphs=LayerGraphs()) if options.cuda_graphs else workload
         forced = force(options, configs, workload)
@@ -63,7 +61,8 @@ def measure(
     """Return the figures of dense and of every config, and warnings where a config costs more than dense."""
 
     def run(name: str, config: PruningConfig | None) -> Run:
-        return name_out_of_memory(_what(name, options), lambda: run_once(workload, config, options.new_tokens))
+        with memory_for(_what(name, options)):
+            return run_once(workload, config, options.new_tokens)
 
     warm = take_turns({DENSE: None, **configs}, 1, run, "warming up")
     traces = {name: warm[name][0].traces for name in configs}
@@ -76,9 +75,8 @@ def measure(
     peaks = dict.fromkeys(cells)
     if workload.model.device.type == "cpu":
         for name in (DENSE, *configs):
-            peaks[name] = name_out_of_memory(
-                _what(name, options), lambda name=name: peak_on_cpu(workload, cells[name], 2)
-            )
+            with memory_for(_what(name, options)):
+                peaks[name] = peak_on_cpu(workload, cells[name], 2)
     runs = take_turns(cells, options.rounds, run)
     rows = {
         name: figures(runs[DENSE], runs[name], traces[name], runs.get(name + REPLAY), peaks[name])
@@ -147,14 +145,12 @@ def force(options: BenchOptions, configs: dict[str, PruningConfig], workload: Wo
         return {}
     if workload.random:
         sharpen(workload.decoder.layers, plan.layer)
-    return {
-        name: name_out_of_memory(
-            _what(name, options),
-            lambda name=name, config=config: force_plan.with_thresholds(name, config, plan, workload),
-        )
-        for name, config in configs.items()
-        if force_plan.can_be_forced(config)
-    }
+    forced = {}
+    for name, config in configs.items():
+        if force_plan.can_be_forced(config):
+            with memory_for(_what(name, options)):
+                forced[name] = force_plan.with_thresholds(name, config, plan, workload)
+    return forced
 
 
 def _what(name: str, options: BenchOptions) -> str:

@@ -68,10 +68,12 @@ def take_turns(
     return results
 
 
-def name_out_of_memory(what: str, call: Callable[[], T]) -> T:
-    """Return what `call` does; `UserError`, one line that names `what`, where memory does not hold it."""
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Say in one line (`UserError`) that memory does not hold `what`, where the block runs out of it."""
     try:
-        return call()
+        yield
+        return
     except torch.OutOfMemoryError:
         where = "the device's memory"
     except RuntimeError as error:  # what torch raises for it on a CPU

@@ -22,26 +22,15 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.shapes import MODELS
 
-CLIP_LARGE = MappingProxyType(  # openai/clip-vit-large-patch14-336
-    {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-    }
-)
-CLIP_TINY = MappingProxyType(  # playground/checkpoints/llava-tiny
-    {
-        "hidden_size": 128,
-        "intermediate_size": 512,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "image_size": 168,
-        "patch_size": 14,
-    }
-)
+
+def _clip(hidden: int, layers: int, heads: int, image_size: int) -> Mapping[str, int]:
+    """Return a CLIP tower's configuration, MLP four times as wide, patches of 14 × 14 pixels."""
+    sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers}
+    return MappingProxyType(sizes | {"num_attention_heads": heads, "image_size": image_size, "patch_size": 14})
+
+
+CLIP_LARGE = _clip(1024, layers=24, heads=16, image_size=336)  # openai/clip-vit-large-patch14-336
+CLIP_TINY = _clip(128, layers=5, heads=4, image_size=168)  # playground/checkpoints/llava-tiny
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def ask_all(workload: Workload, config: PruningConfig | None, cache: int | None,
         workload.ask(new_tokens)
         _wait(workload.model.device)
         seconds = time.perf_counter() - start
-        reused = None if cache is None else session.prefixes.reused
+        reused = None if cache is None else session.prefix_cache.reused
         return Pass(seconds, reused, [] if session is None else session.traces)
 
 

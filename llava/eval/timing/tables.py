@@ -25,22 +25,17 @@ def settings(
 ) -> dict[str, Any]:
     """Return what was run, JSON-ready; token counts are means over prompts, `force_plan` the forced configs."""
     tokens, visual = (sum(part) / len(workload.sizes) for part in zip(*workload.sizes, strict=True))
+    given = ("batch_size", "images", "questions_per_image", "prefix_cache", "new_tokens", "rounds", "seed")
     return {
         "model": options.model,
         "weights": "random" if workload.random else "loaded",
         "weight_bytes": workload.weight_bytes,
         "layers": workload.shape.layers,
         "dtype": str(dtype).removeprefix("torch."),
-        "batch_size": options.batch_size,
-        "images": options.images,
-        "questions_per_image": options.questions_per_image,
-        "prefix_cache": options.prefix_cache if options.questions_per_image else None,
+        **{name: getattr(options, name) for name in given},
         "text_tokens": tokens - visual,
         "visual_tokens": visual,
         "vision": RANDOM_EMBEDDINGS if workload.visual_mask is not None else "run",
-        "new_tokens": options.new_tokens,
-        "rounds": options.rounds,
-        "seed": options.seed,
         "cuda_graphs": None if workload.graphs is None else workload.graphs.recorded,
         "force_plan": {name: config.to_dict() for name, config in forced.items()} or None,
     }

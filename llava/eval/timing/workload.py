@@ -65,8 +65,7 @@ class Workload:
         if config is None:
             return nullcontext()
         graphs = self.graphs or False
-        reuse = {} if prefix_cache is None else {"reuse_prefix": True, "prefix_cache_bytes": prefix_cache}
-        return prune(self.model, config, self.visual_mask, cuda_graphs=graphs, **reuse)
+        return prune(self.model, config, self.visual_mask, cuda_graphs=graphs, prefix_cache=prefix_cache)
 
     @property
     def decoder(self) -> Any:
@@ -96,35 +95,26 @@ def random_workload(shape: Shape, options: BenchOptions, device: torch.device, d
     if options.vision:
         inputs, tokens = _vision_inputs(model, shape, options, generator)
         return Workload(model, [_asking(model, inputs)], [(tokens, visual)] * options.batch_size, None, True)
-    make = _shared_image if options.questions_per_image else _own_image
-    prompts, before = make(model, shape.vocabulary, visual, options, generator)
+    prompts, before = _prompts(model, shape.vocabulary, visual, options, generator)
     mask = torch.zeros(1, prompts.shape[1], dtype=torch.bool, device=device)
     mask[:, before : before + visual] = True
     batches = [_asking(model, {"inputs_embeds": part}) for part in prompts.split(options.batch_size)]
     return Workload(model, batches, [(prompts.shape[1], visual)] * len(prompts), mask, True)
 
 
-def _own_image(model, vocabulary: int, visual: int, options: BenchOptions, generator) -> tuple[torch.Tensor, int]:
-    """Return prompts with text and image of their own, [B, T, D], and how many text tokens precede the images."""
-    count = options.prompt_tokens or PROMPT_TOKENS
-    before, _ = text_split(count)
-    ids = torch.randint(2, vocabulary, (options.batch_size, count), generator=generator)
+def _prompts(model, vocabulary: int, visual: int, options: BenchOptions, generator) -> tuple[torch.Tensor, int]:
+    """Return random prompts [N, T, D], and how many text tokens precede the images; questions share all but the end."""
+    shared = options.questions_per_image
+    rows = shared or options.batch_size
+    count = options.prompt_tokens or (SYSTEM_TOKENS + QUESTION_TOKENS if shared else PROMPT_TOKENS)
+    before = count - min(QUESTION_TOKENS, count - 1) if shared else text_split(count)[0]
+    ids = torch.randint(2, vocabulary, (rows, count), generator=generator)
+    if shared:
+        ids[:, :before] = ids[:1, :before]
     text = model.get_input_embeddings()(ids.to(model.device))
-    noise = torch.randn(options.batch_size, visual, text.shape[-1], generator=generator)
-    seen = (model.config.initializer_range * noise).to(text)
+    noise = torch.randn(1 if shared else rows, visual, text.shape[-1], generator=generator)
+    seen = (model.config.initializer_range * noise).to(text).expand(rows, -1, -1)
     return torch.cat((text[:, :before], seen, text[:, before:]), 1), before
-
-
-def _shared_image(model, vocabulary: int, visual: int, options: BenchOptions, generator) -> tuple[torch.Tensor, int]:
-    """Return prompts that differ in their last tokens alone, [N, T, D], and how many text tokens precede the images."""
-    count = options.prompt_tokens or SYSTEM_TOKENS + QUESTION_TOKENS
-    own = min(QUESTION_TOKENS, count - 1)
-    before = count - own
-    ids = torch.randint(2, vocabulary, (before + options.questions_per_image * own,), generator=generator)
-    text = model.get_input_embeddings()(ids.to(model.device))
-    seen = torch.randn(visual, text.shape[-1], generator=generator) * model.config.initializer_range
-    common = torch.cat((text[:before], seen.to(text)))
-    return torch.stack([torch.cat((common, question)) for question in text[before:].split(own)]), before
 
 
 def _vision_inputs(model, shape: Shape, options: BenchOptions, generator) -> tuple[dict[str, torch.Tensor], int]:

@@ -1,130 +1,122 @@
-"""Asking: one config on the tuning questions or on the benchmarks, by the evaluation loader; every run resumes."""
+"""The benchmarks of one folder (the tuning questions, or the real ones), asked under one config after another."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from llava.eval.benchmarks import find_benchmark
-from llava.eval.results.runs import EvalRun, read_run
-from llava.eval.runner.batches import Batch, BatchDataset, group
-from llava.eval.runner.jobs import Job
-from llava.eval.runner.running import Loaded, Loader
-from llava.eval.runner.totals import Totals
-from llava.eval.suite import DENSE, job_of, run_one
+from llava.eval.benchmarks import Benchmark
+from llava.eval.runner.batches import Batch
+from llava.eval.runner.costs import Costs
+from llava.eval.runner.evaluator import DENSE, Evaluator
+from llava.eval.runner.run import Run
+from llava.eval.runner.session import Plan
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
 
-from . import Count
-
+Count = Literal["all", "visual"]
+"""Which tokens FLOPs are counted over: all of the prompt, or the visual ones alone, as papers of this field do."""
 FLOPS: dict[Count, str] = {"all": "flops_all_tokens", "visual": "flops"}
-"""What an answers file calls them."""
+"""What `Costs` calls them."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A config on a set of benchmarks: accuracy of each in percent, prefill FLOPs as a share of dense, its runs."""
+    """One config on a set of benchmarks: accuracy of each in percent, prefill FLOPs as a share of dense, device."""
 
     accuracy: dict[str, float]
     share: float
-    runs: dict[str, dict[str, Any]]
-
-    @property
-    def mean(self) -> float:
-        """Accuracy, mean of the benchmarks."""
-        return sum(self.accuracy.values()) / len(self.accuracy)
+    device: str
 
 
-class Asker:
-    """Asks the benchmarks of one folder (the tuning questions, or the real ones), answers in a folder of its own.
+class BenchmarkSet:
+    """Asks the benchmarks of `data_dir`, answers in `out`; every run resumes, and none is asked twice.
 
-    args: what `llava.eval.suite.run_one` reads, and `count`, over which tokens FLOPs are
-    loader: shared, so that the model is loaded once
+    limit: only the first questions of each, or None; count: the tokens whose FLOPs count
     """
 
-    def __init__(self, args: argparse.Namespace, data_dir: Path, out: Path, limit: int | None, loader: Loader):
-        self.args = argparse.Namespace(**vars(args) | {"out": str(out), "limit": limit})
-        self.folders = [data_dir / find_benchmark(name).folder for name in args.benchmarks]
-        self.out, self.loader = out, loader
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        benchmarks: Sequence[Benchmark],
+        data_dir: Path,
+        out: Path,
+        limit: int | None,
+        count: Count,
+    ):
+        self.evaluator, self.benchmarks = evaluator, benchmarks
+        self.data_dir, self.out, self.limit, self.count = data_dir, out, limit, count
         self._answered: dict[str, Answered] = {}
 
-    def jobs(self) -> list[Job]:
-        """The dense run of each benchmark, checked; raises `ValueError` for files or a model that are not there."""
-        return [job_of(self.args, folder, DENSE, None) for folder in self.folders]
+    def plans(self, name: str, config: PruningConfig | None) -> list[Plan]:
+        """Plan the run of every benchmark; raises `UserError` for what can be seen to fail."""
+        return [
+            self.evaluator.plan(one, one.at(self.data_dir), self._file(one, name), config, limit=self.limit)
+            for one in self.benchmarks
+        ]
 
     def ask(self, name: str, config: PruningConfig | None) -> Answered:
-        """Answer and score all benchmarks; what is answered already is not asked again."""
-        if name in self._answered:  # also with --overwrite, which is meant for what earlier commands left
-            return self._answered[name]
-        runs = {}
-        for folder in self.folders:
-            print(f"  {name} on {folder}", file=sys.stderr)
-            runs[folder.name] = run_one(self.args, folder, name, config, self.loader)
-        totals = [run["totals"] for run in runs.values()]
-        key = FLOPS[self.args.count]
-        flops, dense = (sum(part[name] for part in totals) for name in (key, f"dense_{key}"))
-        accuracy = {name: run["score"]["accuracy"] for name, run in runs.items()}
-        self._answered[name] = Answered(accuracy, flops / dense, runs)
+        """Answer and score all benchmarks; `name` is that of the answers files."""
+        if name not in self._answered:
+            runs = {}
+            for plan in self.plans(name, config):
+                print(f"  {name} on {plan.folder}", file=sys.stderr)
+                runs[plan.benchmark.name] = self.evaluator.run(plan)
+            accuracy = {benchmark: run.scores["accuracy"] for benchmark, run in runs.items()}
+            share = costs_of(runs).share(FLOPS[self.count])
+            device = next(iter(runs.values())).record.get("device", "unknown")
+            self._answered[name] = Answered(accuracy, share, device)
         return self._answered[name]
 
     def ask_once(self, config: PruningConfig) -> Answered:
-        """As `ask`, under a name made of the config: the same config is asked once, whoever asks."""
+        """As `ask`, with a name made of the config: each config is asked once, whoever asks."""
         return self.ask(_name_of(config), config)
 
-    def read(self, name: str) -> dict[str, EvalRun]:
+    def runs(self, name: str) -> dict[str, Run]:
         """Read the runs of a name back, by benchmark."""
-        return {
-            folder.name: read_run(self.out / find_benchmark(folder.name).name / f"{name}.jsonl")
-            for folder in self.folders
-        }
+        return {one.name: Run.read(self._file(one, name)) for one in self.benchmarks}
 
-    def totals(self, config: PruningConfig) -> Totals:
-        """Sums over the traces of a config that `ask_once` asked."""
-        totals = Totals()
-        for run in self.read(_name_of(config)).values():
-            for trace in run.traces.values():
-                totals.add(trace)
-        return totals
+    def costs(self, config: PruningConfig) -> Costs:
+        """What the answers cost that `ask_once` got with a config."""
+        return costs_of(self.runs(_name_of(config)))
 
     def sizes(self) -> list[tuple[int, int]]:
         """(tokens, visual tokens) of every prompt of the dense run that shows an image."""
-        traces = [trace for run in self.read(DENSE).values() for trace in run.traces.values()]
+        traces = [trace for run in self.runs(DENSE).values() for trace in run.traces.values()]
         return [(trace["prompt_tokens"], trace["visual_tokens"]) for trace in traces if trace["visual_tokens"]]
-
-    @cached_property
-    def loaded(self) -> Loaded:
-        """The model."""
-        job = self.jobs()[0]
-        return self.loader(job.args, job.plan)
 
     @property
     def shape(self) -> DecoderShape:
         """The decoder's dimensions."""
-        return DecoderShape.of(family_of(self.loaded.model).decoder(self.loaded.model).config)
+        model = self.evaluator.loaded.model
+        return DecoderShape.of(family_of(model).decoder(model).config)
 
     def batches(self, count: int) -> list[Batch]:
         """Prepare `count` questions with an image, evenly spread over the benchmarks, in batches that stand alone."""
-        shown = []
-        for job in self.jobs():
-            asked = [question for question in job.plan.selected if question.path is not None]
-            shown += _evenly(asked, -(-count // len(self.folders)))
-        groups = group(shown, set(shown), self.args.batch_size, self.loaded.inputs)
-        dataset = BatchDataset([replace(one, unit=place) for place, one in enumerate(groups)], self.loaded.inputs)
-        return [dataset[place] for place in range(len(dataset))]
+        part = -(-count // len(self.benchmarks))
+        with_image = [[one for one in plan.selected if one.paths] for plan in self.plans(DENSE, None)]
+        return self.evaluator.batches([one for questions in with_image for one in evenly(questions, part)])
+
+    def _file(self, benchmark: Benchmark, name: str) -> Path:
+        return self.out / benchmark.name / f"{name}.jsonl"
 
 
-def _evenly(items: Sequence[Any], count: int) -> list[Any]:
+def costs_of(runs: dict[str, Run]) -> Costs:
+    """What the runs of several benchmarks cost together."""
+    return Costs.of(trace for run in runs.values() for trace in run.traces.values())
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """Return `count` of the items, evenly spread; all if there are fewer."""
     return [items[place * len(items) // count] for place in range(count)] if count < len(items) else list(items)
 
 
 def _name_of(config: PruningConfig) -> str:
     text = json.dumps(config.to_dict(), sort_keys=True)
-    return f"{config.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{config.method.rpartition(':')[2]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

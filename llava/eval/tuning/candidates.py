@@ -1,4 +1,4 @@
-"""Candidates: settings of visipruner, and the FLOPs that each would cost, told from one unpruned pass."""
+"""Candidates: settings of visipruner, and the FLOPs of each, predicted from one unpruned pass."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from llava.model.pruning.flops import DecoderShape
 
-from .recording import Watched
+from .recording import Recording
 
 LAYER_THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
-"""Timid first: the higher, the earlier a prompt filters."""
+"""Cautious first: the higher, the earlier a prompt filters."""
 KEPT = (300, 200, 150, 110, 80, 60, 45, 34, 26, 20, 16, 13, 10, 8, 6, 5, 4, 3, 2, 1)
 """Mean numbers of tokens whose thresholds are tried."""
 Exit = tuple[float, int] | None
-"""(exit_threshold, exit_patience); None: vision stays to the end."""
+"""(exit_threshold, exit_patience); None: visual tokens stay to the end."""
 EXITS = (
     *((0.95, 1), (0.98, 1), (0.98, 2), (0.99, 1), (0.99, 2), (0.995, 1), (0.995, 2)),
     *((0.998, 1), (0.998, 2), (0.999, 1), (0.999, 2), (0.9999, 2), None),
@@ -61,76 +61,66 @@ class Candidate:
 
 
 class Space:
-    """All settings for a model, and what each would cost on the prompts that were watched.
+    """All settings for a model, and what each would cost on the recorded prompts; scale: their `tokens_scale`."""
 
-    scale: `tokens_scale` of the settings
-    """
-
-    def __init__(self, watched: Watched, shape: DecoderShape, scale: str):
-        self.watched, self.shape, self.scale = watched.in_scale(scale), shape, scale
-        self._given = np.array([one.shape[1] for one in watched.cosine])
-        self._lowest = np.array([one.min(1) for one in watched.cosine])  # [prompts, layers]
-        self._dense = shape.layers * float(np.sum(shape.layer_flops(watched.tokens)))
+    def __init__(self, recording: Recording, shape: DecoderShape, scale: str):
+        self.recording, self.shape, self.scale = recording.in_scale(scale), shape, scale
+        self._given = np.array([one.shape[1] for one in recording.cosine])
+        self._dense = shape.layers * float(np.sum(shape.layer_flops(recording.tokens)))
 
     def candidate(
         self, shallow: Shallow, layer_threshold: float, tokens_threshold: float, exit: Exit = None
     ) -> Candidate:
         """Return a candidate with its FLOPs: exact where `exit` is None, else an estimate."""
-        ((candidate, _),) = self._told(shallow, layer_threshold, tokens_threshold, (exit,))
+        ((candidate, _),) = self._with_exits(shallow, layer_threshold, tokens_threshold, (exit,))
         return candidate
 
     def keeping(self, shallow: Shallow, layer_threshold: float, count: float) -> float:
-        """Return the L2 threshold, to three digits, that keeps `count` tokens of a prompt on average; 0 for all."""
-        filters = self._filters(shallow.layers, layer_threshold)
-        chosen = [l2[layer] for l2, layer in zip(self.watched.l2, filters, strict=True) if layer < len(l2)]
-        ordered = np.sort(np.concatenate(chosen))[::-1] if chosen else np.empty(0)
+        """Return the L2 threshold, to three digits, that keeps `count` tokens per prompt on average; 0 for all."""
+        filters = self.recording.filter_layers(shallow.layers, layer_threshold)
+        chosen = [l2[layer] for l2, layer in zip(self.recording.l2, filters, strict=True) if layer < len(l2)]
+        descending = np.sort(np.concatenate(chosen))[::-1] if chosen else np.empty(0)
         place = round(count * len(chosen))
-        return float(f"{ordered[place]:.3g}") if place < len(ordered) else 0.0
+        return float(f"{descending[place]:.3g}") if place < len(descending) else 0.0
 
     def share(self, part: float) -> float:
         """Return how many tokens a part of a prompt's visual tokens is, on average."""
         return part * float(self._given.mean())
 
     def all(self, shallows: Sequence[Shallow]) -> list[Candidate]:
-        """Return every candidate, cheapest first; of those that would do the same to every prompt only the first."""
-        found: dict[tuple, Candidate] = {}
-        seen: set[tuple] = set()
+        """Return every candidate, cheapest first; of those that do the same to every prompt only the first."""
+        candidates: dict[tuple, Candidate] = {}
+        filtered: set[tuple] = set()
         for shallow in shallows:
-            rows = shallow if shallow.visual else None  # where they run dense their number is a start of probing
+            rows = shallow if shallow.visual else None  # where they run dense their number is where probing starts
             for threshold in LAYER_THRESHOLDS:
-                filters = self._filters(shallow.layers, threshold)
-                if (filters >= self.shape.layers - 1).all() or (rows, filters.tobytes()) in seen:
+                filters = self.recording.filter_layers(shallow.layers, threshold)
+                if (filters >= self.shape.layers - 1).all() or (rows, filters.tobytes()) in filtered:
                     continue
-                seen.add((rows, filters.tobytes()))
+                filtered.add((rows, filters.tobytes()))
                 least = [self.keeping(shallow, threshold, count) for count in KEPT]
                 for kept in dict.fromkeys(filter(None, least)):
-                    for candidate, plan in self._told(shallow, threshold, kept, EXITS):
-                        found.setdefault((rows, plan.tobytes()), candidate)
-        return sorted(found.values(), key=lambda one: one.flops)
+                    for candidate, plan in self._with_exits(shallow, threshold, kept, EXITS):
+                        candidates.setdefault((rows, plan.tobytes()), candidate)
+        return sorted(candidates.values(), key=lambda one: one.flops)
 
-    def _filters(self, start: int, layer_threshold: float) -> np.ndarray:
-        """Return each prompt's filter layer, int [prompts]; the number of layers for none."""
-        below = self._lowest < layer_threshold
-        below[:, :start] = False
-        return np.where(below.any(1), below.argmax(1), self.shape.layers)
-
-    def _told(
+    def _with_exits(
         self, shallow: Shallow, layer_threshold: float, tokens_threshold: float, exits: Sequence[Exit]
     ) -> Iterator[tuple[Candidate, np.ndarray]]:
         """Yield a candidate for each exit, and the visual tokens that enter each layer, int [prompts, layers]."""
-        filters = self._filters(shallow.layers, layer_threshold)
-        kept, votes = _kept(self.watched, filters, tokens_threshold)
+        filters = self.recording.filter_layers(shallow.layers, layer_threshold)
+        kept, votes = _kept(self.recording, filters, tokens_threshold)
         for exit in exits:
             plan = _plan(filters, kept, votes, self._given, exit)
-            flops = _flops(plan, self.watched.tokens - self._given, self.shape, shallow)
+            flops = flops_of(plan, self.recording.tokens - self._given, self.shape, shallow)
             yield Candidate(shallow, layer_threshold, tokens_threshold, exit, flops / self._dense), plan
 
 
-def _kept(watched: Watched, filters: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def _kept(recording: Recording, filters: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Return how many tokens each prompt keeps, int [prompts], and the lowest cosine of those in each layer."""
     kept = np.zeros(len(filters), int)
-    votes = np.full((len(filters), watched.cosine[0].shape[0]), np.inf)
-    for prompt, (cosine, l2, layer) in enumerate(zip(watched.cosine, watched.l2, filters, strict=True)):
+    votes = np.full((len(filters), recording.cosine[0].shape[0]), np.inf)
+    for prompt, (cosine, l2, layer) in enumerate(zip(recording.cosine, recording.l2, filters, strict=True)):
         if layer < len(l2):
             mask = l2[layer] > threshold
             kept[prompt] = mask.sum()
@@ -156,12 +146,14 @@ def _plan(filters: np.ndarray, kept: np.ndarray, votes: np.ndarray, given: np.nd
     return plan
 
 
-def _flops(plan: np.ndarray, text: np.ndarray, shape: DecoderShape, shallow: Shallow) -> float:
-    """Return the prefill's multiply-adds over all tokens, as `PruningTrace.flops("all")` counts them."""
+def flops_of(plan: np.ndarray, text: np.ndarray, shape: DecoderShape, shallow: Shallow) -> float:
+    """Return the prefill's multiply-adds over all tokens, as `PruningTrace.flops("all")` counts them.
+
+    plan: visual tokens that enter each layer, int [prompts, layers]; text: other tokens, int [prompts]
+    """
     total = 0.0
     for layer in range(plan.shape[1]):
         tokens = plan[:, layer] + text
         skipped = layer < shallow.layers and (layer > 0 and shallow.visual == "remove")
-        pairs = text * tokens if skipped else tokens * tokens
-        total += float(np.sum(shape.layer_flops(tokens, pairs)))
+        total += float(np.sum(shape.layer_flops(tokens, text * tokens if skipped else tokens * tokens)))
     return total

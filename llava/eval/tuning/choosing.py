@@ -1,7 +1,7 @@
 """Choosing: every method's config at a budget, on tuning questions alone; no benchmark question is looked at.
 
 All methods are tried alike: of the settings that meet the budget (other layers, other thresholds) at most so many are
-asked on the tuning questions, and the highest accuracy wins; of equal ones that which is nearer to the budget.
+asked on the tuning questions, and the highest accuracy wins; ties: the config closer to the budget.
 """
 
 from __future__ import annotations
@@ -12,33 +12,41 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llava.eval.tuning.candidates import LAYER_THRESHOLDS, Candidate, Space
-from llava.eval.tuning.recording import Watched, watch
 from llava.model.pruning import PruningConfig, prune
-from llava.model.pruning.methods import VTW, DivPrune, VisiPruner
+from llava.model.pruning.methods import METHODS, VTW, AttentionTopK, DivPrune, RandomPruning, VisiPruner
 
-from .asking import Answered, Asker
-from .dry import DryRun
+from .asking import Answered, BenchmarkSet
+from .candidates import LAYER_THRESHOLDS, Candidate, Space
 from .fitted import fitted
-from .knobs import Knob, knobs
-from .matching import Absent, Counted, Matched, matched, settle
-from .thresholds import WINDOWS, all_candidates, around, near, plan_knobs, spread, token_knob
+from .matching import Absent, DryRun, settle
+from .recording import Recording, record
+from .thresholds import WINDOWS, all_candidates, around, by_tokens, near, plans, spread
 
-FIT_QUESTIONS, WATCHED_QUESTIONS = 16, 64
+FIT_QUESTIONS, RECORDED_QUESTIONS = 16, 64
 SLACK = 0.005
 """By how much of dense the cost that a trial of VisiPruner measures may exceed the budget."""
 ASKED_STEPS = 5
-"""Bisections of a knob whose cost is asked of the model, a run on all tuning questions each."""
+"""Bisections where the cost is asked of the model, a run on all tuning questions each."""
 SETTLED = 3
 """Settings of VisiPruner whose tokens are set to the budget, beyond the trials; of other methods all trials are."""
 
-METHODS = ("visipruner", "plan", "divprune-visipruner", "fastv", "pyramiddrop", "sparsevlm", "vtw", "fitprune")
-METHODS += ("topk-text", "topk-visual", "topk-influence", "visionzip", "divprune", "random", "random-before")
-
 Entry = dict[str, Any]
-"""{"config", "share" (FLOPs on tuning questions), "told", "tried": [trials]}, or {"absent": why}."""
+"""{"config", "share" (FLOPs on tuning questions), "description", "tried": [trials]}, or {"absent": why}."""
 Tried = tuple[Candidate, Entry]
 """A setting of VisiPruner, and its trial."""
+
+
+def schedules(method: str, layers: int) -> list[PruningConfig]:
+    """Return the configs of a method that differ in their layers; `with_budget` sets their tokens.
+
+    method: as in the tables, or "path/to/file.py:Class" for a method of the user's own
+    """
+    if method.startswith("topk-"):
+        return [one for one in AttentionTopK.schedules(layers) if one.rank == method.removeprefix("topk-")]
+    if method in ("random", "random-before"):
+        return [one for one in RandomPruning.schedules(layers) if (one.layer is None) == (method == "random-before")]
+    cls = METHODS[method] if method in METHODS else type(PruningConfig.of({"method": method}))
+    return cls.schedules(layers)
 
 
 class Chooser:
@@ -47,7 +55,7 @@ class Chooser:
     folder: for what is measured once; trials: settings of one method that are asked at a budget, at most
     """
 
-    def __init__(self, asker: Asker, folder: Path, trials: int):
+    def __init__(self, asker: BenchmarkSet, folder: Path, trials: int):
         self.asker, self.folder, self.trials = asker, folder, trials
 
     def choose(
@@ -58,40 +66,29 @@ class Chooser:
         visipruner: the entry of VisiPruner at this budget, for `plan`
         mildest: its entry at the largest budget, for `divprune-visipruner`
         """
-        if method == "visipruner":
-            return self._visipruner(budget)
-        if method == "plan":
-            return self._plan(budget, visipruner)
-        if method == "divprune-visipruner":
-            return self._composed(budget, mildest)
-        if method == "fitprune":
-            try:
-                made = [fitted(self.asker.loaded, self._fit_batches, self.dry, budget)]
-            except ValueError as error:
-                return _absent(str(error))
-        else:
-            made = self._knobs[method]
-        return self._best(matched(made, budget, self._counted, self.trials))
+        try:
+            if method == "visipruner":
+                return self._visipruner(budget)
+            if method == "plan":
+                return self._best(self._plans(visipruner), budget, 1)
+            if method == "divprune-visipruner":
+                return self._composed(budget, mildest)
+            if method == "fitprune":
+                fits = [fitted(self.asker.evaluator.loaded, self._fit_batches, self.dry, budget)]
+                return self._best(fits, budget, 1)
+            return self._best(schedules(method, self.asker.shape.layers), budget, self.trials)
+        except Absent as error:
+            return {"absent": str(error)}
 
     @cached_property
     def dry(self) -> DryRun:
         """Counts FLOPs on prompts as long as the tuning questions'."""
-        return DryRun(self.asker.shape, self.asker.sizes(), self.asker.args.count)
+        return DryRun(self.asker.shape, self.asker.sizes(), self.asker.count)
 
     @cached_property
     def _floor(self) -> float:
-        """What prompts cost without visual tokens, as a share of all FLOPs; 0 where these are what counts."""
-        if self.asker.args.count == "all":
-            return 0.0
-        return DryRun(self.asker.shape, self.asker.sizes()).share(VTW(k=0))
-
-    @cached_property
-    def _counted(self) -> Counted:
-        return Counted(self.dry.share)
-
-    @cached_property
-    def _knobs(self) -> dict[str, list[Knob]]:
-        return dict(knobs(self.asker.shape.layers, self.dry.visual_tokens))
+        """Cost of prompts without visual tokens as a share of all FLOPs; 0 where these are what counts."""
+        return 0.0 if self.asker.count == "all" else DryRun(self.asker.shape, self.asker.sizes()).share(VTW(k=0))
 
     @cached_property
     def _fit_batches(self) -> list[Any]:
@@ -100,26 +97,26 @@ class Chooser:
     @cached_property
     def _space(self) -> Space:
         path = self.folder / "influence.npz"
-        if not path.is_file():
-            watch(self.asker.loaded, self.asker.batches(WATCHED_QUESTIONS)).save(path)
-        return Space(Watched.read(path), self.asker.shape, "absolute")
+        if path.is_file():
+            recording = Recording.read(path)
+        else:
+            recording = record(path, self.asker.evaluator.loaded, self.asker.batches(RECORDED_QUESTIONS))
+        return Space(recording, self.asker.shape, "absolute")
 
     @cached_property
     def _candidates(self) -> list[Candidate]:
         return all_candidates(self._space)
 
-    def _best(self, found: Sequence[Matched] | Absent) -> Entry:
-        if isinstance(found, Absent):
-            return _absent(found.reason)
-        if any(stage.reads_vision for stage in found[0].config.stages):
+    def _best(self, made: Sequence[PruningConfig], budget: float, most: int) -> Entry:
+        matched = self.dry.settle(made, budget, most)
+        if any(stage.reads_vision for stage in matched[0].config.stages):
             try:
-                prune(self.asker.loaded.model, found[0].config)
-            except ValueError as error:
-                return _absent(str(error))
-        if len(found) == 1:
-            return _entry(found[0].config, found[0].share, found[0].told, [])
-        tried = [_trial(one.told, one.config, self.asker.ask_once(one.config)) for one in found]
-        return _winner(tried)
+                prune(self.asker.evaluator.loaded.model, matched[0].config)
+            except ValueError as error:  # this model's encoder cannot be read
+                raise Absent(str(error)) from None
+        if len(matched) == 1:
+            return _entry(matched[0].config, matched[0].share, [])
+        return _winner([_trial(one.config, self.asker.ask_once(one.config)) for one in matched])
 
     def _visipruner(self, budget: float) -> Entry:
         def fits(row: Entry) -> bool:
@@ -127,75 +124,79 @@ class Chooser:
 
         tried: list[Tried] = []
         for attempt in range(len(WINDOWS) - 1):
-            found = near(self._candidates, budget, attempt, self._floor)
-            first = spread(found, self.trials // 2)
+            close = near(self._candidates, budget, attempt, self._floor)
+            first = spread(close, self.trials // 2)
             rows = [self._try(one) for one in first]
             within = [pair for pair in rows if fits(pair[1])]
             if within:
                 best = max(within, key=_accurate)[0]
-                others = [one for one in found if one not in first]
+                others = [one for one in close if one not in first]
                 rows += [self._try(one) for one in around(best, others, self.trials - len(first))]
             tried += rows
             if within:
                 break
         if not tried:
             highest = max(LAYER_THRESHOLDS)
-            return _absent(f"no layer early enough has a token whose cosine is below {highest}, so as to filter there")
+            raise Absent(f"no layer early enough has a token whose cosine is below {highest}, so as to filter there")
         entries = [row for _, row in tried] + self._settled(tried, budget)
         if any(map(fits, entries)):
             return _winner(entries, fits)
-        return _absent(f"the cheapest of {len(tried)} tried still costs {100 * min(r['share'] for r in entries):.1f}%")
+        raise Absent(f"the cheapest of {len(tried)} tried still costs {100 * min(r['share'] for r in entries):.1f}%")
 
     def _try(self, one: Candidate) -> Tried:
         config = PruningConfig.from_dict(one.settings("absolute"))
-        return one, _trial("", config, self.asker.ask_once(config))
+        return one, _trial(config, self.asker.ask_once(config))
 
     def _settled(self, tried: Sequence[Tried], budget: float) -> list[Entry]:
-        """Set the most accurate settings to the budget by the tokens that stay, also those that were too dear."""
+        """Set the most accurate settings to the budget by the tokens that stay, also those that exceeded it."""
         frames: dict[Candidate, Candidate] = {}
         for one, _ in sorted(tried, key=_accurate, reverse=True):
             frames.setdefault(replace(one, tokens_threshold=0.0, flops=0.0), one)
-        rows = []
-        for one in list(frames.values())[:SETTLED]:
-            knob = token_knob(self._space, one)
-            found = settle(knob, budget, lambda config: self.asker.ask_once(config).share, ASKED_STEPS)
-            if found is not None:
-                rows.append(_trial("", found.config, self.asker.ask_once(found.config)))
-        return rows
+        settled = [
+            settle(by_tokens(self._space, one), budget, self._asked_share, ASKED_STEPS)
+            for one in list(frames.values())[:SETTLED]
+        ]
+        return [_trial(one.config, self.asker.ask_once(one.config)) for one in settled if one is not None]
 
-    def _plan(self, budget: float, visipruner: Entry | None) -> Entry:
+    def _asked_share(self, config: PruningConfig) -> float:
+        return self.asker.ask_once(config).share
+
+    def _plans(self, visipruner: Entry | None) -> list[PruningConfig]:
         if visipruner is None or "absent" in visipruner:
-            return _absent("VisiPruner has no schedule at this budget")
-        config = PruningConfig.from_dict(visipruner["config"])
+            raise Absent("VisiPruner has no schedule at this budget")
+        config, shape = PruningConfig.from_dict(visipruner["config"]), self.asker.shape
         assert isinstance(config, VisiPruner)
-        resolved, shape = config.resolved(self.asker.shape.layers), self.asker.shape
-        made = plan_knobs(resolved, self.asker.totals(config), shape, self.dry.visual_tokens)
-        return self._best(matched(made, budget, self._counted, 1))
+        return plans(config.resolved(shape.layers), self.asker.costs(config), shape, self.dry.visual_tokens)
 
     def _composed(self, budget: float, mildest: Entry | None) -> Entry:
-        """DivPrune in front of VisiPruner, whose settings are those of the largest budget; what it costs is asked."""
+        """DivPrune before VisiPruner, whose settings are those of the largest budget; what it costs is asked."""
         if mildest is None or "absent" in mildest:
-            return _absent("VisiPruner reaches none of the budgets")
+            raise Absent("VisiPruner reaches none of the budgets")
         config = PruningConfig.from_dict(mildest["config"])
-        knob = Knob("", lambda x: replace(config, before=DivPrune(share=x)))
-        found = settle(knob, budget, lambda one: self.asker.ask_once(one).share, ASKED_STEPS)
-        if found is None:
-            return _absent("its boldest setting is dearer")
-        if found.config == knob.setting(1.0):
-            return _absent("VisiPruner with these settings needs no help to save as much")
-        return _entry(found.config, found.share, found.told, [])
+
+        def at(x: float) -> PruningConfig:
+            return replace(config, before=DivPrune(share=x))
+
+        best = settle(at, budget, self._asked_share, ASKED_STEPS)
+        if best is None:
+            raise Absent("its boldest setting costs more")
+        if best.config == at(1.0):
+            raise Absent("VisiPruner with these settings needs no help to save as much")
+        return _entry(best.config, best.share, [])
 
 
-def _absent(reason: str) -> Entry:
-    return {"absent": reason}
+def describe(config: PruningConfig) -> str:
+    """Return the layers of a config in words."""
+    settings = config.layer_settings().items()
+    return ", ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings)
 
 
-def _entry(config: PruningConfig, share: float, told: str, tried: list[Entry]) -> Entry:
-    return {"config": config.to_dict(), "share": share, "told": told, "tried": tried}
+def _entry(config: PruningConfig, share: float, tried: list[Entry]) -> Entry:
+    return {"config": config.to_dict(), "share": share, "description": describe(config), "tried": tried}
 
 
-def _trial(told: str, config: PruningConfig, answered: Answered) -> Entry:
-    return {"told": told, "config": config.to_dict(), "share": answered.share, "accuracy": answered.accuracy}
+def _trial(config: PruningConfig, answered: Answered) -> Entry:
+    return {"config": config.to_dict(), "share": answered.share, "accuracy": answered.accuracy}
 
 
 def _rank(row: Entry) -> tuple[float, float]:
@@ -208,4 +209,4 @@ def _accurate(tried: Tried) -> tuple[float, float]:
 
 def _winner(tried: list[Entry], allowed: Callable[[Entry], bool] = lambda row: True) -> Entry:
     best = max(filter(allowed, tried), key=_rank)
-    return _entry(PruningConfig.from_dict(best["config"]), best["share"], best["told"], tried)
+    return _entry(PruningConfig.from_dict(best["config"]), best["share"], tried)

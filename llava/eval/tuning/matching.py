@@ -1,83 +1,130 @@
-"""Setting a knob to a FLOPs budget: the most tokens whose cost is still within it, by bisection."""
+"""Meeting a FLOPs budget: the most visual tokens whose cost is within it, by bisection; costs counted without a model.
+
+How many tokens a method with a fixed schedule keeps depends on the prompt's length alone, neither on its words nor on
+the weights. So the engine itself counts tokens, on a decoder of the same depth and 8 wide, and FLOPs follow with the
+real decoder's dimensions. It says nothing about methods that decide by what they measure (VisiPruner).
+"""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from llava.model.pruning import PruningConfig
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from .knobs import Knob
+from llava.cli import UserError
+from llava.eval.timing.shapes import text_split
+from llava.model.pruning import PruningConfig, prune
+from llava.model.pruning.flops import DecoderShape
+
+from .asking import Count
 
 STEPS = 14
-"""Bisections of [0, 1]: a decoder of any real width has no finer counts of tokens than 2⁻¹⁴ of a prompt."""
+"""Bisections of [0, 1]: no prompt of today's models has 2¹⁴ visual tokens."""
+WIDTH = 8
+PROMPTS = 8
+"""Prompts that stand for all: evenly spread over those in the order of their length."""
+
+
+class Absent(UserError):
+    """A method has no config at a budget; the message says why."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """A config within the budget: its prefill FLOPs as a share of dense, and what was fixed, in words."""
+    """A config within the budget, and its prefill FLOPs as a share of dense."""
 
     config: PruningConfig
     share: float
-    told: str
 
 
-@dataclass(frozen=True)
-class Absent:
-    """Why a method has no config at a budget."""
+def settle(
+    at: Callable[[float], PruningConfig], budget: float, share: Callable[[PruningConfig], float], steps: int = STEPS
+) -> Matched | None:
+    """Return the most expensive config within the budget; None where even the cheapest exceeds it.
 
-    reason: str
-
-
-class Counted:
-    """`share(config)` with a memory, since a knob's neighbouring values often mean the same numbers of tokens."""
-
-    def __init__(self, share: Callable[[PruningConfig], float]):
-        self._share, self._known = share, {}
-
-    def __call__(self, config: PruningConfig) -> float:
-        """Return what `share` says of the config."""
-        key = json.dumps(config.to_dict(), sort_keys=True)
-        if key not in self._known:
-            self._known[key] = self._share(config)
-        return self._known[key]
-
-
-def settle(knob: Knob, budget: float, share: Callable[[PruningConfig], float], steps: int = STEPS) -> Matched | None:
-    """Return the knob's dearest config within the budget; None where even its cheapest is dearer.
-
-    budget: share of dense prefill FLOPs; share: tells it of a config, never falling as the knob rises
-    steps: bisections
+    at: the config that keeps more tokens the higher its argument in [0, 1] is
+    budget: share of dense prefill FLOPs; share: that of a config; steps: bisections
     """
-    counted = knob.counted or knob.setting
-    low, found = 0.0, share(counted(0.0))
-    if found > budget:
+    low, high = 0.0, 1.0
+    best = Matched(at(low), share(at(low)))
+    if best.share > budget:
         return None
-    high = 1.0
-    whole = share(counted(high))
-    if whole <= budget:
-        return Matched(knob.setting(high), whole, knob.told)
+    whole = Matched(at(high), share(at(high)))
+    if whole.share <= budget:
+        return whole
     for _ in range(steps):
         middle = (low + high) / 2
-        cost = share(counted(middle))
+        config = at(middle)
+        cost = share(config)
         if cost <= budget:
-            low, found = middle, cost
+            low, best = middle, Matched(config, cost)
         else:
             high = middle
-    return Matched(knob.setting(low), found, knob.told)
+    return best
 
 
-def matched(
-    knobs: Sequence[Knob], budget: float, share: Callable[[PruningConfig], float], most: int
-) -> list[Matched] | Absent:
-    """Return at most `most` of a method's knobs set to the budget, evenly spread over those that reach it."""
-    floors = [share((knob.counted or knob.setting)(0.0)) for knob in knobs]
-    reach = [knob for knob, floor in zip(knobs, floors, strict=True) if floor <= budget]
-    if not reach:
-        if not floors:
-            return Absent("the decoder has too few layers for it")
-        return Absent(f"its boldest setting still costs {100 * min(floors):.1f}% of dense")
-    count = min(most, len(reach))
-    places = [round(place * (len(reach) - 1) / max(count - 1, 1)) for place in range(count)]
-    return [settle(reach[place], budget, share) for place in places]
+class DryRun:
+    """Counts FLOPs of configs on prompts of given sizes, for a decoder of dimensions `shape`.
+
+    sizes: (tokens, visual tokens) of every prompt; the visual ones stand together, as `text_split` places them
+    count: the tokens whose FLOPs count
+    """
+
+    def __init__(self, shape: DecoderShape, sizes: Sequence[tuple[int, int]], count: Count = "all"):
+        ordered = sorted(sizes)
+        rows = min(PROMPTS, len(ordered))
+        self.shape, self.count = shape, count
+        self.sizes = [ordered[(2 * place + 1) * len(ordered) // (2 * rows)] for place in range(rows)]
+        self.share = cache(self._share)
+        longest = max(tokens for tokens, _ in self.sizes)
+        settings = {"vocab_size": 2, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 1}
+        settings |= {"bos_token_id": None, "eos_token_id": None}
+        config = LlamaConfig(**settings, num_hidden_layers=shape.layers, max_position_embeddings=longest)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self._model = LlamaForCausalLM(config).eval().requires_grad_(False)
+            self._embeds = torch.randn(rows, longest, WIDTH)
+        self._attended = torch.zeros(rows, longest, dtype=torch.long)
+        self._visual = torch.zeros(rows, longest, dtype=torch.bool)
+        for row, (tokens, visual) in enumerate(self.sizes):
+            start = longest - tokens
+            self._attended[row, start:] = 1
+            before, _ = text_split(tokens - visual)
+            self._visual[row, start + before : start + before + visual] = True
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of the prompt in the middle."""
+        return self.sizes[len(self.sizes) // 2][1]
+
+    def _share(self, config: PruningConfig) -> float:
+        """Return prefill FLOPs as a share of dense; raises what `prune` raises."""
+        counted = config.countable(self.visual_tokens)
+        with torch.inference_mode(), prune(self._model, counted, self._visual) as session:
+            self._model(inputs_embeds=self._embeds, attention_mask=self._attended, logits_to_keep=1)
+        traces = [dataclasses.replace(trace, shape=self.shape) for trace in session.traces]
+        dense = sum(trace.dense_flops(self.count) for trace in traces)
+        return sum(trace.flops(self.count) for trace in traces) / dense
+
+    def settle(self, schedules: Sequence[PruningConfig], budget: float, most: int) -> list[Matched]:
+        """Set at most `most` of a method's schedules to the budget, evenly spread over those that reach it.
+
+        Raises `Absent` where none reaches it.
+        """
+        if not schedules:
+            raise Absent("the decoder has too few layers for it")
+
+        def at(schedule: PruningConfig) -> Callable[[float], PruningConfig]:
+            return lambda x: schedule.with_budget(x, self.shape.layers, self.visual_tokens)
+
+        floors = [self.share(at(schedule)(0.0)) for schedule in schedules]
+        within = [schedule for schedule, floor in zip(schedules, floors, strict=True) if floor <= budget]
+        if not within:
+            raise Absent(f"its boldest setting still costs {100 * min(floors):.1f}% of dense")
+        count = min(most, len(within))
+        places = [round(place * (len(within) - 1) / max(count - 1, 1)) for place in range(count)]
+        return [settle(at(within[place]), budget, self.share) for place in places]

@@ -1,13 +1,13 @@
-"""The search: one stage of the method after another, the boldest setting of each by bisection.
+"""The search for thresholds: one stage of the method after another, the boldest setting of each by bisection.
 
 1. Where prompts may filter. With a quarter of the tokens kept and shallow layers dense, the earliest layer at which all
    may do so; then, for every earlier start of probing, the highest `layer_threshold` that passes: a staircase, since an
-   earlier start needs a lower threshold. What would not be cheaper than the steps found so far is not asked.
+   earlier start needs a lower threshold. What would not be cheaper than the steps before it is not asked.
 2. On each step, the one that might become cheapest first: whether the layers before it may be masked, then how few
-   tokens are enough, then how early vision may leave. A step that would not beat the best with one token and the
+   tokens are enough, then how early the exit may come. A step that would not beat the best with one token and the
    boldest exit is left out.
-3. From the best, single settings are made bolder again, one after another, until none passes: a question that stands on
-   the edge may bear fewer tokens where it did not bear more.
+3. From the best, single settings are made bolder again, one after another, until none passes: a question close to the
+   edge may pass with fewer tokens although it did not with more.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .candidates import EXITS, KEPT, LAYER_THRESHOLDS, Candidate, Shallow, Space
 
 T = TypeVar("T")
 Try = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""A pruning config → its trial: "passed" and "flops", the share of dense."""
 PARTS = (0.25, 0.75)
 """Share of the visual tokens that the staircase keeps; the second where none passes with the first."""
 
@@ -67,23 +68,23 @@ def staircase(space: Space, part: float, passes: Callable[[Candidate], bool]) ->
     if place < 0:
         return []
     earlier = [at(start, LAYER_THRESHOLDS[place]) for start in range(latest - 1, -1, -1)]
-    found = [boldest(earlier, passes) or at(latest, LAYER_THRESHOLDS[place])]
-    for start in range(found[0].shallow.layers - 1, -1, -1):
+    steps = [boldest(earlier, passes) or at(latest, LAYER_THRESHOLDS[place])]
+    for start in range(steps[0].shallow.layers - 1, -1, -1):
         while place >= 0:
             candidate = at(start, LAYER_THRESHOLDS[place])
-            if candidate.flops >= min(one.flops for one in found):
+            if candidate.flops >= min(one.flops for one in steps):
                 break  # lower thresholds cost more still, an earlier start less
             if passes(candidate):
-                found.append(candidate)
+                steps.append(candidate)
                 break
             place -= 1
-    return found
+    return steps
 
 
 def cheaper(space: Space, one: Candidate, part: str) -> list[Candidate]:
-    """Return the candidates that differ from `one` in a part alone, a field of `Candidate`, and should cost less.
+    """Return the candidates that differ from `one` in one part, a field of `Candidate`, and should cost less.
 
-    The dearest comes first. Other shallow stages are shorter ones.
+    The most expensive comes first. Other shallow stages are shorter ones.
     """
     values: Sequence[Any] = {
         "shallow": [Shallow(start, one.shallow.visual if start else None) for start in range(one.shallow.layers)],
@@ -91,19 +92,19 @@ def cheaper(space: Space, one: Candidate, part: str) -> list[Candidate]:
         "tokens_threshold": [space.keeping(one.shallow, one.layer_threshold, count) for count in KEPT],
         "exit": EXITS,
     }[part]
-    found = [_retold(space, one, **{part: value}) for value in dict.fromkeys(values)]
-    return sorted((other for other in found if other.flops < one.flops), key=lambda other: -other.flops)
+    others = [_changed(space, one, **{part: value}) for value in dict.fromkeys(values)]
+    return sorted((other for other in others if other.flops < one.flops), key=lambda other: -other.flops)
 
 
-def _retold(space: Space, one: Candidate, **changed: Any) -> Candidate:
-    new = replace(one, **changed)
+def _changed(space: Space, one: Candidate, **changes: Any) -> Candidate:
+    new = replace(one, **changes)
     return space.candidate(new.shallow, new.layer_threshold, new.tokens_threshold, new.exit)
 
 
 def cheapest(space: Space, attempt: Try, trials: int) -> tuple[Candidate, dict[str, Any]] | None:
     """Return the cheapest candidate that passes, and its trial; None where none of those tried does.
 
-    `attempt` runs at most `trials` configs.
+    `attempt` is called at most `trials` times.
     """
     ask = Asking(attempt, space.scale, trials)
     for part in PARTS:
@@ -123,7 +124,7 @@ def _narrowed(space: Space, steps: Sequence[Candidate], ask: Asking) -> tuple[Ca
         return one.flops
 
     def masked(one: Candidate) -> Candidate:
-        return _retold(space, one, shallow=Shallow(one.shallow.layers, "remove")) if one.shallow.layers else one
+        return _changed(space, one, shallow=Shallow(one.shallow.layers, "remove")) if one.shallow.layers else one
 
     for step in sorted(steps, key=lambda one: limit(masked(one))):
         if limit(masked(step)) >= ask.best[1]["flops"]:
@@ -141,10 +142,10 @@ def _narrowed(space: Space, steps: Sequence[Candidate], ask: Asking) -> tuple[Ca
 
 
 def with_shallow(best: Candidate, flops: float, scale: str, attempt: Try) -> dict[str, Any]:
-    """Return the best candidate's settings, its shallow layers masked as well where the answers bear that.
+    """Return the best candidate's settings, its shallow layers masked as well where the answers allow that.
 
-    First without visual self-attention in them, then with it, which saves no linear layer but their visual cache.
-    Masked layers may move the filter: what costs more than `flops`, the candidate's own, is not taken.
+    First without visual self-attention in them, then with it, which saves only their visual cache. Masked layers may
+    move the filter layer: what costs more than `flops`, the candidate's own, is not taken. Two trials at most.
     """
     if best.shallow.visual is None and best.shallow.layers > 0:
         for visual in ("remove", "dense"):

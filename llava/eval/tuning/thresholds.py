@@ -1,6 +1,6 @@
-"""VisiPruner at a budget: which thresholds and boundaries to try, told from one unpruned pass over tuning questions.
+"""VisiPruner at a budget: which thresholds and boundaries to try, predicted from one unpruned pass.
 
-What its settings cost depends on what it measures: `calibration` predicts the FLOPs of thousands of settings from the
+What its settings cost depends on what it measures: `Space` predicts the FLOPs of thousands of settings from the
 influence of every layer, and those near the budget are asked for real. Of the best ones the number of tokens that stay
 is then set to the budget as every method's is, by what asking shows it to cost.
 """
@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from llava.eval.runner.totals import Totals
-from llava.eval.tuning.candidates import EXITS, LAYER_THRESHOLDS, Candidate, Shallow, Space
+from llava.eval.runner.costs import Costs
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.methods import Replay, VisiPruner
 
-from .knobs import Knob
+from .candidates import EXITS, LAYER_THRESHOLDS, Candidate, Shallow, Space
 
 WINDOWS = (0.0, 0.02, 0.05, 0.09)
 """Shares of dense FLOPs below the budget that a predicted cost may lie, from one attempt to the next."""
-LIKE = 6
-"""One in so many candidates counts as like the best."""
+ALIKE = 6
+"""One in so many candidates counts as similar to the best."""
 
 
 def all_candidates(space: Space) -> list[Candidate]:
@@ -33,46 +32,46 @@ def all_candidates(space: Space) -> list[Candidate]:
     return space.all(masked + [Shallow(count, None) for count in range(layers - 2)])
 
 
-def token_knob(space: Space, one: Candidate) -> Knob:
-    """Return a candidate's knob: how many tokens its L2 threshold leaves a prompt, from 1 to all, in even ratios."""
+def by_tokens(space: Space, one: Candidate) -> Callable[[float], PruningConfig]:
+    """Return a candidate's config as a function of the tokens that stay: 1 (at 0) to all (at 1), in even ratios."""
 
-    def setting(x: float) -> PruningConfig:
+    def at(x: float) -> PruningConfig:
         threshold = space.keeping(one.shallow, one.layer_threshold, space.share(1.0) ** x)
         return PruningConfig.from_dict(replace(one, tokens_threshold=threshold).settings("absolute"))
 
-    return Knob("", setting)
+    return at
 
 
-def near(found: Iterable[Candidate], budget: float, attempt: int, floor: float = 0.0) -> list[Candidate]:
+def near(candidates: Iterable[Candidate], budget: float, attempt: int, floor: float = 0.0) -> list[Candidate]:
     """Return the candidates whose predicted cost lies in a window below the budget.
 
     attempt: which of the windows, from 0: a prediction can be too low, since exits are estimated
-    floor: what a prompt costs without visual tokens, where the budget is of their FLOPs alone, as a share of all
+    floor: cost of a prompt without visual tokens, as a share of all, where the budget is of visual FLOPs alone
     """
     low, high = (budget - WINDOWS[attempt + 1], budget - WINDOWS[attempt])
-    return [one for one in found if low < (one.flops - floor) / (1 - floor) <= high]
+    return [one for one in candidates if low < (one.flops - floor) / (1 - floor) <= high]
 
 
-def spread(found: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Return `count` of them, as unlike as can be: the dearest, then always the one farthest from all taken."""
-    if not found:
+def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Return `count` of them, as different as can be: the most expensive, then always the one farthest from these."""
+    if not candidates:
         return []
-    places = [_place(one) for one in found]
-    taken = [max(range(len(found)), key=lambda index: found[index].flops)]
-    while len(taken) < min(count, len(found)):
+    places = [_place(one) for one in candidates]
+    taken = [max(range(len(candidates)), key=lambda index: candidates[index].flops)]
+    while len(taken) < min(count, len(candidates)):
         distance = [min(math.dist(place, places[other]) for other in taken) for place in places]
-        taken.append(max(range(len(found)), key=distance.__getitem__))
-    return [found[index] for index in taken]
+        taken.append(max(range(len(candidates)), key=distance.__getitem__))
+    return [candidates[index] for index in taken]
 
 
-def around(best: Candidate, found: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Return `count` that are like the best, and unlike each other: the nearest hardly do anything else."""
-    ordered = sorted(found, key=lambda one: math.dist(_place(one), _place(best)))
-    return spread(ordered[: max(count, len(ordered) // LIKE)], count)
+def around(best: Candidate, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Return `count` that are similar to the best, and differ from each other: the nearest hardly do anything else."""
+    ordered = sorted(candidates, key=lambda one: math.dist(_place(one), _place(best)))
+    return spread(ordered[: max(count, len(ordered) // ALIKE)], count)
 
 
 def _place(one: Candidate) -> tuple[float, ...]:
-    """Where a setting lies: how shallow layers attend, where it filters and exits, what stays; axes about one long."""
+    """Coordinates of a setting, each axis about 1 long."""
     kind = {"remove": 0.0, "dense": 0.5, None: 1.0}[one.shallow.visual]
     return (
         kind,
@@ -83,31 +82,26 @@ def _place(one: Candidate) -> tuple[float, ...]:
     )
 
 
-def plan_knobs(config: VisiPruner, totals: Totals, shape: DecoderShape, visual_tokens: int) -> list[Knob]:
-    """Return VisiPruner's schedule as a fixed plan: what it is worth without choosing tokens, nor layers by prompt.
+def plans(config: VisiPruner, costs: Costs, shape: DecoderShape, visual_tokens: int) -> list[Replay]:
+    """Return VisiPruner's schedule as fixed plans: what it is worth without choosing tokens, nor layers by prompt.
 
-    config: resolved; totals: of prompts that it pruned. Filter and exit layer are the medians of what it chose, earlier
-    ones follow for where that would be too dear; the tokens that stay are spread evenly, and their number is the knob.
+    config: resolved; costs: of prompts that it pruned. Filter and exit layer are the medians of what it chose; plans
+    with earlier filter layers follow, for where that would be too expensive. `with_budget` sets their tokens.
     """
-    filters, exits = ([*layers.elements()] for layers in (totals.filter_layers, totals.exit_layers))
+    filters, exits = ([*layers.elements()] for layers in (costs.filter_layers, costs.exit_layers))
     chosen = [layer for layer in filters if layer is not None]
     if not chosen:
         return []
-    late = [shape.layers if layer is None else layer for layer in exits]
-    leave = int(statistics.median_high(late))
+    leave = int(statistics.median_high([shape.layers if layer is None else layer for layer in exits]))
     rules = [config.attention(layer) for layer in range(shape.layers)]
     common = {
         "rules": tuple((rule.text, rule.visual, rule.sink) for rule in rules),
         "kv": tuple(config.cached(layer).visual for layer in range(shape.layers)),
     }
 
-    def knob(layer: int) -> Knob:
+    def plan(layer: int) -> Replay:
         exit_layer = max(leave, layer + 2)
+        last = [(exit_layer - 1, 0)] if exit_layer < shape.layers else []
+        return Replay(cuts=[(layer, visual_tokens), *last], **common)
 
-        def setting(x: float) -> PruningConfig:
-            cuts = [(layer, round(x * visual_tokens))]
-            return Replay(cuts=cuts + ([(exit_layer - 1, 0)] if exit_layer < shape.layers else []), **common)
-
-        return Knob(f"after layer {layer}, none from {exit_layer}", setting)
-
-    return [knob(layer) for layer in range(int(statistics.median_low(chosen)), -1, -1)]
+    return [plan(layer) for layer in range(int(statistics.median_low(chosen)), -1, -1)]

@@ -1,7 +1,7 @@
-"""`Inputs`: from questions and images to the keywords of `generate`; all that the loader and the chat know of prompts.
+"""`Inputs`: from questions and images to the keywords of `generate`, and from its output to answers.
 
-A worker process writes prompts (`encode`) and prepares images (`prepare`) without the model; the process that has the
-model looks at the images once (`see`), makes batches (`collate`) and reads the answers (`new_tokens`, `decode`).
+Worker processes write prompts (`encode`) and preprocess images (`prepare`) without the model. The process that has the
+model encodes each image once (`encode_images`), makes batches (`collate`) and decodes answers (`new_tokens`, `decode`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ImageFeatures:
 class Inputs(ABC):
     """How a model takes questions and images.
 
-    A row is a prompt's token ids, int list, with one `marker` for each image. `limit`: tokens that a prompt may have,
+    A row is a prompt's token ids, int list, with one `marker` per image. `limit`: tokens that a prompt may have,
     images included, or None; `name`: what writes the prompts, for people; `stop_string`: text that ends an answer
     where that is not the tokenizer's end token; `reserved`: texts that stand for images and that a question may not
     hold.
@@ -102,7 +102,7 @@ class Inputs(ABC):
 
     @abstractmethod
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """Return the exact text of a conversation, up to where the model is to write; one marker's text an image."""
+        """Return the exact text of a conversation, up to where the model is to write; with one marker per image."""
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> ProcessedImage:
@@ -110,7 +110,7 @@ class Inputs(ABC):
 
     @abstractmethod
     def encode_images(self, model: Any, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures]:
-        """Look at images with the model, once for all prompts that show them, as far as the model allows it."""
+        """Run the vision part once per image, for all prompts that show it (where the model takes features)."""
 
     @abstractmethod
     def collate(

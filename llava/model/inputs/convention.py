@@ -14,6 +14,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.conversation import SeparatorStyle, conv_templates, find_template
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.images import to_rgb
+from llava.model.pruning.devices import execution_device
 
 from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 
@@ -69,7 +70,7 @@ class ConventionInputs(Inputs):
         """Return ids with markers, mask and features; the model puts the features in."""
         ids, mask = left_padded(rows, self.tokenizer.pad_token_id)
         features = [image.content for images in seen for image in images]
-        device = model.device
+        device = execution_device(model)
         return {"inputs": ids.to(device), "attention_mask": mask.to(device), "image_features": features}
 
     def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.mm_utils import expand2square
+from llava.model.images import to_rgb
 
 from .base import ProcessedImage, Turn
 from .convention import DEFAULT_CONV_MODE
@@ -30,4 +31,4 @@ class LlavaHFInputs(ProcessorInputs):
     def prepare(self, image: Image.Image) -> ProcessedImage:
         """Pad an image to a square, then run the processor."""
         mean_color = tuple(int(channel * 255) for channel in self.processor.image_processor.image_mean)
-        return super().prepare(expand2square(image.convert("RGB"), mean_color))
+        return super().prepare(expand2square(to_rgb(image), mean_color))

@@ -13,6 +13,9 @@ from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from llava.model.images import to_rgb
+from llava.model.pruning.devices import execution_device
+
 from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 
 TOKEN_TYPES = "mm_token_type_ids"
@@ -24,10 +27,9 @@ Features = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 class Encoded(NamedTuple):
-    """A picture without its pixels, and what the vision part made of them: [tiles, V / tiles, D], or one [V, D] alone.
+    """An image without its pixels, and its features: [tiles, V / tiles, D], or one [V, D] alone.
 
-    Where the model takes nothing but pixels they are still there and `features` None: the vision part then runs in
-    every prefill.
+    Models that take only pixels keep them, with `features` None: the vision part then runs in every prefill.
     """
 
     picture: ProcessedImage
@@ -37,9 +39,9 @@ class Encoded(NamedTuple):
 class ProcessorInputs(Inputs):
     """Any processor that writes placeholders for images: LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL.
 
-    A prompt is tokenised with one placeholder an image; what the processor makes of an image, prepared once, takes the
-    placeholder's place. That gives the ids of the processor called with text and images together. An image of many
-    questions is preprocessed once, and looked at once: by what transformers' `generate` calls before a prefill.
+    A prompt is tokenised with one placeholder per image, which the ids of the preprocessed image replace. The result is
+    that of the processor called with text and images together, but an image of many questions is preprocessed and
+    encoded once.
     """
 
     name = "chat template"
@@ -55,7 +57,7 @@ class ProcessorInputs(Inputs):
         self._has_types = TOKEN_TYPES in processor(text=["a"], return_tensors="pt")
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """Return the conversation in the words of the processor's chat template, one placeholder an image."""
+        """Return the conversation written by the processor's chat template, one placeholder per image."""
         return self.processor.apply_chat_template(self.messages(turns), add_generation_prompt=True, tokenize=False)
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
@@ -71,7 +73,7 @@ class ProcessorInputs(Inputs):
     def prepare(self, image: Image.Image) -> ProcessedImage:
         """Run the processor over one image and its placeholder."""
         made = self.processor(
-            images=[image.convert("RGB")],
+            images=[to_rgb(image)],
             text=[self.processor.image_token],
             add_special_tokens=False,
             return_tensors="pt",
@@ -99,7 +101,7 @@ class ProcessorInputs(Inputs):
         batch = {"input_ids": ids, "attention_mask": mask}
         if self._has_types:
             batch[TOKEN_TYPES], _ = left_padded([types for _, types in full], 0)
-        batch = {name: value.to(model.device) for name, value in batch.items()}
+        batch = {name: value.to(execution_device(model)) for name, value in batch.items()}
         batch |= _arrays(list(chain.from_iterable(pictures)), model)
         features = [image.content.features for images in seen for image in images]
         if features and features[0] is not None:
@@ -133,9 +135,10 @@ class ProcessorInputs(Inputs):
 def _arrays(pictures: Sequence[ProcessedImage], model: Any) -> dict[str, torch.Tensor]:
     """Return the arrays of pictures, joined, on the model's device, in its dtype."""
     names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
+    device = execution_device(model)
     joined = {name: _stack([picture.arrays[name] for picture in pictures]) for name in names if name != TOKEN_TYPES}
     return {
-        name: torch.from_numpy(array).to(model.device, model.dtype if array.dtype.kind == "f" else None)
+        name: torch.from_numpy(array).to(device, model.dtype if array.dtype.kind == "f" else None)
         for name, array in joined.items()
     }
 

@@ -15,6 +15,7 @@ from llava.model.language_model.configuration_llava import LlavaConfig
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.pruning.session import prune
 
 
 class LlavaLlamaModel(LlamaModel):
@@ -117,7 +118,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
         `inputs` (or `input_ids=`): int64 `[B, L]` with markers; `image_features`: list of projected `[V_i, D]`
         (`encode_images`), instead of `images`; `image_sizes` as in `forward`. With a `pruning_config` the call runs
-        inside `prune(self, pruning_config)`. Everything else goes to transformers' `generate`: greedy, sampling, beams,
+        inside `prune(self, pruning_config)`; transformers' own models take none: wrap their call in `prune`. Everything else goes to transformers' `generate`: greedy, sampling, beams,
         streamers, stopping criteria. Raises `ValueError` as `prepare_prompt` does.
         """
         inputs = kwargs.pop("input_ids", inputs)
@@ -140,9 +141,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             )
 
     def _pruned(self, pruning_config: Any) -> Any:
-        # imported here because the engine's family adapters know this module
-        from llava.model.pruning.session import prune
-
         return prune(self, pruning_config)
 
     def prepare_inputs_for_generation(
@@ -158,5 +156,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if is_first_iteration and visual_mask is not None:
-            prepared["visual_mask"] = visual_mask
+            # on the cache of an earlier turn, only the new tokens are left of the embeddings
+            prepared["visual_mask"] = visual_mask[:, -prepared["inputs_embeds"].shape[1] :]
         return prepared

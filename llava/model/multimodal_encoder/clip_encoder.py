@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from llava.model.pruning.devices import execution_device
+
 
 class CLIPVisionTower(nn.Module):
     """transformers' `CLIPVisionModel` and the choice of layer (`mm_vision_select_layer`) and tokens.
@@ -55,8 +57,8 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The weights' device."""
-        return self.vision_tower.device
+        """The device that it computes on."""
+        return execution_device(self.vision_tower)
 
     @property
     def hidden_size(self) -> int:

@@ -7,7 +7,9 @@ removed before the softmax leave two smaller attentions: text over text, and vis
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from .kernels import Kernel, by_segment, choose
 from .layouts import first_half, merge_passes, visual_runs
 from .method import AttentionRule
 from .packed import PackedTokens, Segments, upload
+from .prefix_cache.prefix import complete
 
 NAME = "visipruner"
 
@@ -64,16 +67,41 @@ class DecodeCall:
 
 def run_layer(layer, hidden: torch.Tensor, rope: tuple, call, kwargs: dict, cache=None) -> torch.Tensor:
     """Return what a decoder layer makes of `hidden` [B, T, D]; its attention finds `call`, `cache` gets what is new."""
-    output = layer(
-        hidden,
-        attention_mask=None,
-        position_embeddings=rope,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        pruning=call,
-        **kwargs,
-    )
+    keywords = {"attention_mask": None, "position_embeddings": rope, "past_key_values": cache, **kwargs}
+    keywords |= {"use_cache": cache is not None, "pruning": call}
+    if layer.training and getattr(layer, "gradient_checkpointing", False):
+        with _checkpointed(layer):
+            output = layer(hidden, **keywords)
+    else:
+        output = layer(hidden, **keywords)
     return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def _checkpointed(layer):
+    """Have gradient checkpointing run the layer again with pruned attention, which by then the stack has put back.
+
+    Decisions are not part of a layer, so that the recomputation repeats none.
+    """
+    config, checkpoint = layer.self_attn.config, layer._gradient_checkpointing_func
+
+    def attending(run, *args):
+        internal, config._attn_implementation = config._attn_implementation, NAME
+        try:
+            return run(*args)
+        finally:
+            config._attn_implementation = internal
+
+    if torch.is_grad_enabled():
+        name, value = "_gradient_checkpointing_func", lambda run, *args: checkpoint(partial(attending, run), *args)
+    else:
+        name, value = "gradient_checkpointing", False
+    before = getattr(layer, name)
+    setattr(layer, name, value)
+    try:
+        yield
+    finally:
+        setattr(layer, name, before)
 
 
 def pruned_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *, pruning=None, **kwargs):
@@ -91,7 +119,7 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
         pruning.states, pruning.scaling = (query, key, value), scaling
         stream = Segments((query.shape[2],), (query.shape[2],))
         return by_segment(query, key, value, stream, True, scaling), None
-    key, value = pruning.tokens.complete(query, key, value)
+    key, value = complete(pruning.tokens, query, key, value)
     pruning.query, pruning.key, pruning.value, pruning.scaling = query, key, value, scaling
     if isinstance(pruning, PeekCall):
         raise Peeked

@@ -1,14 +1,18 @@
-"""What stands in for a decoder stack's `forward` while it is pruned: prompts packed and pruned, new tokens decoded."""
+"""The forward that replaces a decoder stack's while it is pruned: prompts packed and pruned, new tokens decoded."""
 
 from __future__ import annotations
 
 import threading
 import warnings
 import weakref
-from collections.abc import Hashable
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, wraps
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -19,9 +23,10 @@ from .flops import DecoderShape
 from .graphs import LayerGraphs
 from .method import Method as PruningConfig
 from .method import PromptState
+from .packed import PackedTokens
 from .packing import pack, unpack
 from .prefill import Prefill
-from .prefix_cache import PrefixStore
+from .prefix_cache import PrefixCache
 from .trace import PruningTrace
 from .vision import EncoderHook
 
@@ -34,17 +39,13 @@ class PrunedForward:
     config:
         resolved for the stack's depth
     visual_mask:
-        bool [B, T] for all prompts that come, or None where each call brings its own
+        bool [B, T] for all prompts, or None where each call brings its own
     backend:
         attention kernel of packed prompts
-    prefixes:
-        what earlier prompts left, or None
-    graphs:
-        recorded layers, or None
-    watch:
-        what keeps an eye on the image encoder, or None
-    traces:
-        one `PruningTrace` per prompt of every prefill so far
+    prefix_cache, graphs, encoder_hook:
+        what earlier prompts left; recorded layers; states of the image encoder; None without
+    traces, policies:
+        a `PruningTrace` and a `PromptState` per prompt of every prefill so far
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class PrunedForward:
         config: PruningConfig,
         visual_mask: torch.Tensor | None,
         backend: str,
-        prefixes: PrefixStore | None,
+        prefix_cache: PrefixCache | None,
         graphs: LayerGraphs | None,
-        watch: EncoderHook | None,
+        encoder_hook: EncoderHook | None,
     ):
         self.model = model
         self.family = family
@@ -64,14 +65,28 @@ class PrunedForward:
         self.config = config
         self.visual_mask = visual_mask
         self.backend = backend
-        self.prefixes = prefixes
+        self.prefix_cache = prefix_cache
         self.graphs = graphs
-        self.watch = watch
+        self.encoder_hook = encoder_hook
         self.traces: list[PruningTrace] = []
         self.policies: list[PromptState] = []
         self._text_config = self.decoder.config
+        self._shape = DecoderShape.of(self._text_config)
+        self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
         self._lock = threading.Lock()
+        self._prompt_width: int | None = None
+        self._surviving: _Surviving | None = None
 
+    @contextmanager
+    def prompt_of(self, width: int | None) -> Iterator[None]:
+        """Inside, prompts end after `width` tokens, padding included; None: where the tokens of a prefill end."""
+        before, self._prompt_width = self._prompt_width, width
+        try:
+            yield
+        finally:
+            self._prompt_width = before
+
+    @torch.compiler.disable
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -86,7 +101,7 @@ class PrunedForward:
         return_dict: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Stand in for the decoder stack's `forward`: prefill packed and pruned, or decode on a ragged cache.
+        """Replace the decoder stack's `forward`: prefill packed and pruned, or decode on a ragged cache.
 
         Raises:
             ValueError: inputs that pruning cannot serve (no visual mask, foreign caches, attention weights).
@@ -108,31 +123,18 @@ class PrunedForward:
             if position_ids is not None:
                 position_ids = self.family.positions(position_ids)
             self._text_config._attn_implementation = NAME
+            more = (output_hidden_states, kwargs)
             if isinstance(past_key_values, RaggedCache):
-                return self._decode(
-                    inputs_embeds,
-                    attention_mask,
-                    position_ids,
-                    past_key_values,
-                    visual_mask,
-                    output_hidden_states,
-                    kwargs,
-                )
-            if past_key_values is not None and type(past_key_values) is not DynamicCache:
-                raise ValueError(
-                    f"pruning makes its own cache and takes the place of a DynamicCache, not of a "
-                    f"{type(past_key_values).__name__}; leave cache_implementation and past_key_values out"
-                )
-            if past_key_values is not None and past_key_values.get_seq_length():
-                raise ValueError(
-                    "past_key_values holds a prompt that was read without pruning; "
-                    "continue it outside `with prune(…)`, or read the whole prompt inside"
-                )
+                return self._decode(inputs_embeds, attention_mask, position_ids, past_key_values, visual_mask, *more)
+            _check_cache(past_key_values)
             if use_cache is None:
                 use_cache = self._text_config.use_cache
-            return self._prefill(
-                inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, output_hidden_states, kwargs
-            )
+            width = self._prompt_width
+            if width is not None and width < inputs_embeds.shape[1]:
+                return self._prefill_and_decode(
+                    width, inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, *more
+                )
+            return self._prefill(inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, *more)
         finally:
             self._text_config._attn_implementation = internal
             self._lock.release()
@@ -142,9 +144,11 @@ class PrunedForward:
         tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope)
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
-        vision = None if self.watch is None else self.watch.find(tokens)
-        attach = None if self.prefixes is None else self._attach(want_hidden)
-        graphs = None if self.graphs is None or want_hidden else self._ready_graphs()
+        if torch.is_grad_enabled() and any(layer.training and layer.gradient_checkpointing for layer in layers):
+            cache = None  # as transformers does: it would hold on to the states that checkpointing drops
+        vision = None if self.encoder_hook is None else self.encoder_hook.find(tokens)
+        attach = None if self.prefix_cache is None else self._attach(embeds.device.type, want_hidden)
+        graphs = None if self.graphs is None or want_hidden else self._ready_graphs(embeds.device.type)
         prefill = Prefill(
             layers, self.config, self.backend, cache, self._rope, vision, attach, graphs, len(self.traces)
         )
@@ -152,11 +156,36 @@ class PrunedForward:
         tokens = prefill.run(tokens, states, **kwargs)
         last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
         self.policies[len(self.traces) :] = prefill.policies  # whoever empties the traces empties these
-        self.traces += prefill.traces(DecoderShape.of(self._text_config), embeds.dtype)
+        self.traces += prefill.traces(self._shape, embeds.dtype)
+        self._surviving = _Surviving.of(tokens, embeds.shape[1], attention_mask)
         hidden = None
         if want_hidden:
             hidden = (*(unpack(stream, lengths) for stream, lengths in states), last)
         return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=hidden)
+
+    def _prefill_and_decode(
+        self, width, embeds, attention_mask, position_ids, use_cache, visual_mask, want_hidden, kwargs
+    ):
+        """Read prompts of `width` tokens, and decode what `generate` has appended to them: drafts, or earlier answers.
+
+        The output holds the surviving tokens and then all appended ones.
+        """
+
+        def split(part: torch.Tensor | None) -> tuple:
+            return (None, None) if part is None else (part[..., :width], part[..., width:])
+
+        (masks, more_masks), (places, more_places) = split(attention_mask), split(position_ids)
+        visual = split(visual_mask)[0]
+        prompt = self._prefill(embeds[:, :width], masks, places, True, visual, want_hidden, kwargs)
+        cache = prompt.past_key_values
+        more = self._decode(embeds[:, width:], more_masks, more_places, cache, None, want_hidden, kwargs)
+        self._surviving = None
+        pairs = zip(prompt.hidden_states, more.hidden_states, strict=True) if want_hidden else ()
+        return BaseModelOutputWithPast(
+            last_hidden_state=torch.cat((prompt.last_hidden_state, more.last_hidden_state), 1),
+            past_key_values=cache if use_cache else None,
+            hidden_states=tuple(torch.cat(pair, 1) for pair in pairs) or None,
+        )
 
     def _decode(self, embeds, attention_mask, position_ids, cache: RaggedCache, visual_mask, want_hidden, kwargs):
         batch, new = embeds.shape[:2]
@@ -180,26 +209,53 @@ class PrunedForward:
         collected = (*states, last) if want_hidden else None
         return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=collected)
 
-    def _attach(self, want_hidden: bool):
-        """Return what gives a prefill the prefixes that are known; None, and a warning, where it has to run whole."""
+    def _attach(self, device: str, want_hidden: bool) -> Callable[[PackedTokens], PackedTokens] | None:
+        """Return what gives a prefill its known prefixes; None, and a warning, where it has to run whole."""
         obstacle = None
         if self.decoder.training:
             obstacle = "the model is in training mode"
         elif torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters()):
-            obstacle = "gradients are enabled, which reused states have none of: use torch.no_grad()"
+            obstacle = "gradients are enabled, which cached states do not have: use torch.no_grad()"
         elif want_hidden:
             obstacle = "hidden states of all tokens are asked for"
         if obstacle is None:
-            return partial(self.prefixes.attach, stamp=(repr(self.config), self.backend, _stamp(self.decoder)))
-        say_no_reuse(obstacle)
+            return partial(self.prefix_cache.attach, shape=self._shape, stamp=self._stamp(device))
+        warn_no_prefix_cache(obstacle)
         return None
 
-    def _ready_graphs(self) -> LayerGraphs | None:
+    def _stamp(self, device: str) -> Hashable:
+        """Return what changes with config, decoder, weights (replaced or written to), adapters and autocast.
+
+        Weights that accelerate offloads are new objects at each use; they are taken to stay the same.
+        """
+        weights = tuple(
+            (0, 0) if parameter.is_meta else (id(parameter), 0 if parameter.is_inference() else parameter._version)
+            for parameter in self.decoder.parameters()
+        )
+        adapters = tuple((*part.active_adapters, part.disable_adapters) for part in self._adapters)
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return repr(self.config), self.backend, weakref.ref(self.decoder), weights, adapters, autocast
+
+    def _ready_graphs(self, device: str) -> LayerGraphs | None:
         """Return the recorded layers; None where their outputs would not be what the layers' own are."""
-        autocast = torch.is_autocast_enabled(next(self.decoder.parameters()).device.type)
-        if self.decoder.training or torch.is_grad_enabled() or autocast:
+        if self.decoder.training or torch.is_grad_enabled() or torch.is_autocast_enabled(device):
             return None
         return self.graphs.ready(self.decoder)
+
+    def loss_function(self, loss: Callable) -> Callable:
+        """Return a model's loss with labels compared at the surviving tokens, each with what followed it as given."""
+
+        @wraps(loss)
+        def pruned(logits, labels=None, *args, shift_labels=None, **kwargs):
+            ignore = kwargs.get("ignore_index", -100)
+            if shift_labels is None:
+                shift_labels = F.pad(labels, (0, 1), value=ignore)[:, 1:]
+            if self._surviving is None:
+                raise ValueError("labels belong to a prompt that the pruned model has just read")
+            shift_labels = self._surviving.targets(shift_labels, logits.shape[1], ignore)
+            return loss(logits, labels, *args, shift_labels=shift_labels, **kwargs)
+
+        return pruned
 
     def _rope(self, hidden, position_ids):
         """Return (cos, sin) of the positions that pruning counted itself, or that the model gave."""
@@ -224,16 +280,67 @@ class PrunedForward:
         return visual_mask
 
 
-def say_no_reuse(reason: str) -> None:
-    """Warn (Python shows equal warnings once) that prompts are read whole although `reuse_prefix` was asked for."""
-    warnings.warn(f"no prefix is reused: {reason}", stacklevel=2)
+@dataclass(frozen=True)
+class _Surviving:
+    """Which tokens the output of a prefill holds.
+
+    position:
+        int [T], places of the tokens in their own prompts, prompt after prompt
+    lengths:
+        tokens per prompt; None where a prefix cache left some out of the output
+    width, attention_mask:
+        of the padded batch as it was given
+    """
+
+    position: np.ndarray
+    lengths: tuple[int, ...] | None
+    width: int
+    attention_mask: torch.Tensor | None
+
+    @staticmethod
+    def of(tokens: PackedTokens, width: int, attention_mask: torch.Tensor | None) -> _Surviving:
+        lengths = tokens.lengths if tokens.tails == tokens.lengths else None
+        return _Surviving(tokens.position, lengths, width, attention_mask)
+
+    def targets(self, following: torch.Tensor, rows: int, ignore_index: int) -> torch.Tensor:
+        """Return the ids that the `rows` tokens of the output predict, int64 [B, rows]; `following` [B, width].
+
+        Raises:
+            ValueError: labels of another shape than the prompts, or logits of some tokens only.
+
+        """
+        if self.lengths is None:
+            raise ValueError("labels need the logits of all text tokens: leave prefix_cache out")
+        shape = [len(self.lengths), self.width]
+        if list(following.shape) != shape or rows != max(self.lengths):
+            raise ValueError(
+                f"labels have shape {list(following.shape)} and logits {rows} rows; expected {shape}, one label per "
+                f"token of the prompts as given, and all {max(self.lengths)} rows: leave logits_to_keep out"
+            )
+        valid = np.ones(shape, bool) if self.attention_mask is None else self.attention_mask.bool().cpu().numpy()
+        index = np.full((shape[0], rows), self.width)
+        ends = np.cumsum(self.lengths)
+        for b, (length, end) in enumerate(zip(self.lengths, ends, strict=True)):
+            index[b, rows - length :] = np.flatnonzero(valid[b])[self.position[end - length : end]]
+        return F.pad(following, (0, 1), value=ignore_index).gather(1, torch.from_numpy(index).to(following.device))
 
 
-def _stamp(decoder: torch.nn.Module) -> Hashable:
-    """Return what changes with the decoder, when a weight is replaced or written to, or autocast begins or ends."""
-    weights = tuple(
-        (id(parameter), 0 if parameter.is_inference() else parameter._version) for parameter in decoder.parameters()
-    )
-    device = next(decoder.parameters()).device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return weakref.ref(decoder), weights, autocast
+def _check_cache(cache) -> None:
+    """Raise `ValueError` for a cache that a prefill cannot replace by its own."""
+    if cache is None:
+        return
+    if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+        raise ValueError(
+            f"pruning makes its own cache and replaces a plain DynamicCache, not a {type(cache).__name__}"
+            f"{' that offloads' * (type(cache) is DynamicCache)}; leave cache_implementation and past_key_values out"
+        )
+    if cache.get_seq_length():
+        raise ValueError(
+            "past_key_values holds a prompt that was read without pruning; "
+            "continue it outside `with prune(…)`, or read the whole prompt inside"
+        )
+
+
+def warn_no_prefix_cache(reason: str) -> None:
+    """Warn (Python shows equal warnings once) that prompts are read whole although a prefix cache was asked for."""
+    warnings.warn(f"the prefix cache is not used: {reason}", stacklevel=2)

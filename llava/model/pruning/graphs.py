@@ -90,7 +90,7 @@ class LayerGraphs:
     def fit(self, tokens: PackedTokens, call: PrefillCall, kwargs: dict[str, Any]) -> bool:
         """Whether a layer that reads `tokens` as `call` says can be recorded."""
         return (
-            type(tokens) is PackedTokens
+            tokens.prefix is None
             and len(tokens.lengths) == 1
             and tokens.lengths[0] <= self.most
             and call.unread is None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,20 @@ class PackedTokens:
     """The tokens that enter a layer. Layout lives on the host (numpy); tensors derived from it are made once.
 
     hidden:
-        [1, T, D], the prompts of the batch one after the other
+        [1, R, D], the rows that a layer runs: all T tokens, prompt after prompt, or only the last `tails[b]` of each
+        prompt b where the prefix cache holds the others
     rope:
-        (cos, sin), tokens along dimension −2
+        (cos, sin) of all tokens, along dimension −2
     lengths:
-        tokens of each prompt, summing to T
+        tokens per prompt, summing to T
     visual:
         bool [T]; never True for a prompt's last token, which is what is read
     position:
         int [T], place of each token in its own prompt, counted from 0 without padding
+    tails:
+        rows that a layer runs, per prompt, summing to R; default: `lengths`
+    prefix:
+        what the prefix cache knows of the prompts (`prefix_cache.Prefix`), None without one
     """
 
     hidden: torch.Tensor
@@ -45,16 +50,17 @@ class PackedTokens:
     lengths: tuple[int, ...]
     visual: np.ndarray
     position: np.ndarray
+    tails: tuple[int, ...] | None = None
+    prefix: Any = field(default=None, repr=False)
     _memo: dict = field(default_factory=dict, repr=False)
 
-    @property
-    def tails(self) -> tuple[int, ...]:
-        """How many tokens of each prompt a layer runs, its last ones: all of them, unless a prefix is reused."""
-        return self.lengths
+    def __post_init__(self):
+        if self.tails is None:
+            object.__setattr__(self, "tails", self.lengths)
 
     @property
     def live(self) -> np.ndarray:
-        """Places in the stream of the tokens that a layer runs: int [sum of tails]."""
+        """Places in the stream of the tokens that a layer runs: int [R]."""
         return self.once("live", self._live)
 
     def _live(self) -> np.ndarray:
@@ -63,13 +69,17 @@ class PackedTokens:
 
     @property
     def live_visual(self) -> np.ndarray:
-        """Which of them are visual: bool [sum of tails]."""
+        """Which of them are visual: bool [R]."""
         return self.once("live visual", lambda: self.visual[self.live])
 
     @property
     def live_rope(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`rope` of the tokens that a layer runs."""
-        return self.rope
+        return self.rope if self.tails == self.lengths else self.once("live rope", self._live_rope)
+
+    def _live_rope(self) -> tuple[torch.Tensor, torch.Tensor]:
+        index = upload(self.live, self.hidden.device)
+        return tuple(part.index_select(-2, index.to(part.device)) for part in self.rope)
 
     @property
     def starts(self) -> np.ndarray:
@@ -119,61 +129,57 @@ class PackedTokens:
         return Segments(queries, counts)
 
     def visual_hidden(self, prompt: int) -> torch.Tensor:
-        """Return the hidden states [V, D] of a prompt's visual tokens."""
-        device = self.hidden.device
-        places = self.tensor(("visual places", prompt), lambda: self.visual_places[prompt], device)
+        """Return the hidden states [V, D] of a prompt's visual tokens, all of which must run."""
+        places = self.tensor(
+            ("visual rows", prompt), lambda: self._rows(self.visual_places[prompt]), self.hidden.device
+        )
         return self.hidden[0].index_select(0, places)
 
     def with_hidden(self, hidden: torch.Tensor) -> PackedTokens:
         """Return the same tokens with other hidden states."""
-        return PackedTokens(hidden, self.rope, self.lengths, self.visual, self.position, self._memo)
-
-    def enter(self, unread: np.ndarray | None = None, whole: bool = False, peek: bool = False) -> PackedTokens:
-        """Return the tokens as the next layer runs them; see `LiveTokens.enter`."""
-        return self
-
-    def complete(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple:
-        """Return key and value [1, Hkv, T, d] of all tokens, from query, key and value of those that the layer runs."""
-        return key, value
-
-    def all_queries(self, query: torch.Tensor) -> torch.Tensor:
-        """Return query [1, H, T, d] of all tokens, from that of those that the layer ran."""
-        return query
-
-    def after_layer(self, hidden: torch.Tensor) -> PackedTokens:
-        """Return the same tokens with the hidden states that a layer made of them."""
-        return self.with_hidden(hidden)
-
-    def whole(self) -> PackedTokens:
-        """Return the tokens with the hidden states of all of them."""
-        return self
-
-    def loosen(self, prompts: Iterable[int], entirely: bool = False) -> PackedTokens:
-        """Return the tokens with those of `prompts` that a choice changes among the ones that run."""
-        return self
+        return replace(self, hidden=hidden)
 
     def keep(self, mask: np.ndarray) -> PackedTokens:
-        """Return the tokens where `mask` (bool [T]) holds, at their original positions and rotary angles."""
-        index = upload(np.flatnonzero(mask), self.hidden.device)
-        return PackedTokens(
-            self.hidden.index_select(1, index),
-            tuple(part.index_select(-2, index.to(part.device)) for part in self.rope),
-            tuple(int(mask[a:b].sum()) for a, b in self.spans),
-            self.visual[mask],
-            self.position[mask],
+        """Return the tokens where `mask` (bool [T]) holds, at their original positions and rotary angles.
+
+        Tokens that do not run must all stay.
+        """
+        index = rows = upload(np.flatnonzero(mask), self.hidden.device)
+        if self.tails != self.lengths:
+            rows = upload(np.flatnonzero(mask[self.live]), self.hidden.device)
+        left = self.left(mask)
+        return replace(
+            self,
+            hidden=self.hidden.index_select(1, rows),
+            rope=tuple(part.index_select(-2, index.to(part.device)) for part in self.rope),
+            lengths=left.keys,
+            tails=left.queries,
+            visual=self.visual[mask],
+            position=self.position[mask],
+            _memo={},
         )
 
     def rewrite(self, places: np.ndarray, states: list[torch.Tensor]) -> PackedTokens:
         """Return the same tokens, those at `places` (int [n], in the stream) with other hidden states, n [*, D]."""
-        index = upload(places, self.hidden.device)
+        index = upload(self._rows(places), self.hidden.device)
         new = torch.cat(states).to(self.hidden)[None]
         return self.with_hidden(self.hidden.index_copy(1, index, new))
 
     def renumber(self, rotary: Rotary) -> PackedTokens:
-        """Return the same tokens at the rotary angles of positions counted anew, 0, 1, 2, … in each prompt."""
+        """Return the same tokens at the rotary angles of the positions 0, 1, 2, … in each prompt."""
         places = np.concatenate([np.arange(n) for n in self.lengths])
         rope = tuple(rotary(self.hidden, upload(places, self.hidden.device)[None]))
-        return PackedTokens(self.hidden, rope, self.lengths, self.visual, self.position, self._memo)
+        memo = {key: value for key, value in self._memo.items() if key != "live rope"}
+        return replace(self, rope=rope, _memo=memo)
+
+    def _rows(self, places: np.ndarray) -> np.ndarray:
+        """Return where tokens at `places` in the stream are among the rows that run."""
+        return places if self.tails == self.lengths else np.searchsorted(self.live, places)
+
+    def layout_memo(self) -> dict:
+        """Return what is remembered of the layout of all tokens, whichever run."""
+        names = ("starts", "spans", "visual_counts", "visual_places", "visual_positions")
+        return {name: self._memo[name] for name in names if name in self._memo}
 
     def tensor(self, name: Hashable, make: Callable[[], np.ndarray], device: torch.device) -> torch.Tensor:
         """Return the array that `make` builds as a tensor on `device`, made at most once for these tokens."""

@@ -18,6 +18,7 @@ from .graphs import LayerGraphs
 from .influence import Measurement
 from .method import EXIT, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
+from .prefix_cache import prefix
 from .probes import LayerStates, Probe, run
 from .trace import ProbeRecord, PruningTrace
 
@@ -34,7 +35,7 @@ class Prefill:
     vision:
         what the image encoder left behind (`EncoderStates` by prompt), for a config that asks for it
     attach:
-        gives the tokens that enter layer 0 what earlier prompts left (`PrefixStore.attach`), or None
+        gives the tokens that enter layer 0 what earlier prompts left (`PrefixCache.attach`), or None
     graphs:
         runs layers as CUDA graphs where it can, or None
     first:
@@ -90,7 +91,7 @@ class Prefill:
             rule = self.config.attention(index)
             unread = self._unread(index, tokens) if rule.text == "dense" else None
             asked = self._asked(index, tokens)
-            tokens = tokens.enter(unread, _whole(asked))
+            tokens = prefix.enter(tokens, unread, _whole(asked))
             call = PrefillCall(tokens, rule, self.backend, unread)
             output = self._read(layer, tokens, call)
             if self.cache is not None:
@@ -99,7 +100,7 @@ class Prefill:
                 kept = tokens.lengths
             for b in prompts:
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b])
-            tokens = tokens.after_layer(output)
+            tokens = prefix.after_layer(tokens, output)
             tokens = self._prune(index, tokens, call, asked)
         return tokens
 
@@ -121,7 +122,7 @@ class Prefill:
 
     def _peek(self, index: int, tokens: PackedTokens, whole: bool) -> LayerStates:
         """Return query, key and value that layer `index` makes of the tokens; the layer goes no further."""
-        tokens = tokens.enter(whole=whole, peek=True)
+        tokens = prefix.enter(tokens, queries=whole, peek=True)
         call = PeekCall(tokens, self.config.attention(index), self.backend)
         with suppress(Peeked):
             run_layer(self.layers[index], tokens.hidden, tokens.live_rope, call, self.kwargs)
@@ -155,7 +156,8 @@ class Prefill:
         """Return the tokens that the prompts' selections leave, rewritten and renumbered where they say so."""
         compact = self.stage.positions == "compact"
         changed = [b for b, one in selections.items() if one.rewrite is not None or not one.keep.all()]
-        tokens = tokens.loosen(range(len(tokens.lengths)) if compact and changed else changed, entirely=compact)
+        every = range(len(tokens.lengths))
+        tokens = prefix.recompute(tokens, every if compact and changed else changed, entirely=compact)
         mask, position = np.ones(len(tokens.visual), bool), tokens.position
         rewritten, states = [], []
         for b, selection in selections.items():
@@ -228,8 +230,8 @@ def _whole(asked: dict[int, Probe]) -> bool:
 
 def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates:
     """Return what probes see of the layer that `call` was for, every row of it for `whole`."""
-    query = call.tokens.all_queries(call.query)
-    return LayerStates(tokens.whole() if whole else tokens, query, call.key, call.value, call.scaling)
+    query = prefix.all_queries(call.tokens, call.query)
+    return LayerStates(prefix.whole(tokens) if whole else tokens, query, call.key, call.value, call.scaling)
 
 
 class _Record:

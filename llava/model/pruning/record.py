@@ -88,6 +88,3 @@ def recorder(ask: Probe, base: Method | None = None) -> Method:
 
     Recording.method = base.method
     return Recording(**{one.name: getattr(base, one.name) for one in fields(base)})
-
-
-Recorder = recorder

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import wraps
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
+from .devices import execution_device
 from .families import Family, family_of
 from .flops import DecoderShape
-from .forward import PrunedForward, say_no_reuse
+from .forward import PrunedForward, warn_no_prefix_cache
 from .graphs import LayerGraphs
 from .kernels import choose
 from .method import Method as PruningConfig
 from .method import PromptState
-from .prefix_cache import CACHE_BYTES, PrefixStore
+from .prefix_cache import PrefixCache
 from .trace import PruningTrace
 from .vision import EncoderHook
 
@@ -30,12 +33,13 @@ def prune(
     visual_mask: torch.Tensor | None = None,
     *,
     backend: str = "auto",
-    reuse_prefix: bool | PrefixStore = False,
-    prefix_cache_bytes: int = CACHE_BYTES,
+    prefix_cache: bool | int | PrefixCache | None = False,
     cuda_graphs: bool | LayerGraphs = False,
 ) -> PruningSession:
     """Return a context manager inside which `model` prunes visual tokens of every prompt it reads.
 
+    model:
+        a supported model, a bare decoder, or a PEFT model around one
     config:
         a `PruningConfig`, a dict, JSON text or a path to a `.json` file
     visual_mask:
@@ -43,38 +47,40 @@ def prune(
         (`LlamaForCausalLM`), found by the model family otherwise. Beams repeat its rows.
     backend:
         attention kernel of packed prompts: `auto`, `sdpa`, `varlen` (torch's, CUDA) or `flash_attn`
-    reuse_prefix:
-        keep what prompts with the same beginning have in common (system text, image, earlier turns), so that a further
-        question about an image runs its own tokens: the same decisions and logits, up to rounding. Everything is
-        forgotten when the block ends; a `PrefixStore` (an earlier session's `prefixes`) in place of True goes on beyond
-        it, and forgets when model, config or weights are not those that it was filled with
-    prefix_cache_bytes:
-        memory that this may take, the least recently used prefixes leave first; at 0 prompts of one batch still share
+    prefix_cache:
+        keep what prompts with the same beginning share (system text, image, earlier turns), so that a further question
+        about an image runs its own tokens only: same decisions and logits, up to rounding. True (2 GiB), or its size in
+        bytes: the least recently used prefixes leave first, and at 0 prompts of one batch still share. It is emptied
+        when the block ends; a `PrefixCache` (such as an earlier session's `prefix_cache`) keeps its blocks, for as long
+        as model, weights and config stay the same
     cuda_graphs:
         run layers that read a single prompt densely with few tokens, those after the filter, as CUDA graphs: the same
-        numbers with fewer launches, for prompts that come one by one. Recorded when first met, forgotten when the block
-        ends; a `LayerGraphs` in place of True goes on beyond it
+        numbers with fewer launches, for prompts that come one by one. Recorded on first use, dropped when the block
+        ends; a `LayerGraphs` in place of True keeps them
 
     After a pruned prefill the output holds the surviving tokens, left-padded per batch; `logits[:, -1]` is always the
-    last prompt token's. The cache to continue with is `output.past_key_values`. With `reuse_prefix` it holds the tokens
-    that ran.
+    last prompt token's; with a prefix cache it holds the tokens that ran. The cache to continue with is
+    `output.past_key_values`. `labels` are compared at the surviving tokens: each predicts the token that followed it in
+    the prompt as given. In `generate`, decisions are made at the prompt's last token, whatever a draft model or prompt
+    lookup appends; `use_cache=False` reads the prompt again at every step, with the same decisions.
 
     Raises:
         ValueError: a bad config, a layer boundary that the model does not have, an unknown model family or backend,
-            no visual mask for a bare decoder, a negative size, CUDA graphs without CUDA or with `reuse_prefix`.
+            no visual mask for a bare decoder, a negative size, CUDA graphs without CUDA or with a prefix cache; in
+            `generate`, `prefill_chunk_size`, `cache_implementation` and `assistant_early_exit`.
         RuntimeError: on entering, when the model is being pruned already.
 
     """
-    if isinstance(prefix_cache_bytes, bool) or not isinstance(prefix_cache_bytes, int) or prefix_cache_bytes < 0:
-        raise ValueError(f"prefix_cache_bytes must be an integer ≥ 0, got {prefix_cache_bytes!r}")
-    if isinstance(reuse_prefix, PrefixStore):
-        reuse: int | PrefixStore | None = reuse_prefix
+    if prefix_cache is None or prefix_cache is False:
+        cache, lasting = None, False
+    elif isinstance(prefix_cache, PrefixCache):
+        cache, lasting = prefix_cache, True
     else:
-        reuse = prefix_cache_bytes if reuse_prefix else None
+        cache, lasting = PrefixCache() if prefix_cache is True else PrefixCache(prefix_cache), False
     graphs = LayerGraphs() if cuda_graphs is True else cuda_graphs or None
-    if graphs is not None and reuse is not None:
-        raise ValueError("cuda_graphs is for prompts that are read whole; leave it or reuse_prefix out")
-    return PruningSession(model, PruningConfig.of(config), visual_mask, backend, reuse, graphs)
+    if graphs is not None and cache is not None:
+        raise ValueError("cuda_graphs is for prompts that are read whole; leave it or prefix_cache out")
+    return PruningSession(model, PruningConfig.of(config), visual_mask, backend, cache, lasting, graphs)
 
 
 class PruningSession:
@@ -86,21 +92,22 @@ class PruningSession:
         one `PromptState` per prompt of every prefill, in order: what the method remembers of it
     config:
         the config that runs: the given one, resolved for the depth of the model
-    prefixes:
-        what is kept of prefixes, and counted of their reuse (`prefixes.reused`); None without `reuse_prefix`, and for
-        a method that cannot go with it, which a warning says
+    prefix_cache:
+        the `PrefixCache`, which counts what it saved (`prefix_cache.reused`); None without one, and for a method that
+        does not allow it, which a warning says
     """
 
     def __init__(
         self,
-        model,
+        model: torch.nn.Module,
         config: PruningConfig,
         visual_mask: torch.Tensor | None,
         backend: str,
-        reuse: int | PrefixStore | None = None,
+        prefix_cache: PrefixCache | None = None,
+        lasting: bool = False,
         graphs: LayerGraphs | None = None,
     ):
-        self.model = model
+        self.model = model = _without_adapters(model)
         self._family: Family = family_of(model)
         self._decoder = self._family.decoder(model)
         text_config = self._decoder.config
@@ -115,69 +122,86 @@ class PruningSession:
             raise ValueError(
                 f"visual_mask must be bool [batch, tokens], got {visual_mask.dtype} {list(visual_mask.shape)}"
             )
-        parameter = next(self._decoder.parameters())
-        choose(backend, parameter.device, parameter.dtype, DecoderShape.of(text_config).head_dim)
+        dtype = next(self._decoder.parameters()).dtype
+        choose(backend, execution_device(self._decoder), dtype, DecoderShape.of(text_config).head_dim)
         if graphs is not None:
             graphs.check(self._decoder)
-        self._hook = None
-        self._watch = self._watch_encoder()
+        self._encoder_hook = self._hook_for_encoder()
         self._check_positions()
-        self._lasting = isinstance(reuse, PrefixStore)
-        self.prefixes = None if reuse is None else self._prefix_store(reuse)
+        if prefix_cache is not None and (stage := next((s for s in self.config.stages if s.no_reuse), None)):
+            warn_no_prefix_cache(f"method {stage.method!r} {stage.no_reuse}")
+            prefix_cache = None
+        self.prefix_cache, self._lasting = prefix_cache, lasting
         self._forward = PrunedForward(
-            model, self._family, self.config, visual_mask, backend, self.prefixes, graphs, self._watch
+            model, self._family, self.config, visual_mask, backend, prefix_cache, graphs, self._encoder_hook
         )
         self.traces: list[PruningTrace] = self._forward.traces
         self.policies: list[PromptState] = self._forward.policies
+        self._undo = ExitStack()
 
     def __enter__(self) -> PruningSession:
-        attributes = vars(self._decoder)
         with _entering:
-            if isinstance(getattr(attributes.get("forward"), "__self__", None), PrunedForward):
+            if isinstance(getattr(vars(self._decoder).get("forward"), "__self__", None), PrunedForward):
                 raise RuntimeError(
                     f"this {type(self.model).__name__} is being pruned already; "
                     "leave that `with prune(…)` block first, or load a second copy of the model"
                 )
-            self._replaced = attributes.get("forward")
-            self._decoder.forward = self._forward.forward
-        if self._watch is not None:
-            self._watch.start()
+            self._replace(self._decoder, "forward", self._forward.forward)
+        if hasattr(self.model, "generate"):
+            self._replace(self.model, "generate", self._generate(self.model.generate))
+        if hasattr(self.model, "loss_function"):
+            self._replace(self.model, "_loss_function", self._forward.loss_function(self.model.loss_function))
+        if self._encoder_hook is not None:
+            self._encoder_hook.start()
+            self._undo.callback(self._encoder_hook.stop)
         entry = self._family.entry(self.model)
         if entry is not None:
-            self._hook = entry.register_forward_pre_hook(self._find_visual, with_kwargs=True)
+            self._undo.callback(entry.register_forward_pre_hook(self._find_visual, with_kwargs=True).remove)
+        if self.prefix_cache is not None and not self._lasting:
+            self._undo.callback(self.prefix_cache.clear)
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._replaced is None:
-            del self._decoder.forward
-        else:
-            self._decoder.forward = self._replaced
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        if self._watch is not None:
-            self._watch.stop()
-        if self.prefixes is not None and not self._lasting:
-            self.prefixes.clear()
+        self._undo.close()
 
-    def _prefix_store(self, reuse: int | PrefixStore) -> PrefixStore | None:
-        """Return where prefixes are kept; None, and a warning, where a method cannot do with fewer rows."""
-        for stage in self.config.stages:
-            if stage.no_reuse is not None:
-                say_no_reuse(f"method {stage.method!r} {stage.no_reuse}")
-                return None
-        return reuse if self._lasting else PrefixStore(reuse, DecoderShape.of(self._decoder.config))
+    def _replace(self, module: torch.nn.Module, name: str, value: Any) -> None:
+        """Set an attribute of this one object until the session ends."""
+        if name in vars(module):
+            self._undo.callback(setattr, module, name, vars(module)[name])
+        else:
+            self._undo.callback(delattr, module, name)
+        setattr(module, name, value)
+
+    def _generate(self, generate: Any) -> Any:
+        """Wrap the model's `generate`: refuse what cannot be pruned, and note where the prompt ends."""
+
+        @wraps(generate)
+        def pruned(inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+            settings = next(
+                (one for one in (kwargs.get("generation_config"), *args) if isinstance(one, GenerationConfig)),
+                self.model.generation_config,
+            )
+            for name, reason in _REFUSED.items():
+                value = kwargs.get(name, getattr(settings, name, None))
+                if value not in (None, "dynamic"):
+                    raise ValueError(f"{name}={value!r} does not go with pruning: {reason}; leave it out")
+            given = [kwargs[key] for key in ("inputs_embeds", "input_ids") if kwargs.get(key) is not None]
+            given += [] if inputs is None else [inputs]
+            with self._forward.prompt_of(self._family.prompt_width(given[0]) if given else None):
+                return generate(inputs, *args, **kwargs)
+
+        return pruned
 
     def _check_positions(self) -> None:
         rows = self._family.positions(torch.zeros(1, 1, dtype=torch.long))
         if rows.ndim > 2 and any(stage.positions == "compact" for stage in self.config.stages):
             raise ValueError(
                 f"'positions' is 'compact', but {type(self.model).__name__} gives each token three positions (M-RoPE), "
-                "which cannot be counted anew; use 'original'"
+                "which cannot be renumbered; use 'original'"
             )
 
-    def _watch_encoder(self) -> EncoderHook | None:
-        """Return what keeps an eye on the image encoder, for a config that reads it."""
+    def _hook_for_encoder(self) -> EncoderHook | None:
+        """Return the hook on the image encoder, for a config that reads it."""
         reading = [stage.method for stage in self.config.stages if stage.reads_vision]
         if not reading:
             return None
@@ -189,10 +213,22 @@ class PruningSession:
             )
         return EncoderHook(encoder)
 
+    @torch.compiler.disable
     def _find_visual(self, module, args, kwargs):
-        """Forward pre-hook of the family's entry module: read the visual mask off its inputs and send it along."""
-        inputs = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
-        inputs |= inputs.pop("kwargs", {})
+        """Forward pre-hook of the family's entry module: read the visual mask from its inputs and pass it down."""
         if self._forward.visual_mask is None:
-            kwargs["visual_mask"] = self._family.visual_mask(self.model, inputs)
+            kwargs["visual_mask"] = self._family.visual_mask(self.model, self._family.arguments(module, args, kwargs))
         return args, kwargs
+
+
+_REFUSED = {
+    "prefill_chunk_size": "the engine reads a prompt in one piece, because decisions are made at its last token",
+    "cache_implementation": "the engine makes its own cache",
+    "assistant_early_exit": "the draft would be read and pruned by the same layers",
+}
+"""Settings of `generate` that a pruned model refuses, and why."""
+
+
+def _without_adapters(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model inside a PEFT model, whose layers carry the adapters; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model

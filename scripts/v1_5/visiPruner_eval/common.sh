@@ -8,8 +8,8 @@ usage() {
     cat <<EOT
 Usage: [VARIABLE=value ...] bash $0
 
-Answers $1 with a pruned model and scores the answers: one process for each GPU in CUDA_VISIBLE_DEVICES.
-Paths are relative to the repository root. An interrupted run resumes when it is started again.
+Answers $1 with a pruned model and scores the answers: one process per GPU in CUDA_VISIBLE_DEVICES.
+Paths are relative to the repository root. An interrupted run continues when it is started again.
 
   TINY=1           the small model in $TINY_MODEL on $1_mini (written on demand); gqa, mme and textvqa only
   DENSE=1          no pruning
@@ -24,10 +24,10 @@ Paths are relative to the repository root. An interrupted run resumes when it is
   CKPT             name of the checkpoint in that default (default: last part of MODEL_PATH)
   EXPERIMENT       name of the run: OUT/$1/EXPERIMENT.jsonl (default visipruner, or dense)
   CONV_MODE        conversation template, for LLaVA's original layout alone (default vicuna_v1)
-  BATCH_SIZE       prompts a batch (default 8)
+  BATCH_SIZE       prompts per batch (default 8)
   DEVICE, DTYPE    as --device and --dtype of llava.eval.run (default: its own)
   LIMIT            ask only the first questions; the score is then marked partial
-  OVERWRITE=1      begin again instead of resuming
+  OVERWRITE=1      start again instead of resuming
   PYTHON           interpreter (default .venv/bin/python where it exists, else python)
 EOT
 }

@@ -1,20 +1,12 @@
-"""Model families: where a model keeps its decoder stack, and which of its tokens are visual. One page each."""
+"""Model families, one file each: where a model keeps its decoder stack, and which of its tokens are visual."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from .attention_types import check_attention
-from .base import Family
-from .decoder import BareDecoder, stack_in
-from .internvl import InternVL
-from .llava import Llava
-from .llava_hf import LlavaHF
-from .llava_next import LlavaNext
-from .llava_onevision import LlavaOnevision
-from .qwen2_vl import Qwen2VL
-
-FAMILIES: tuple[type[Family], ...] = (Llava, LlavaHF, LlavaNext, LlavaOnevision, InternVL, Qwen2VL, BareDecoder)
+from . import internvl, llava, llava_hf, llava_next, llava_onevision, qwen2_vl
+from .base import FAMILIES, Family
+from .decoder import check_attention, stack_in
 
 
 def family_of(model: nn.Module) -> Family:
@@ -25,15 +17,22 @@ def family_of(model: nn.Module) -> Family:
             decoder's attention is not one that the engine computes.
 
     """
-    for known in FAMILIES:
+    families = sorted(FAMILIES, key=lambda family: family.needs_mask)  # a model with images may be a decoder, too
+    for known in families:
         if known.knows(model):
             family = known()
             check_attention(model, family.decoder(model))
             return family
-    known = "; ".join(family.models for family in FAMILIES)
+    known = "; ".join(family.models for family in families)
     inside = stack_in(model)
     way_out = "" if inside is None else f"; its decoder can be pruned: prune(model.{inside}, config, visual_mask=mask)"
     raise ValueError(f"pruning does not know {type(model).__name__}; it knows {known}{way_out}")
 
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+def transformers_classes() -> dict[str, type[nn.Module]]:
+    """Return the `model_type` of every layout that transformers loads, and the class that loads it."""
+    return {kind: loads for family in FAMILIES for kind, loads in family.model_types.items()}
+
+
+__all__ = ["FAMILIES", "Family", "family_of", "transformers_classes"]
+__all__ += ["internvl", "llava", "llava_hf", "llava_next", "llava_onevision", "qwen2_vl"]

@@ -1,7 +1,12 @@
-"""What a model family tells the engine: all that is particular to it, nothing of the method."""
+"""`Family`: all that is particular to a model family, and nothing of any method. Each file registers its family.
+
+What a file declares is read by the engine (which modules, which tokens), and by loading and inputs (`model_types`,
+`inputs`), so that adding a family is adding this one file.
+"""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -9,43 +14,70 @@ from torch import nn
 
 from ..vision import Encoder
 
+FAMILIES: list[type[Family]] = []
+"""The families, in the order in which they were defined."""
+
 
 class Family:
-    """Adapter of one model family.
+    """Adapter of one model family; a subclass that names its `models` is registered.
 
     models:
         the model classes it serves, for messages
+    model_types:
+        `model_type` of a checkpoint's config.json, and the transformers class that loads it; empty where this package
+        has a loader of its own
+    inputs:
+        how questions and images become inputs: `chat_template` (the checkpoint's processor), or `conversation`
+        (LLaVA's templates and image markers)
     needs_mask:
         True where only the caller can know which tokens are visual
     """
 
     models: ClassVar[str]
+    model_types: ClassVar[dict[str, type[nn.Module]]] = {}
+    inputs: ClassVar[str] = "chat_template"
     needs_mask: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if "models" in vars(cls):
+            FAMILIES.append(cls)
 
     @classmethod
     def knows(cls, model: nn.Module) -> bool:
         """Whether `model` is of this family."""
-        raise NotImplementedError
+        return isinstance(model, tuple(cls.model_types.values()))
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """Return the decoder stack: `layers`, `norm`, `rotary_emb`, `embed_tokens`, `config`, and its `forward`."""
         raise NotImplementedError
 
     def entry(self, model: nn.Module) -> nn.Module | None:
-        """Return the module whose inputs tell the visual tokens and whose `forward` hands unknown keywords down.
+        """Return the module whose inputs show the visual tokens and whose `forward` passes unknown keywords down.
 
         None where the model sends `visual_mask` to its decoder by itself.
         """
         return None
 
+    def arguments(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return what the entry module is called with, by name."""
+        inputs = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
+        return inputs | inputs.pop("kwargs", {})
+
     def visual_mask(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
-        """Return bool [B, T] from the entry module's inputs by name; None where they do not tell.
+        """Return bool [B, T] from the entry module's inputs by name; None where they do not show it.
 
         Raises:
             ValueError: the inputs hold images, but no visual token.
 
         """
         return None
+
+    def prompt_width(self, inputs: torch.Tensor) -> int | None:
+        """Return the width of prompts given to `generate` as ids [B, T] or embeddings [B, T, D], in decoder tokens.
+
+        None where `generate` cannot append tokens to a prompt before the decoder has read it.
+        """
+        return inputs.shape[1]
 
     def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Return int64 position ids as the decoder's rotary embedding takes them; idempotent.

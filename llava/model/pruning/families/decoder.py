@@ -1,4 +1,4 @@
-"""A bare decoder, alone or inside a model that no family knows: the caller says which of its tokens are visual."""
+"""Bare decoders, alone or inside a model that no family knows; and which decoder stacks the engine runs at all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from transformers import (
     LlamaModel,
     MistralForCausalLM,
     MistralModel,
+    Qwen2_5_VLTextModel,
     Qwen2ForCausalLM,
     Qwen2Model,
+    Qwen2VLTextModel,
     Qwen3ForCausalLM,
     Qwen3Model,
 )
@@ -18,6 +20,8 @@ from .base import Family
 
 STACKS = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 HEADED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+DECODERS = (*STACKS, Qwen2VLTextModel, Qwen2_5_VLTextModel)
+"""Stacks of plain causal attention in every layer, with nothing added to it."""
 
 
 class BareDecoder(Family):
@@ -42,3 +46,25 @@ class BareDecoder(Family):
 def stack_in(model: nn.Module) -> str | None:
     """Return the name of the first module of `model` that could be pruned by itself, None where there is none."""
     return next((name for name, module in model.named_modules() if name and isinstance(module, STACKS)), None)
+
+
+def check_attention(model: nn.Module, decoder: nn.Module) -> None:
+    """Refuse a decoder whose attention the engine would compute differently from the model itself.
+
+    Raises:
+        ValueError: an unknown stack (it may add sinks, soft caps or biases), or layers with a sliding window.
+
+    """
+    name = type(model).__name__
+    if not isinstance(decoder, DECODERS):
+        known = ", ".join(kind.__name__ for kind in DECODERS)
+        raise ValueError(f"pruning does not know the decoder {type(decoder).__name__} of {name}; it knows {known}")
+    config = decoder.config
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
+    other = sorted(set(types) - {"full_attention"})
+    if other:
+        raise ValueError(
+            f"{name} has layers of {', '.join(other)} (sliding_window {window}), which pruning does not serve; load it "
+            "with use_sliding_window=False or sliding_window=None if its prompts are shorter than the window"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -13,6 +14,7 @@ class Llava(Family):
     """LLaVA-1.5 7B and 13B, MobileVLM-V2 3B, and the small model."""
 
     models = "LlavaLlamaForCausalLM"
+    inputs = "conversation"
 
     @classmethod
     def knows(cls, model: nn.Module) -> bool:
@@ -22,6 +24,9 @@ class Llava(Family):
     def decoder(self, model: nn.Module) -> nn.Module:
         """Return the `LlavaLlamaModel`, which is a `LlamaModel` with a vision tower beside its layers."""
         return model.model
+
+    def prompt_width(self, inputs: torch.Tensor) -> None:
+        """Prompts reach the decoder as embeddings, to which `generate` appends nothing."""
 
     def encoder(self, model: nn.Module) -> Encoder | None:
         """Return the CLIP tower's selected layer and the projector.

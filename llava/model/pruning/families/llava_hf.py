@@ -13,11 +13,7 @@ class LlavaHF(Placeholders):
     """`llava-hf/llava-1.5-*-hf`."""
 
     models = "LlavaForConditionalGeneration"
-
-    @classmethod
-    def knows(cls, model: nn.Module) -> bool:
-        """Whether `model` is transformers' LLaVA."""
-        return isinstance(model, LlavaForConditionalGeneration)
+    model_types = {"llava": LlavaForConditionalGeneration}
 
     def encoder(self, model: nn.Module) -> Encoder | None:
         """Return the CLIP tower's selected layer and the projector; None where several layers are projected."""

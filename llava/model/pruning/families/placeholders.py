@@ -28,9 +28,12 @@ class Placeholders(Family):
         return model.model
 
     def visual_mask(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
-        """Placeholders are visual, whatever part of an image they stand for; None where embeddings came for ids."""
-        ids = inputs.get("input_ids")
-        if ids is None:
+        """Placeholders are visual, whatever part of an image they stand for; None where embeddings replace ids.
+
+        None, too, for tokens after a cached prompt that come without images: the model itself wrote the placeholder.
+        """
+        ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
+        if ids is None or (cache is not None and cache.get_seq_length() and not _holds_images(inputs)):
             return None
         names = {name: getattr(model.config, name) for name in self.placeholders}
         visual = torch.zeros_like(ids, dtype=torch.bool)

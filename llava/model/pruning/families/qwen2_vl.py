@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 from .placeholders import Placeholders
@@ -13,12 +12,8 @@ class Qwen2VL(Placeholders):
     """Image and video placeholders are visual; the vision start and end tokens around them are text."""
 
     models = "Qwen2VLForConditionalGeneration and Qwen2_5_VLForConditionalGeneration"
+    model_types = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
     placeholders = ("image_token_id", "video_token_id")
-
-    @classmethod
-    def knows(cls, model: nn.Module) -> bool:
-        """Whether `model` is transformers' Qwen2-VL or Qwen2.5-VL."""
-        return isinstance(model, Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration)
 
     def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Return [3, B, T], time, height and width.

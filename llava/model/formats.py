@@ -1,4 +1,4 @@
-"""Which layout a checkpoint folder is in, and how deep its decoder: told by config.json, before weights are read."""
+"""Which layout a checkpoint folder is in and how deep its decoder is, from config.json alone."""
 
 from __future__ import annotations
 
@@ -11,32 +11,24 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from llava.conversation import find_template
 from llava.model.language_model.configuration_llava import MODEL_TYPES, read_config, read_json
+from llava.model.pruning.families import transformers_classes
 from llava.model.silence import silence
-
-TRANSFORMERS = {
-    "llava": "LlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-    "internvl": "InternVLForConditionalGeneration",
-}
-"""`model_type` of transformers' own layouts, and the class that each loads into."""
 
 INTERNVL_ORIGINAL = "internvl_chat"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint is stored, its `model_type`, and the number of its decoder layers.
+    """How a checkpoint is stored, its `model_type`, its decoder layers; `limit`: tokens that a prompt may have.
 
-    `kind`: "llava" is LLaVA's original layout (LLaVA-1.5, MobileVLM-V2), where prompts follow LLaVA's conversation
-    templates; "transformers" has a processor with a chat template, and "internvl" (InternVL2.5's original) gets one.
+    `kind`: "llava" is LLaVA's original layout (LLaVA-1.5 and 1.6, MobileVLM-V2), whose prompts follow conversation
+    templates; "transformers" has a processor with a chat template, and "internvl" (its original layout) gets one.
     """
 
     kind: Literal["llava", "transformers", "internvl"]
     model_type: str
     layers: int
+    limit: int | None
 
     @property
     def has_conversations(self) -> bool:
@@ -55,7 +47,7 @@ class Layout:
 
 
 def read_layout(folder: Path) -> Layout:
-    """Tell a checkpoint folder's layout.
+    """Return a checkpoint folder's layout.
 
     Raises `ValueError` for an unknown `model_type`, with the known ones, and for a configuration that cannot be used.
     """
@@ -66,14 +58,15 @@ def read_layout(folder: Path) -> Layout:
         layers = decoder.get("num_hidden_layers") if isinstance(decoder, dict) else None
         if not isinstance(layers, int):
             raise ValueError(f"{path} has no num_hidden_layers in llm_config: expected InternVL's original layout")
-        return Layout("internvl", kind, layers)
-    if kind in TRANSFORMERS and (kind not in MODEL_TYPES or "text_config" in raw):
-        config = read_transformers_config(folder)
-        return Layout("transformers", kind, config.get_text_config().num_hidden_layers)
+        return Layout("internvl", kind, layers, decoder.get("max_position_embeddings"))
+    if kind in transformers_classes() and (kind not in MODEL_TYPES or "text_config" in raw):
+        decoder = read_transformers_config(folder).get_text_config()
+        return Layout("transformers", kind, decoder.num_hidden_layers, decoder.max_position_embeddings)
     if kind not in MODEL_TYPES:
-        known = ", ".join(dict.fromkeys((*MODEL_TYPES, *TRANSFORMERS, INTERNVL_ORIGINAL)))
+        known = ", ".join(dict.fromkeys((*MODEL_TYPES, *transformers_classes(), INTERNVL_ORIGINAL)))
         raise ValueError(f"{path} has model_type {kind!r}, which is not known here; known are {known}")
-    return Layout("llava", kind, read_config(folder).num_hidden_layers)
+    config = read_config(folder)
+    return Layout("llava", kind, config.num_hidden_layers, config.tokenizer_model_max_length)
 
 
 def read_transformers_config(folder: Path) -> PreTrainedConfig:

@@ -1,7 +1,7 @@
 """InternVL2.5 and InternVL3 as published (`model_type` internvl_chat), converted in memory, without remote code.
 
 The model becomes transformers' `InternVLForConditionalGeneration`: InternLM2 is a Llama with grouped heads and other
-names (llava.model.internvl_weights), so that everything that reads a Llama reads it.
+names (llava.model.internvl.weights), so that everything that reads a Llama reads it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from llava.model import checkpoint, internvl_weights
-from llava.model.internvl_processor import TURN_END, InternVLImageProcessor, load_processor
+from llava.model import checkpoint
+from llava.model.internvl.processor import TURN_END, InternVLImageProcessor, load_processor
+from llava.model.internvl.weights import HEAD, INTERNLM2_HEAD, convert, original_layout
 from llava.model.language_model.configuration_llava import read_json
-from llava.model.loading import from_state_dict, raise_if_reported, set_generation_config
+from llava.model.loading import build_model
 from llava.model.parts import Parts, find_parts
 
 _DECODERS = {"InternLM2ForCausalLM": LlamaConfig, "LlamaForCausalLM": LlamaConfig, "Qwen2ForCausalLM": Qwen2Config}
@@ -57,18 +58,12 @@ _RENAMED = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}
 
 
 def load_internvl_original(
-    parts: Parts | Path,
-    *,
-    dtype: torch.dtype,
-    device_map: Any,
-    attn_implementation: str,
-    **options: Any,
+    parts: Parts | Path, **options: Any
 ) -> tuple[InternVLForConditionalGeneration, InternVLImageProcessor]:
     """Load a model in the original layout, in eval mode, and its processor (tokenizer, tiles, chat template).
 
-    `parts`: where the checkpoint is (a folder stands for itself). `device_map` and the rest (`options`) are
-    those of `from_pretrained`. An answer ends at `<|im_end|>`, the tokenizer's eos or a token that
-    `generation_config.json` names.
+    `parts`: where the checkpoint is (a folder stands for itself); `options` go to `from_pretrained`. An answer ends at
+    `<|im_end|>`, the tokenizer's eos or a token that `generation_config.json` names.
 
     Beside the model, the host holds copies of InternLM2's queries, keys and values while it loads, about a tenth of the
     weights; the rest is read from the mapped files. Raises `ValueError` for a layout that is not supported before any
@@ -83,21 +78,20 @@ def load_internvl_original(
 
     weights = parts.read_weights()
     internlm2 = raw["llm_config"]["architectures"][0] == "InternLM2ForCausalLM"
-    head = internvl_weights.INTERNLM2_HEAD if internlm2 else internvl_weights.HEAD
+    head = INTERNLM2_HEAD if internlm2 else HEAD
     tied = bool(raw["llm_config"].get("tie_word_embeddings", False)) and head not in weights
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     with torch.device("meta"):
         expected = InternVLForConditionalGeneration(config).state_dict()
     if tied:
         del expected["lm_head.weight"]
-    checkpoint.check_weights(internvl_weights.original_layout(expected, internlm2), weights, folder)
-    converted = internvl_weights.convert(weights, expected, config, internlm2)
-    options |= {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
-    model, report = from_state_dict(InternVLForConditionalGeneration, converted, config=config, **options)
-    raise_if_reported(report)
-    set_generation_config(model, folder, processor.tokenizer)
+    checkpoint.check_weights(original_layout(expected, internlm2), weights, folder)
+    converted = convert(weights, expected, config, internlm2)
+    model = build_model(
+        InternVLForConditionalGeneration, converted, folder, processor.tokenizer, config=config, **options
+    )
     _end_at_turns(model.generation_config, processor.tokenizer)
-    return model.eval(), processor
+    return model, processor
 
 
 def read_config(folder: Path, raw: dict) -> InternVLConfig:
