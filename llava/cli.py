@@ -27,7 +27,9 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -298,7 +300,8 @@ def run_command(
     `RuntimeError`, a missing package); anything else is a defect and shows its traceback.
     """
     try:
-        return work(parse(kind, argv, prog=prog, description=description, epilog=epilog)) or 0
+        with _one_line_warnings():
+            return work(parse(kind, argv, prog=prog, description=description, epilog=epilog)) or 0
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
@@ -308,6 +311,26 @@ def run_command(
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Show each warning for users once, without the line of code that gave it; those for programmers as ever."""
+    standard, shown = warnings.formatwarning, set()
+
+    def format_warning(message: Warning | str, category: type[Warning], *place: Any, **words: Any) -> str:
+        if category is not UserWarning:
+            return standard(message, category, *place, **words)
+        line = f"warning: {' '.join(str(message).split())}\n"
+        new = line not in shown
+        shown.add(line)
+        return line if new else ""
+
+    warnings.formatwarning = format_warning
+    try:
+        yield
+    finally:
+        warnings.formatwarning = standard
 
 
 def one_line(error: BaseException) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from loader_fixtures import write_jsonl
 
-from llava.eval.runner.runfile import fingerprint, write_run_file
 from llava.eval.runner.costs import Costs
+from llava.eval.runner.runfile import fingerprint, write_run_file
 from llava.model.pruning import PruningTrace
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.method import AttentionRule

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava.cli import UserError
+from llava.eval import score
 from llava.eval.benchmarks import (
     BENCHMARKS,
     find_benchmark,
@@ -153,3 +154,5 @@ def test_a_folder_named_nearly_like_a_benchmark_is_suggested_it(tmp_path, name):
     meant = name[:-3] + "mini" if name.endswith(("min", "mni")) else name
     with pytest.raises(UserError, match=f"cannot run .did you mean {meant}..; missing: "):
         benchmark.require(benchmark.at(tmp_path))
+    with pytest.raises(UserError, match=f"not found .did you mean {meant}"):
+        score.work(score.Options(benchmark=name, answers=tmp_path / "answers.jsonl", data_dir=tmp_path))

@@ -172,6 +172,12 @@ def test_chunks_of_one_run_are_put_together(gqa, pair, tmp_path):
 
 
 def no_run_file(gqa, folder):
+    path = gqa.run(folder / "x.jsonl").with_name("y.jsonl")
+    path.write_text("")
+    return path
+
+
+def no_run(gqa, folder):
     return gqa.run(folder / "x.jsonl").with_name("y.jsonl")
 
 
@@ -228,6 +234,7 @@ def other_keys(gqa, folder):
     ("made", "message"),
     [
         (no_run_file, "y.run.json is missing"),
+        (no_run, "y.jsonl is not there"),
         (broken_run_file, "x.run.json is not a run file"),
         (no_answers_file, "answers file not found"),
         (two_runs, "holds 2 runs; name one of them"),

@@ -24,7 +24,7 @@ from loader_fixtures import (
 from PIL import Image
 from transformers.utils.logging import warning_once
 
-from llava import PruningConfig, load_pretrained_model, prune
+from llava import PruningConfig, __version__, load_pretrained_model, prune
 from llava.eval.model_vqa_loader import eval_model
 from llava.eval.runner.answering import Answerer
 from llava.mm_utils import process_images, tokenizer_image_token
@@ -165,13 +165,13 @@ def test_chunks_are_llavas_and_make_up_the_whole(bench):
     assert bench.rows() == [] and bench.record()["totals"]["questions"] == 0
 
 
-def test_the_tower_sees_an_image_once_in_a_unit_of_batches(bench, monkeypatch):
+def test_the_tower_sees_an_image_once_in_an_image_group(bench, monkeypatch):
     seen = []
     encode = LlavaLlamaForCausalLM.encode_images
     monkeypatch.setattr(
         LlavaLlamaForCausalLM, "encode_images", lambda self, x, *more: seen.append(len(x)) or encode(self, x, *more)
     )
-    monkeypatch.setattr("llava.eval.runner.batches.UNITS", 1)  # all five batches are one unit
+    monkeypatch.setattr("llava.eval.runner.batches.IMAGE_GROUPS", 1)  # all five batches are one image group
     held, answer = [], Answerer.answer
 
     def watched(self, batch):
@@ -218,7 +218,7 @@ def test_the_run_file_says_what_made_the_answers(bench, capsys):
     assert record["state"] == "finished" and record["limit"] == 3
     assert record["settings"]["pruning_config"] == PruningConfig.from_json(PRUNED).to_dict()
     assert record["settings"]["dtype"] == "float32" and record["device"] == "cpu" and record["batch_size"] == 4
-    assert record["versions"]["torch"] == torch.__version__
+    assert (record["versions"]["torch"], record["versions"]["llava"]) == (torch.__version__, __version__)
     assert "--limit 3" in record["command"]
     assert [session["questions"] for session in record["sessions"]] == [3]
     assert capsys.readouterr().out.startswith("3 answers in ")

@@ -77,7 +77,7 @@ def test_open_settings_follow_the_depth(settings, layers, filled):
         ({"method": "none", "before": {"method": "random", "layer": 2, "keep": 3}}, "names no layer"),
         ({"method": "none", "before": {"method": "divprune", "keep": -3}}, "'keep' must be an integer ≥ 1"),
         ({"method": "none", "before": {"method": "divprun"}}, "did you mean 'divprune'"),
-        ({"method": "none", "before": 288}, "a PruningConfig, a dict or JSON text, got int"),
+        ({"method": "none", "before": 288}, "a dict, JSON text or a .json path, got int"),
         (
             {
                 "method": "none",

@@ -183,7 +183,7 @@ def test_what_cannot_be_read_is_left_out_and_named_and_plots_take_a_format(gqa, 
     assert "![small-accuracy](small-accuracy.svg)" in markdown and (out / "small-decisions.svg").is_file()
 
 
-@pytest.mark.parametrize(("name", "message"), [("nothing", "run.json is missing"), ("empty", "holds no run")])
+@pytest.mark.parametrize(("name", "message"), [("nothing", "is not there"), ("empty", "holds no run")])
 def test_nothing_to_report_is_one_line(tmp_path, capsys, name, message):
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / name), "--out", str(tmp_path / "out")]) == 1

@@ -12,7 +12,7 @@ from PIL import Image
 from llava import PruningConfig
 from llava.cli import ModelOptions
 from llava.eval import bench as bench_command
-from llava.eval.runner.batches import LARGEST_UNIT, BatchDataset, by_image, group, shares_images
+from llava.eval.runner.batches import MOST_GROUP_BATCHES, BatchDataset, by_image, group, shares_images
 from llava.eval.runner.questions import Question
 from llava.model.loaded import LoadedModel
 from llava.serve.chat import Chat, Sampling
@@ -79,10 +79,12 @@ def test_questions_about_an_image_come_together_and_units_are_not_cut_between_th
         assert changes < 2 * images.count(None) + 2 * 40 + 2 * 700 / (8 * size)
         longest = 0
         for one, two in zip(groups, groups[1:], strict=False):
-            longest = longest + 1 if one.unit == two.unit else 0
+            longest = longest + 1 if one.image_group == two.image_group else 0
             alike = {question.path for question in one.questions} & {question.path for question in two.questions}
-            if one.unit != two.unit and alike - {None}:
-                assert longest == 0 and sum(three.unit == one.unit for three in groups) >= LARGEST_UNIT
+            if one.image_group != two.image_group and alike - {None}:
+                assert (
+                    longest == 0 and sum(three.image_group == one.image_group for three in groups) >= MOST_GROUP_BATCHES
+                )
         some = {asked[7], asked[300]}
         assert group(asked, some, size, Lengths()) == [one for one in groups if some & set(one.questions)]
     assert not shares_images(group(asked[:0], set(), 1, Lengths()))
@@ -99,7 +101,7 @@ def test_an_image_is_finished_with_the_last_batch_of_a_unit_that_shows_it():
     for place, one in enumerate(groups):
         batch = dataset[place]
         for path in {question.path for question in one.questions}:
-            rest = [two for two in groups[place + 1 :] if two.unit == one.unit]
+            rest = [two for two in groups[place + 1 :] if two.image_group == one.image_group]
             shown = any(path == question.path for two in rest for question in two.questions)
             assert (path in batch.finished) != shown
             later += shown

@@ -239,9 +239,7 @@ def test_what_cannot_reuse_says_so_and_runs(model):
         no_reuse = "reads the question before it reads the image"
 
     config = Reluctant(layer=3, keep=4)
-    with pytest.warns(
-        UserWarning, match="prefix cache is not used: method '.*Reluctant' reads the question"
-    ):
+    with pytest.warns(UserWarning, match="prefix cache is not used: method '.*Reluctant' reads the question"):
         session = prune(model, config, visual, prefix_cache=True)
     assert session.prefix_cache is None
     with session, torch.no_grad():

@@ -17,7 +17,7 @@ from llava.eval import model_vqa_loader, run
 from llava.eval.benchmarks import find_benchmark
 from llava.eval.runner import answers as parts
 from llava.eval.runner import session
-from llava.eval.runner.batches import UNITS, group, share
+from llava.eval.runner.batches import IMAGE_GROUPS, group, share
 from llava.eval.runner.questions import Question
 from llava.eval.runner.ranks import RankError, Ranks
 from llava.eval.runner.run import Run
@@ -283,12 +283,12 @@ def test_shares_are_whole_units_even_and_all_there_is(count, ranks):
     questions, groups = made(count, 4)
     shares = [share(groups, index, ranks) for index in range(ranks)]
     assert [one for mine in shares for one in mine] == groups
-    units = [{one.unit for one in mine} for mine in shares]
+    units = [{one.image_group for one in mine} for mine in shares]
     assert sum(map(len, units)) == len(set().union(*units))
     sizes = [len(mine) for mine in shares]
-    largest = max(sum(one.unit == unit for one in groups) for unit in {one.unit for one in groups})
+    largest = max(sum(one.image_group == unit for one in groups) for unit in {one.image_group for one in groups})
     assert max(sizes) - min(sizes) <= 2 * largest
-    assert len({one.unit for one in groups}) <= max(UNITS * 2, len(groups) // 8 + 1)
+    assert len({one.image_group for one in groups}) <= max(IMAGE_GROUPS * 2, len(groups) // 8 + 1)
 
 
 def test_batches_of_a_resumed_run_are_those_of_the_whole_run():

@@ -1,4 +1,4 @@
-"""The blackboard of several processes: values reach everybody, a failure and a silence end the waiting."""
+"""The shared store of several processes: values reach all, a failure and a silence end the waiting."""
 
 import threading
 import time

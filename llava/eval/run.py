@@ -64,7 +64,7 @@ Exit status: 0, 1 after one line on stderr, 2 for a wrong command line.
 
 @dataclass(kw_only=True)
 class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
-    """What is asked."""
+    """What is asked. With --config, --pruning-config is one more config beside the others, named by --name."""
 
     benchmark: str | None = option(
         None, help="names with commas, e.g. gqa,mme,pope; or path/to/file.py:MY_BENCHMARK", aliases=("--benchmarks",)
@@ -101,6 +101,7 @@ class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
 
 def work(options: Options, side_by_side: bool = False) -> int:
     """Run the command; returns the exit status."""
+    benchmarks_of(options)  # mistakes in it are said before torch is imported
     from llava.eval.runner.ranks import together
 
     return together(options.device, lambda ranks: evaluate(options, ranks, side_by_side or bool(options.config)))

@@ -56,6 +56,8 @@ def work(options: Options) -> None:
         return
     references = options.references or benchmark.references_at(folder)
     questions = options.questions or folder / benchmark.questions
+    if not folder.is_dir() and None in (options.questions, options.references):
+        raise UserError(f"folder {folder} of {benchmark.title} not found{benchmark.hint}")
     scores = benchmark.score_files(questions, references, options.answers, options.partial)
     report(scores, options, benchmark, options.out)
 

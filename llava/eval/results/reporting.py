@@ -85,15 +85,23 @@ def make_report(
     return {"files": [str(file) for file in files], "rows": rows, "left_out": left_out}
 
 
+def _benchmark(run: Run) -> str:
+    """The name that the run file gives to questions of the user's own, else the question file's folder."""
+    given = run.record.get("benchmark")
+    own = given.get("name", "questions") if isinstance(given, Mapping) else None
+    return own or run.question_file.resolve().parent.name
+
+
 def label_runs(runs: Sequence[Run]) -> list[Labelled]:
     """Name the runs, in groups of one model and benchmark, within them dense runs first and then by name.
 
-    The benchmark is the question file's folder, numbered where another question file has a folder of that name; the
+    The benchmark is the question file's folder or, of questions of one's own, their name; numbered where another
+    question file has it too; the
     model's hash or revision is shown only where two models have one name; a run's name is its answers file's, with as
     many of its folders as distinguish it from others.
     """
     models = _distinct([run.model for run in runs], [re.split("[:@]", run.model)[0] for run in runs])
-    files = [(run.question_file.resolve().parent.name, run.settings.get("question_file")) for run in runs]
+    files = [(_benchmark(run), run.settings.get("question_file")) for run in runs]
     by_name: dict[str, list[Any]] = {}
     for folder, file in dict.fromkeys(files):
         by_name.setdefault(folder, []).append(file)

@@ -89,4 +89,5 @@ def table_of_configs(benchmarks: Sequence[Benchmark], rows: Mapping[str, Mapping
     columns += [Column("mean_tokens_per_layer", "tokens per layer", ".1f"), FLOPS]
     columns += [Column("flops_all_tokens", "FLOPs all tokens", count_text, share="flops_share"), KV]
     columns += [Column("prefill_ms", "prefill ms", ".2f"), Column("speedup", "speed-up", lambda value: f"{value:.2f}×")]
+    columns += [Column("speedup_range", "range", lambda ends: f"{ends[0]:.2f}–{ends[1]:.2f}")]
     return Table(columns, [{"config": name} | dict(row) | dict(row["scores"]) for name, row in rows.items()])

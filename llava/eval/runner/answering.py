@@ -32,7 +32,7 @@ WARM_UP_TOKENS = 2
 class Answerer:
     """Context manager that asks a loaded model, pruned when `config` is given and left untouched otherwise.
 
-    With `prefix_cache`, a number of bytes, questions about the same image in a unit of batches read it once; a dense
+    With `prefix_cache`, a number of bytes, questions about the same image in one image group read it once; a dense
     model then runs in the pruning engine, too, with nothing pruned.
 
     Sampling is seeded once per batch, with `seed` plus the index of the batch's first question: it can be repeated with
@@ -58,7 +58,7 @@ class Answerer:
         self._images: dict[Path, ImageFeatures] = self._generator.images
         self._most: int | None = None
         self._most_images: int | None = None
-        self._unit: int | None = None
+        self._image_group: int | None = None
         self._unreadable: dict[Path, str] = {}
         ends = loaded.model.generation_config.eos_token_id
         self._ends = set(ends if isinstance(ends, list | tuple) else [ends]) - {None}
@@ -85,8 +85,10 @@ class Answerer:
         Those are: an image that could not be read, a text that no prompt can hold, or a prompt longer than the model
         takes.
         """
-        if batch.unit != self._unit:  # what is reused depends on the unit alone, not on what was asked before
-            self._unit = batch.unit
+        if (
+            batch.image_group != self._image_group
+        ):  # what is reused depends on it alone
+            self._image_group = batch.image_group
             self._images.clear()
             self._generator.forget()
         if not self._warm:
@@ -128,7 +130,7 @@ class Answerer:
                 return
 
     def _encode(self, batch: Batch) -> None:
-        """Run the vision part on the batch's new images; the unit's further batches may show them too."""
+        """Run the vision part on the batch's new images; the image group's further batches may show them too."""
         paths = list(batch.pictures)
         while paths:
             part = paths[: self._most_images]

@@ -28,7 +28,7 @@ except ImportError:  # Windows: no lock, two runs on one file are not noticed th
     fcntl = None
 
 MEASURED = ("milliseconds", "batch")
-ELSEWHERE = "write elsewhere (--answers-file; of llava.eval.run --name or --out)"
+ELSEWHERE = "write elsewhere (--out or --name; of model_vqa_loader --answers-file)"
 AGAIN = f"start again with --overwrite, or {ELSEWHERE}"
 CONTINUE = "mend that, and the same command (without --overwrite) continues from there"
 

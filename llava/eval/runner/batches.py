@@ -17,30 +17,31 @@ from llava.model.images import read_image
 from llava.model.inputs import Inputs, ProcessedImage, Turn
 
 SORTED_BATCHES = 8
-LARGEST_UNIT = 8
-LARGEST_UNIT_QUESTIONS = 64
-UNITS = 64
+MOST_GROUP_BATCHES = 8
+MOST_GROUP_QUESTIONS = 64
+IMAGE_GROUPS = 64
 
 
 @dataclass(frozen=True)
 class Group:
     """The questions of one batch, in order.
 
-    `unit`: the run of batches that it belongs to. Within a unit an image is read and looked at once, and a prefix read
-    once; a unit is never cut between processes, so that what is computed together does not depend on their number.
+    `image_group`: number of the consecutive batches that it belongs to. Within an image group an image is encoded once
+    and a prefix read once. An image group is never split between processes, so that what is computed together does not
+    depend on their number.
     """
 
     questions: tuple[Question, ...]
-    unit: int
+    image_group: int
 
 
 @dataclass(frozen=True)
 class Batch:
     """Some questions in order, with what the model needs of them.
 
-    `rows`: a question's token ids, one marker an image (`Inputs.encode`); `pictures`: every image that the unit's
-    batches before did not have; `finished`: images that none of them after this one shows; `errors`: why an image could
-    not be read; `refused`: why a question cannot be asked, its row is empty.
+    `rows`: a question's token ids, one marker per image (`Inputs.encode`); `pictures`: the images that no earlier batch
+    of the image group has; `finished`: those that no later one shows; `errors`: why an image could not be read;
+    `refused`: why a question cannot be asked (its row is empty).
     """
 
     questions: list[Question]
@@ -49,7 +50,7 @@ class Batch:
     finished: frozenset[Path] = frozenset()
     errors: dict[Path, str] = field(default_factory=dict)
     refused: dict[Question, str] = field(default_factory=dict)
-    unit: int = 0
+    image_group: int = 0
 
 
 def turns_of(question: Question) -> list[Turn]:
@@ -81,9 +82,11 @@ def group(
         stretch = neighbours[start : start + SORTED_BATCHES * size]
         ordered += stretch if inputs is None or size == 1 else _by_length(stretch, inputs)
     batches = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
-    numbers = _units(batches, size)
+    numbers = _number_groups(batches, size)
     return [
-        Group(batch, unit) for unit, batch in zip(numbers, batches, strict=True) if any(one in asked for one in batch)
+        Group(batch, number)
+        for number, batch in zip(numbers, batches, strict=True)
+        if any(one in asked for one in batch)
     ]
 
 
@@ -104,28 +107,28 @@ def _by_length(questions: Sequence[Question], inputs: Inputs) -> list[Question]:
     return [question for members in ordered for question in members]
 
 
-def _units(batches: Sequence[Sequence[Question]], size: int) -> list[int]:
-    """Number the units that batches belong to: a few batches, and more while the same image goes on.
+def _number_groups(batches: Sequence[Sequence[Question]], size: int) -> list[int]:
+    """Number the image groups that batches belong to: a few batches, and more while the same image goes on.
 
-    That may be `LARGEST_UNIT_QUESTIONS`, but no more than an eighth of all batches, which several processes share.
+    That may be `MOST_GROUP_QUESTIONS`, but no more than an eighth of all batches, which several processes share.
     """
-    length = max(1, min(LARGEST_UNIT, len(batches) // UNITS))
-    room = max(LARGEST_UNIT, LARGEST_UNIT_QUESTIONS // size)
+    length = max(1, min(MOST_GROUP_BATCHES, len(batches) // IMAGE_GROUPS))
+    room = max(MOST_GROUP_BATCHES, MOST_GROUP_QUESTIONS // size)
     most = max(length, min(room, len(batches) // 8))
-    numbers, unit, held = [], 0, 0
+    numbers, number, held = [], 0, 0
     before: set[Path] = set()
     for batch in batches:
         shown = {path for question in batch for path in question.paths}
         if held == most or (held >= length and not before & shown):
-            unit, held = unit + 1, 0
-        numbers.append(unit)
+            number, held = number + 1, 0
+        numbers.append(number)
         before, held = shown, held + 1
     return numbers
 
 
 def shares_images(groups: Sequence[Group]) -> bool:
-    """Whether two questions of a unit show the same image, so that a prefix can be reused."""
-    for _, members in groupby(groups, key=lambda one: one.unit):
+    """Whether two questions of an image group show the same image, so that a prefix can be reused."""
+    for _, members in groupby(groups, key=lambda one: one.image_group):
         shown = [path for one in members for question in one.questions for path in question.paths]
         if len(set(shown)) < len(shown):
             return True
@@ -133,21 +136,21 @@ def shares_images(groups: Sequence[Group]) -> bool:
 
 
 def share(groups: Sequence[Group], index: int, count: int) -> list[Group]:
-    """Share `index` of `count`: a run of whole units, with about as many batches as the others."""
-    units = [list(members) for _, members in groupby(groups, key=lambda one: one.unit)]
+    """Share `index` of `count`: a run of whole image groups, with about as many batches as the others."""
+    image_groups = [list(members) for _, members in groupby(groups, key=lambda one: one.image_group)]
     mine, before = [], 0
-    for unit in units:
-        middle = before + len(unit) / 2
+    for members in image_groups:
+        middle = before + len(members) / 2
         if int(middle * count / len(groups)) == index:
-            mine += unit
-        before += len(unit)
+            mine += members
+        before += len(members)
     return mine
 
 
 def _fresh(groups: Sequence[Group]) -> list[list[Path]]:
-    """Return the images of each batch that no batch before it in its unit shows."""
+    """Return the images of each batch that no batch before it in its image group shows."""
     fresh = []
-    for _, members in groupby(groups, key=lambda one: one.unit):
+    for _, members in groupby(groups, key=lambda one: one.image_group):
         known: set[Path] = set()
         for one in members:
             shown = dict.fromkeys(path for question in one.questions for path in question.paths)
@@ -157,7 +160,7 @@ def _fresh(groups: Sequence[Group]) -> list[list[Path]]:
 
 
 class BatchDataset(Dataset):
-    """Item i is batch i of `groups`; an image that an earlier batch of its unit shows is not read again."""
+    """Item i is batch i of `groups`; an image that an earlier batch of its image group shows is not read again."""
 
     def __init__(self, groups: list[Group], inputs: Inputs):
         self.groups, self.inputs = groups, inputs
@@ -168,7 +171,7 @@ class BatchDataset(Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         one = self.groups[index]
-        batch = Batch(list(one.questions), [], finished=frozenset(self._finished[index]), unit=one.unit)
+        batch = Batch(list(one.questions), [], finished=frozenset(self._finished[index]), image_group=one.image_group)
         for question in batch.questions:
             try:
                 batch.rows.append(self.inputs.encode(turns_of(question)))

@@ -37,6 +37,7 @@ from llava.eval.runner.session import Plan, Session, costs_of
 from llava.model.loaded import LoadedModel
 from llava.model.preflight import Checked, check_model
 from llava.model.pruning import PruningConfig
+from llava.model.silence import silence
 
 DENSE = "dense"
 Rows = list[tuple[str, dict[str, Any]]]
@@ -263,7 +264,7 @@ class Evaluator:
         """Prepare questions in batches, each standing alone, so that an `Answerer` may be asked them in any order."""
         chosen = list(questions)
         groups = group(chosen, set(chosen), batch_size or self.options.batch_size, self.loaded.inputs)
-        alone = BatchDataset([replace(one, unit=place) for place, one in enumerate(groups)], self.loaded.inputs)
+        alone = BatchDataset([replace(one, image_group=place) for place, one in enumerate(groups)], self.loaded.inputs)
         return [alone[place] for place in range(len(alone))]
 
     def _check_model(self, config: PruningConfig | None) -> Checked:
@@ -283,8 +284,9 @@ def _fitting(questions: list[Question], checked: Checked) -> tuple[list[Question
     suspects = [question for question in questions if limit is not None and len(question.text.encode()) > limit]
     if not suspects:
         return questions, []
-    tokenizer = AutoTokenizer.from_pretrained((checked.base or checked.source).folder)
-    lengths = {one: len(tokenizer(one.text, add_special_tokens=False).input_ids) for one in suspects}
+    with silence():
+        tokenizer = AutoTokenizer.from_pretrained((checked.base or checked.source).folder)
+        lengths = {one: len(tokenizer(one.text, add_special_tokens=False).input_ids) for one in suspects}
     reason = "the prompt has {} tokens without its images, the model takes {}"
     bad = [Skipped(one, reason.format(length, limit)) for one, length in lengths.items() if length > limit]
     left_out = {one.question for one in bad}

@@ -205,6 +205,8 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     for path in map(Path, paths):
         folder = path.is_dir()
         files = sorted(path.rglob(f"*{RUN_FILE}")) if folder else [_run_file(path)]
+        if not (folder or path.exists() or files[0].exists()):
+            raise UserError(f"{path} is not there: give an answers file, a run file or a folder of runs")
         if not files:
             raise UserError(f"{path} holds no run (no *{RUN_FILE} in it or below)")
         for file in files:

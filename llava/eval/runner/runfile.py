@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llava import __version__
 from llava.cli import UserError
 from llava.eval.runner.answers import AGAIN, CONTINUE
 from llava.files import fingerprint as fingerprint
@@ -81,8 +82,8 @@ def _short(value: Any) -> str:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python, of the packages that answers depend on, and this package's git commit if it is a checkout."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("llava", "torch", "transformers", "tokenizers", "pillow"):
+    found: dict[str, str | None] = {"python": platform.python_version(), "llava": __version__}
+    for package in ("torch", "transformers", "tokenizers", "pillow"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

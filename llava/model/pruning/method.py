@@ -317,7 +317,10 @@ class Method:
             return Method.from_dict(source)
         if isinstance(source, str | os.PathLike):
             return Method.from_json(source)
-        raise ValueError(f"a pruning config is a PruningConfig, a dict or JSON text, got {type(source).__name__}")
+        if isinstance(source, type) and issubclass(source, Method):
+            raise ValueError(f"{source.__name__} is a class: give its settings, {source.__name__}(…)")
+        got = type(source).__name__
+        raise ValueError(f"a pruning config is a method with settings, a dict, JSON text or a .json path, got {got}")
 
 
 def _built_in(cls: type | None) -> bool:
@@ -337,7 +340,8 @@ def _method_class(name: Any) -> type[Method]:
             cls.method = name  # so that `to_dict`, and with it every run file, says how to load it again
         return cls
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"unknown pruning method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}")
+        known = f"known: {', '.join(METHODS)}, or file.py:Class"
+        raise ValueError(f"unknown pruning method {name!r}{nearest(name, METHODS)}; {known}")
     return METHODS[name]
 
 
