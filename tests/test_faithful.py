@@ -1,5 +1,6 @@
 """The engine computes what the plain reading of METHOD.md (tests/reference.py) computes: every key, both presets."""
 
+import pytest
 import reference
 import torch
 from conftest import Prompts, random_llama
