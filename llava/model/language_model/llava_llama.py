@@ -119,8 +119,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         `inputs` (or `input_ids=`): int64 `[B, L]` with markers; `image_features`: list of projected `[V_i, D]`
         (`encode_images`), instead of `images`; `image_sizes` as in `forward`. With a `pruning_config` the call runs
         inside `prune(self, pruning_config)`; transformers' own models take none: wrap their call in `prune`. Everything
-        else goes to transformers' `generate`: greedy, sampling, beams, streamers, stopping criteria. Raises `ValueError` as
-        `prepare_prompt` does.
+        else goes to transformers' `generate`: greedy, sampling, beams, streamers, stopping criteria. Raises
+        `ValueError` as `prepare_prompt` does.
         """
         inputs = kwargs.pop("input_ids", inputs)
         for key in ("inputs_embeds", "position_ids"):
