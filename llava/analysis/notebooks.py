@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(options: Options) -> None:
-    """Run notebooks, and write them and their figures; `UserError` before the first one for what cannot work."""
+    """Run notebooks, write them and their figures; `UserError` for bad options before the first one runs."""
     from tqdm import tqdm
 
     known = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -171,7 +171,7 @@ def figures_of(notebook: NotebookNode) -> dict[str, bytes]:
 
 
 def _absolute(value: str, folder: Path) -> str:
-    """Return the absolute path of what exists below `folder` or as a path of its own, and any other text as it is."""
+    """Return the absolute path if `text` is an existing path, relative to `folder` or not; other text unchanged."""
     path = folder / Path(value).expanduser()
     try:
         return str(path.resolve()) if value and path.exists() else value
