@@ -90,10 +90,12 @@ def test_other_parameters_take_the_place_of_the_notebooks_own_and_paths_hold_whe
     assert printed(run_notebook(tmp_path / "good.ipynb", {"CONFIG": "none.json"})) == ["a b\n"]
 
 
-def test_ctrl_c_in_the_middle_of_a_cell_is_one_line(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("seconds", [60, 1])
+def test_ctrl_c_in_the_middle_of_a_cell_is_one_line(tmp_path, monkeypatch, capsys, seconds):
+    """Also in a cell that would end before the kernel is asked to."""
     cell = nbformat.v4.new_code_cell("", metadata={"tags": [PARAMETERS]})
-    endless = nbformat.v4.new_code_cell("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)")
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell, endless]), tmp_path / "endless.ipynb")
+    long = nbformat.v4.new_code_cell(f"import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep({seconds})")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, long]), tmp_path / "long.ipynb")
     monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
 
     def press():
