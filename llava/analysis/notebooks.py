@@ -126,13 +126,18 @@ def run_notebook(
     set_parameters(notebook, parameters or {}, None if in_place else path.parent)
     resources = {"metadata": {"path": str(path.parent)}}
     quiet = os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm, where ipywidgets is not installed
-    client = NotebookClient(notebook, timeout=seconds, resources=resources, extra_arguments=["--log-level=50"])
+    client = NotebookClient(
+        notebook,
+        timeout=seconds,
+        resources=resources,
+        extra_arguments=["--log-level=50"],
+        shutdown_kernel="immediate",
+    )
     try:
         client.execute(env=quiet)
-    except Exception:
-        if getattr(client, "_async_cleanup_kernel_future", None) is not None:  # nbclient took a Ctrl-C for itself
+    finally:  # nbclient takes a Ctrl-C for itself: the cell fails, or ends as if nothing was
+        if getattr(client, "_async_cleanup_kernel_future", None) is not None:
             raise KeyboardInterrupt from None
-        raise
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, different in every run
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
