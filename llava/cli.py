@@ -40,7 +40,7 @@ PREFIX_CACHE_BYTES = 2 << 30
 
 
 class UserError(ValueError):
-    """Something that the user can mend; the message is one line: what was given, what was expected, what to do."""
+    """An error that the user can fix; one line: what was given, what was expected, what to do."""
 
 
 def option(
@@ -100,7 +100,7 @@ def cache_size(text: str) -> str:
 
 @dataclass(kw_only=True)
 class ModelOptions:
-    """Which model is asked, pruned how, on what; the same for every command that loads a model."""
+    """Model, pruning config and device; the same for every command that loads a model."""
 
     model_path: str = option(help="checkpoint folder or hub name; docs/models.md lists the known models")
     model_base: str | None = option(None, help="base model of a checkpoint that holds a projector or a LoRA alone")
@@ -126,7 +126,7 @@ class ModelOptions:
 
 @dataclass(kw_only=True)
 class GenerationOptions:
-    """How questions are asked; the same for every command that writes answers files."""
+    """Generation and evaluation settings; the same for every command that writes answers files."""
 
     batch_size: int = option(8, help="questions per batch (default 8)", type=number(int, 1))
     max_new_tokens: int | None = option(
@@ -163,10 +163,10 @@ class OutputOptions:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, without the list of all options before it."""
+    """A parser whose errors are one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        """Leave with exit status 2."""
+        """Print the error and exit with status 2."""
         self.exit(2, f"error: {' '.join(message.split())} (--help explains the options)\n")
 
 
@@ -226,7 +226,7 @@ def _add_option(parser: argparse._ActionsContainer, field: dataclasses.Field, an
 
 
 def parse(kind: type[Options], argv: Sequence[str] | None, **parser_words: Any) -> Options:
-    """Read a command line into `kind`; `-` and `_` mean the same in option names. Leaves with status 2 if it is wrong.
+    """Parse a command line into `kind`; `-` and `_` are equal in option names. Exits with status 2 on an error.
 
     Options of the same name may be repeated where the field says so; `dataclasses.replace` makes variants.
     """
@@ -262,7 +262,7 @@ def _hyphened(word: str) -> str:
 
 
 def command_of(prog: str, options: Any) -> str:
-    """Return the command line that gives `options`, values at their default left out."""
+    """Return the command line of `options`, without values at their default."""
     words = shlex.split(prog)
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -315,7 +315,7 @@ def run_command(
 
 @contextmanager
 def _one_line_warnings() -> Iterator[None]:
-    """Show each warning for users once, without the line of code that gave it; those for programmers as ever."""
+    """Show each user warning once, without its source line; developer warnings are unchanged."""
     standard, shown = warnings.formatwarning, set()
 
     def format_warning(message: Warning | str, category: type[Warning], *place: Any, **words: Any) -> str:

@@ -15,7 +15,7 @@ SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 
 @contextmanager
 def replacing(path: Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
-    """Open a file that takes the place of `path` when the block ends; what was there stays if it does not end well.
+    """Open a temporary file that replaces `path` when the block succeeds; on an error `path` is unchanged.
 
     Neither a reader nor a kill meets half of a file. Folders are made.
 

@@ -93,7 +93,7 @@ def test_each_mistake_is_one_clear_error(settings, message):
         ("nowhere/pruning.json", "cannot be read: No such file"),
         ("off", "pruning config 'off' is not JSON"),
         ("[" * 3000, "is not JSON"),
-        (3, "PruningConfig, a dict or JSON text, got int"),
+        (3, "a dict, JSON text or a .json path, got int"),
     ],
 )
 def test_sources_that_are_not_configs(source, message):

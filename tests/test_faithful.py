@@ -1,5 +1,6 @@
 """The engine computes what the plain reading of METHOD.md (tests/reference.py) computes: every key, both presets."""
 
+import pytest
 import reference
 import torch
 from conftest import Prompts, random_llama
@@ -10,6 +11,8 @@ from llava.model.pruning import PruningConfig, prune
 
 TOLERANCE = 1e-4
 MODELS = {}
+
+pytestmark = pytest.mark.filterwarnings("ignore:'mid_deep_layer'")  # checked to have no effect beside 'middle'
 
 
 def model_of(layers, heads, kv_heads, seed):

@@ -92,8 +92,8 @@ def test_other_parameters_take_the_place_of_the_notebooks_own_and_paths_hold_whe
 
 def test_ctrl_c_in_the_middle_of_a_cell_is_one_line(tmp_path, monkeypatch, capsys):
     cell = nbformat.v4.new_code_cell("", metadata={"tags": [PARAMETERS]})
-    endless = nbformat.v4.new_code_cell("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)")
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell, endless]), tmp_path / "endless.ipynb")
+    long = nbformat.v4.new_code_cell("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, long]), tmp_path / "long.ipynb")
     monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
 
     def press():
@@ -104,6 +104,12 @@ def test_ctrl_c_in_the_middle_of_a_cell_is_one_line(tmp_path, monkeypatch, capsy
     threading.Thread(target=press, daemon=True).start()
     assert main([]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+    def ended(client, **words):
+        client._async_cleanup_kernel_future = "what nbclient leaves of a Ctrl-C that comes with the last cell's end"
+
+    monkeypatch.setattr("nbclient.NotebookClient.execute", ended)
+    assert main([]) == 130
 
 
 def test_a_figure_cell_without_a_picture_is_refused():

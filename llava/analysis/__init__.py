@@ -1,4 +1,4 @@
-"""See inside a model: lenses, attention over the picture, value norms, influence; what `visualization/` calls.
+"""Model analysis, as used by `visualization/`: lenses, attention over the picture, value norms, influence.
 
 Every analysis is a function of `(model, inputs)` that returns named arrays, one result per prompt, and leaves the model
 as it was; `docs/analysis.md` shows each on the small model.

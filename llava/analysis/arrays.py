@@ -1,4 +1,4 @@
-"""`NamedArray`: what an analysis returns: numbers, and what their axes are."""
+"""`NamedArray`: the result of an analysis, an array with named axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where chosen tokens look: attention of any token of a prompt to all before it, or to its visual tokens alone.
+"""Attention maps: attention of any token of a prompt to all tokens before it, or to its visual tokens alone.
 
     attention = attention_map(model, inputs)[0]  # the last prompt token of the first prompt, every layer and head
     plot_over_picture(attention.mean("head").at(row=0), prompt.view)
@@ -34,7 +34,7 @@ def attention_map(
     columns: str = "visual",
     visual_mask: torch.Tensor | None = None,
 ) -> list[NamedArray]:
-    """Return the attention of the tokens at `positions`, nothing pruned; one array per prompt.
+    """Return the dense attention of the tokens at `positions`, one array per prompt.
 
     positions:
         places in the prompt, images expanded; negative from its end: −1 is the last prompt token
@@ -61,7 +61,7 @@ def attention_map(
 
 
 def visual_share(attention: NamedArray) -> NamedArray:
-    """Return how much of each row's attention goes to the tokens of the map: their sum."""
+    """Return the share of each row's attention that goes to the tokens of the map."""
     return attention.sum("token")
 
 
@@ -108,7 +108,7 @@ class AttentionRows(Probe):
 
 
 def _places(tokens: PackedTokens, prompt: int, positions: tuple[int, ...]) -> np.ndarray:
-    """Return where in the prompt's part of the stream the tokens at these positions are: int [n].
+    """Return the indices of these positions in the prompt's segment of the packed stream: int [n].
 
     Raises `ValueError` where the prompt has no such token, or no longer.
     """

@@ -150,7 +150,7 @@ def work(options: Options) -> None:
 
 
 def make_setup(options: Options) -> Setup:
-    """Read the model's depth and fill in what was left open; `UserError` for what does not fit the model."""
+    """Read the model's depth and fill in open settings; `UserError` for settings that do not fit the model."""
     from llava.model.preflight import check_model, default_config
     from llava.model.pruning import PruningConfig
 
@@ -179,7 +179,7 @@ def make_setup(options: Options) -> Setup:
 
 
 class Runs:
-    """The runs of all cells on one benchmark: the model is loaded once, and only where an answer is missing.
+    """The runs of all cells on one benchmark. The model is loaded once, and only if an answer is missing.
 
     Answers are in OUT/answers/BENCHMARK/NAME.jsonl, in a folder of their own for each --limit. The name is made of the
     config, so that experiments share the runs that they have in common.
@@ -245,7 +245,7 @@ class Runs:
         return row | {"answers": str(run.answers_file.relative_to(self.out))}
 
     def fewest_visual_tokens(self) -> int:
-        """Return the visual tokens of the prompt with the fewest, of those that have any; `UserError` for none."""
+        """Return the smallest number of visual tokens among prompts with an image; `UserError` if there is none."""
         counts = [trace["visual_tokens"] for trace in self.run(None).traces.values() if trace["visual_tokens"]]
         if not counts:
             raise UserError(f"no prompt of {self.benchmark.title} has visual tokens: there is nothing to mask")

@@ -117,7 +117,7 @@ def cross_modal_map(rows: Sequence[Row], title: str) -> Figure:
 
 
 def _measures(rows: Sequence[Row]) -> dict[str, str]:
-    """Return label by column of the measures that all rows have: a benchmark without a scorer has no score."""
+    """Return the labels, by column, of measures that every row has (without a scorer there is no score)."""
     return {key: label for key, label in MEASURES.items() if all(row[key] is not None for row in rows)}
 
 

@@ -23,7 +23,7 @@ HIDDEN = ("questions", "agreement_low", "agreement_high", "visual_flops_share", 
 
 
 def cross_modal_rows(tables: Mapping[str, Sequence[Row]], layers: int) -> list[Row]:
-    """Return a row per layer: what is left of the score, in percent of dense, and where the config decides.
+    """Return one row per layer: the remaining score in percent of dense, and the share of prompts that prune there.
 
     `depth` is relative, from 0 to 1, so that models of different depth can be compared. Layers that the sweep leaves
     out are None. A benchmark without a score has agreement in its place.
@@ -78,7 +78,7 @@ def write_report(
 
 
 def table_of(rows: Sequence[Row], hidden: Sequence[str] = ()) -> Table:
-    """Return the rows as a table for people, without the columns of `HIDDEN` and `hidden`."""
+    """Return the rows as a readable table without the columns in `HIDDEN` and `hidden`."""
     keys = [key for key in rows[0] if key not in (*HIDDEN, *hidden)]
     return Table([Column(key, form=_number) for key in keys], rows)
 

@@ -1,4 +1,4 @@
-"""Value–output projection (VisiPruner, Eqs. 3 and 9): what a token's value vectors say, head by head: W_u · (V · O).
+"""Value–output projection (VisiPruner, Eqs. 3 and 9): a token's value vectors in word space, per head: W_u · (V · O).
 
     words = value_output(model, inputs)[0]       # of the last prompt token, every layer and head
     words.text(tokenizer).at(layer=5, head=0)
@@ -27,7 +27,7 @@ def value_output(
     follow: Sequence[int] = (),
     norm: bool = True,
 ) -> list[Words]:
-    """Project the value vectors of the token at `position`, nothing pruned; one `Words` per prompt, axes (layer, head).
+    """Project the value vectors of the token at `position`, dense; one `Words` per prompt, axes (layer, head).
 
     position:
         place in the prompt, images expanded; negative from its end: −1 is the last prompt token

@@ -124,7 +124,7 @@ def plot_kept(found: InfluenceMap, view: View, image: int = 0, *, thumbnails: bo
 
 
 def plot_tokens(trace: PruningTrace, title: str = "") -> Figure:
-    """Draw the tokens that enter each layer, text and visual, with what the layer does with the image."""
+    """Draw the numbers of text and visual tokens that enter each layer, and how the layer treats the image."""
     layers = range(len(trace.tokens_per_layer))
     visual = np.array(trace.visual_per_layer)
     text = np.array(trace.tokens_per_layer) - visual

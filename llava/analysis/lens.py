@@ -26,7 +26,7 @@ from .recording import read
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """Hidden vectors read as a model's output; `…` are the axes of the vectors.
+    """Words that hidden vectors map to; `…` are the axes of the vectors.
 
     ids, probabilities:
         the most probable tokens, axes (…, rank)
@@ -60,7 +60,7 @@ def logit_lens(
     top: int = 5,
     follow: Sequence[int] = (),
 ) -> list[Words]:
-    """Read the tokens at `positions` after every layer, nothing pruned; one `Words` per prompt, axes (layer, token).
+    """Read the tokens at `positions` after every layer, dense; one `Words` per prompt, axes (layer, token).
 
     inputs:
         keywords of the model's `generate` or `forward`
@@ -84,7 +84,7 @@ def logit_lens(
 
 
 class Unembedding:
-    """A model's way from hidden states to words: softmax(W_u · norm(x)), in fp32.
+    """The map from hidden states to word probabilities: softmax(W_u · norm(x)), in fp32.
 
     top: how many words of each vector; follow: token ids whose probabilities are wanted whatever their rank.
     Raises `ValueError` for a model without an unembedding, and for numbers and ids that do not fit it.
@@ -122,7 +122,7 @@ class Unembedding:
         return tuple(part.cpu().numpy() for part in (best.indices, best.values, followed))
 
     def words(self, parts: Sequence[tuple[np.ndarray, ...]], axes: tuple[str, str], labels: dict[str, Any]) -> Words:
-        """Stack what `read` returned: one part per place of the first of `axes`; its vectors are the second."""
+        """Stack results of `read`: one per index of the first of `axes`; the vectors are the second axis."""
         ids, probabilities, followed = map(np.stack, zip(*parts, strict=True))
         ranked = (*axes, "rank")
         return Words(

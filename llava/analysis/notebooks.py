@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(options: Options) -> None:
-    """Run notebooks, and write them and their figures; `UserError` before the first one for what cannot work."""
+    """Run notebooks, write them and their figures; `UserError` for bad options before the first one runs."""
     from tqdm import tqdm
 
     known = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -126,13 +126,18 @@ def run_notebook(
     set_parameters(notebook, parameters or {}, None if in_place else path.parent)
     resources = {"metadata": {"path": str(path.parent)}}
     quiet = os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm, where ipywidgets is not installed
-    client = NotebookClient(notebook, timeout=seconds, resources=resources, extra_arguments=["--log-level=50"])
+    client = NotebookClient(
+        notebook,
+        timeout=seconds,
+        resources=resources,
+        extra_arguments=["--log-level=50"],
+        shutdown_kernel="immediate",
+    )
     try:
         client.execute(env=quiet)
-    except Exception:
-        if getattr(client, "_async_cleanup_kernel_future", None) is not None:  # nbclient took a Ctrl-C for itself
+    finally:  # nbclient takes a Ctrl-C for itself: the cell fails, or ends as if nothing was
+        if getattr(client, "_async_cleanup_kernel_future", None) is not None:
             raise KeyboardInterrupt from None
-        raise
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, different in every run
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
@@ -171,7 +176,7 @@ def figures_of(notebook: NotebookNode) -> dict[str, bytes]:
 
 
 def _absolute(value: str, folder: Path) -> str:
-    """Return the absolute path of what exists below `folder` or as a path of its own, and any other text as it is."""
+    """Return the absolute path if `text` is an existing path, relative to `folder` or not; other text unchanged."""
     path = folder / Path(value).expanduser()
     try:
         return str(path.resolve()) if value and path.exists() else value

@@ -1,4 +1,4 @@
-"""The ten experiments of VisiPruner's analysis (arXiv 2510.17205): the runs of each, its figure, what the paper found.
+"""The ten experiments of VisiPruner's analysis (arXiv 2510.17205): runs, figure and the paper's finding of each.
 
 An experiment is a function from a `Setup` to cells; a cell is one run of a benchmark: what is varied, and a pruning
 config. A new one is such a function here, under `@experiment(…)`, which names its figure.
@@ -23,7 +23,7 @@ STAGES = {"shallow": (0, 8), "middle": (8, 15), "deep": (26, 32)}
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: what is varied (columns of the CSV), and its pruning config; None is the dense model."""
+    """One run: the varied values (columns of the CSV) and the pruning config; None is the dense model."""
 
     varied: Mapping[str, Any]
     config: Mapping[str, Any] | None = None
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setup:
-    """What the cells of one model are made of; layers count from 0.
+    """The inputs from which an experiment makes its cells for one model; layers count from 0.
 
     layers:
         number of decoder layers
@@ -94,7 +94,7 @@ EXPERIMENTS: dict[str, Experiment] = {}
 
 
 def experiment(name: str, title: str, **about: Any) -> Callable[[Callable[[Setup], list[Cell]]], Experiment]:
-    """Make the function below, which makes the cells, an `Experiment`, and name it in `EXPERIMENTS`."""
+    """Decorator: register a function that makes cells as an `Experiment` in `EXPERIMENTS`."""
 
     def made(cells: Callable[[Setup], list[Cell]]) -> Experiment:
         return EXPERIMENTS.setdefault(name, Experiment(name, title, cells=cells, **about))
@@ -151,7 +151,7 @@ def masking_windows(layers: int, sweep: Callable[[int, int], Sequence[int]] = ra
     ),
 )
 def windows(setup: Setup) -> list[Cell]:
-    """Mask from both ends, one layer more each time, and every pair of layers."""
+    """Mask the first k layers, the layers from k on, and every pair of layers."""
     dense = Cell({"window": DENSE, "k": 0, "masked": layers_text([])})
     return [dense] + [
         Cell({"window": name, "k": k, "masked": layers_text(layers)}, mask(layers))
@@ -224,7 +224,7 @@ MERGE_TARGETS = (0, 127 / 575, 287 / 575, 1)
     draw=bars("target"),
 )
 def merging(setup: Setup) -> list[Cell]:
-    """Merge in the first layers (2 of 32) into tokens at four places, or mask them without merging."""
+    """In the first layers (2 of 32), merge into one of four tokens, or mask without merging."""
     layers = list(range(scaled(2, setup.layers)))
     targets = dict.fromkeys(round(place * (setup.visual_tokens - 1)) for place in MERGE_TARGETS)
     return [
@@ -286,7 +286,7 @@ def discarding(setup: Setup) -> list[Cell]:
     draw=bars("rule"),
 )
 def selection(setup: Setup) -> list[Cell]:
-    """Keep as many tokens by each rule, at random, and none."""
+    """Keep the same number of tokens by each rule and at random; keep none."""
     after = {"layer": setup.layer, "keep": setup.keep}
     cells = [Cell({"rule": DENSE, "layer": setup.layer, "keep": setup.visual_tokens})]
     for rank in ("last", "text", "visual", "influence"):
@@ -310,7 +310,7 @@ DISTURBED_TOKENS = {
     draw=bars("tokens", "how"),
 )
 def critical(setup: Setup) -> list[Cell]:
-    """Disturb as many tokens of each group, by noise in their place and by removing them."""
+    """Replace by noise, or remove, the same number of tokens of each group."""
     after = {"layer": setup.layer, "count": setup.keep}
     return [Cell({"tokens": DENSE, "how": "none", "layer": setup.layer, "count": 0})] + [
         Cell({"tokens": tokens, "how": how, **after}, {"method": "disturb", **after, "how": how, **settings})

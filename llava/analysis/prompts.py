@@ -1,4 +1,4 @@
-"""A model under analysis, and prompts for it: what every notebook begins with.
+"""`Subject` and `Prompt`: a model under analysis and prompts for it, the start of every notebook.
 
     subject = Subject.load("playground/checkpoints/llava-tiny")
     prompt = subject.prompt("docs/scene.png", "What is written on the sign?")
@@ -56,7 +56,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A greedy answer: its text, its new token ids (the end token left out), and what pruning did, None without."""
+    """A greedy answer: text, new token ids (without the end token), and the pruning trace (None if dense)."""
 
     text: str
     ids: tuple[int, ...]
@@ -65,7 +65,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A loaded model and how it takes questions and images."""
+    """A loaded model and its `Inputs`."""
 
     loaded: LoadedModel
 
@@ -90,7 +90,7 @@ class Subject:
         return self.loaded.tokenizer
 
     def prompt(self, image: str | Path | Image.Image | None, question: str) -> Prompt:
-        """Return the prompt of one question about one image (a picture or its file), or about none.
+        """Return the prompt of a question about one image (PIL image or path), or without an image.
 
         Raises `ValueError` for a prompt longer than the model takes, and what `Inputs` refuses.
         """
@@ -128,7 +128,7 @@ class Subject:
         return Answer(self.inputs.decode([ids])[0], tuple(ids), traces[0] if traces else None)
 
     def continued(self, prompt: Prompt, ids: Sequence[int]) -> Prompt:
-        """Return the prompt with new tokens after it: what the model reads when it has written them.
+        """Return the prompt followed by new tokens, as the model sees it after generating them.
 
         The state of position −1 − k is then that of decoding step `len(ids)` − k; step 0 is the prompt itself.
         """

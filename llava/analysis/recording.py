@@ -1,4 +1,4 @@
-"""`record`: read prompts through the pruning engine and measure something after every layer, pruned or not."""
+"""`record`: run prompts through the pruning engine, dense or pruned, and measure a probe after every layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def record(
     config: PruningConfig | Mapping[str, Any] | str | None = None,
     visual_mask: torch.Tensor | None = None,
 ) -> list[tuple[Recorded, PruningTrace]]:
-    """Read a batch of prompts once; return what `probe` measured of each, and what the engine did with it.
+    """Run one prefill of a batch; return each prompt's measurements of `probe` and its trace.
 
     inputs:
         keywords of the model's `generate` (`Inputs.collate`) or `forward`
@@ -46,7 +46,7 @@ def record(
 
 @torch.no_grad()
 def read(model: torch.nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Run one forward over the prompts for what it leaves behind: no cache, the last logits only.
+    """Run one forward over the prompts for its side effects: no cache, last logits only.
 
     `inputs` are keywords of the model's `generate` or `forward`.
     """

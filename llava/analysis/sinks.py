@@ -1,4 +1,4 @@
-"""L1 norms of value vectors beside the attention that their tokens receive (VisiPruner, appendices E and F).
+"""Attention sinks: L1 norms of value vectors and the attention that their tokens receive (VisiPruner, App. E, F).
 
 An attention sink takes attention and gives nothing: its weight is high and its value vector short. `find_sinks` reads
 the two together, `remove_sinks` takes the sinks out of the prompt and says where the attention goes instead.
@@ -28,7 +28,7 @@ WHERE = ("first token", "other text", "removed", "other visual")
 
 @dataclass(frozen=True)
 class ValueNorms(Probe):
-    """L1 norm of the value vector of every token that the layer ran with: fp32 [Hkv, T_l], by key–value head."""
+    """L1 norm of each token's value vector in one layer: fp32 [Hkv, T_l], per key–value head."""
 
     def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> list[torch.Tensor]:
         """Return [Hkv, T_l] of each prompt."""
@@ -56,7 +56,7 @@ class ValueMap:
 def value_norms(
     model: torch.nn.Module, inputs: Mapping[str, Any], position: int = -1, *, visual_mask: torch.Tensor | None = None
 ) -> list[ValueMap]:
-    """Measure value norms, and the attention that the token at `position` pays; one map per prompt.
+    """Measure value norms and the attention of the token at `position`; one map per prompt.
 
     Raises:
         ValueError: a position that a prompt does not have, and a prompt without an image.
@@ -95,7 +95,7 @@ def remove_sinks(
     *,
     visual_mask: torch.Tensor | None = None,
 ) -> NamedArray:
-    """Take visual tokens out of one prompt and say where the attention of the token at `position` goes instead.
+    """Mask visual tokens of one prompt; return where the attention of the token at `position` goes instead.
 
     sinks:
         positions of visual tokens; the others keep their positions

@@ -1,4 +1,4 @@
-"""Which part of a picture each visual token shows: rectangles of tokens over the picture, for every family that loads.
+"""Image regions of visual tokens: rectangular token grids over the picture, for every family that loads.
 
 Square grids (LLaVA-1.5, MobileVLM-V2), grids of any shape (Qwen2-VL, Qwen2.5-VL), tiles with a thumbnail (InternVL),
 and a thumbnail with unpadded tiles and a newline token after each row (LLaVA-1.6, either layout, and OneVision).
@@ -54,7 +54,7 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A prompt's pictures, as they were given, and the panels that show them."""
+    """A prompt's original pictures and the panels of visual tokens over them."""
 
     pictures: tuple[Image.Image, ...]
     panels: tuple[Panel, ...]

@@ -1,1 +1,1 @@
-"""Evaluation: the question loader, one scorer a benchmark, and what they share."""
+"""Evaluation: commands, benchmarks, metrics, the runner, results, timing and tuning."""

@@ -1,4 +1,4 @@
-r"""Dense beside pruned on this machine: time, memory, FLOPs, and how much of what FLOPs promise arrives on the clock.
+r"""Benchmark time, memory and FLOPs on this machine, dense and pruned: speed-up as a share of the FLOPs ceiling.
 
     python -m llava.eval.bench --shape llava-1.5-7b --num-layers 8 --dtype float32 \
         --pruning-config 'plan={"method":"replay","filter_layer":3,"keep":10,"exit_layer":6}'

@@ -1,4 +1,4 @@
-"""Finds VisiPruner's thresholds for a model, without labels: the answers stay those of dense, at the least FLOPs."""
+"""Find VisiPruner's thresholds without labels: the config with least FLOPs whose answers equal dense."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ misses the wanted one), 2 for a wrong command line.
 
 @dataclass(kw_only=True)
 class Options(ModelOptions, PlotOptions, OutputOptions):
-    """What is calibrated on which questions."""
+    """Options of the command: model, questions, images and targets."""
 
     questions: str = option(help="JSONL with question_id, text and image; no answers are needed", metavar="FILE")
     images: str = option(help="folder that the questions' image paths are relative to", metavar="FOLDER")

@@ -1,4 +1,4 @@
-"""Sets every pruning method to the same FLOPs and asks them the same questions: accuracy side by side."""
+"""Compare the accuracy of all pruning methods at the same FLOPs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ command continues when it is given again. Exit status: 0, 1 after one line on st
 
 @dataclass(kw_only=True)
 class Options(ModelOptions, PlotOptions, OutputOptions):
-    """What is compared on which questions."""
+    """Options of the command: methods, budgets and questions."""
 
     benchmark: list[str] = option(
         help="folders of --data-dir, e.g. gqa_mini,mme_mini", many=True, aliases=["--benchmarks"], metavar="A,B"
@@ -78,7 +78,7 @@ class Options(ModelOptions, PlotOptions, OutputOptions):
 
 
 def methods_of(given: Sequence[str]) -> dict[str, str]:
-    """Return what --methods names: by the name in tables, in the order of `METHODS`, the user's own behind them."""
+    """Return the methods of --methods by table name, in the order of `METHODS`, the user's own last."""
     names = [name for text in given for name in text.split(",") if name]
     for name in names:
         if name not in METHODS and ":" not in name:

@@ -1,4 +1,4 @@
-"""What a dense prompt costs the decoders of the paper's models, in the field's count: the printed FLOPs.
+"""FLOPs and KV bytes of a dense prompt for the paper's models, by the field's convention.
 
 python -m llava.eval.flops                                              # a Markdown table
 python -m llava.eval.flops --model Qwen2-VL-7B --visual-tokens 1024

@@ -1,4 +1,4 @@
-"""Answers a question file with a model, dense or pruned, and writes LLaVA's answers file."""
+"""Answer a question file with a model, dense or pruned, and write LLaVA's answers file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs and scores benchmarks: asks a model, dense or under one or several pruning configs, with one process or many."""
+"""Run and score benchmarks: dense or under one or several pruning configs, with one process or many."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ Exit status: 0, 1 after one line on stderr, 2 for a wrong command line.
 
 @dataclass(kw_only=True)
 class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
-    """What is asked. With --config, --pruning-config is one more config beside the others, named by --name."""
+    """Options of the command. With --config, --pruning-config is one more config, named by --name."""
 
     benchmark: str | None = option(
         None, help="names with commas, e.g. gqa,mme,pope; or path/to/file.py:MY_BENCHMARK", aliases=("--benchmarks",)

@@ -31,7 +31,7 @@ _FLAGS = {
 
 @dataclass(kw_only=True)
 class Options(OutputOptions):
-    """What is scored, against what."""
+    """Options of the command: benchmark, answers and references."""
 
     benchmark: str = option(positional=True, help="a benchmark's name, a folder named after one, or path/file.py:NAME")
     answers: Path = option(help=ANSWERS)
@@ -65,7 +65,7 @@ def work(options: Options) -> None:
 def report(
     result: dict[str, Any], options: OutputOptions, benchmark: Benchmark | None = None, out: str | Path | None = None
 ) -> None:
-    """Print a result: what is partial or empty, the table of scores, and the result as a JSON line (and in `out`)."""
+    """Print a result: notes, the table of scores, and a JSON line (also written to `out`)."""
     if out is not None:
         write_json(out, result)
     if result.get("partial"):

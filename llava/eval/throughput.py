@@ -1,4 +1,4 @@
-"""Is the evaluation slower than a plain loop around transformers' `generate`? Both ask the same questions, dense.
+"""Compare the evaluation's time with a plain loop around transformers' `generate`, dense, on the same questions.
 
     python -m llava.eval.throughput --model-path playground/checkpoints/llava-tiny --benchmark textvqa_mini
 
@@ -18,7 +18,7 @@ from llava.cli import ModelOptions, OutputOptions, number, option, print_json, r
 
 @dataclass(kw_only=True)
 class Options(ModelOptions, OutputOptions):
-    """What is asked, and how often."""
+    """Options of the command: questions and rounds."""
 
     benchmark: str = option(help="whose questions are asked, e.g. textvqa or gqa_mini")
     data_dir: str = option("playground/data/eval", help="folder of the benchmarks (default playground/data/eval)")

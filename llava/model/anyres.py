@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
-    """Return the resolution that keeps most of an image's pixels; ties: the one that wastes fewest of its own."""
+    """Return the resolution that keeps most of an image's pixels; ties: the one with least padding."""
     width, height = original_size
 
     def fit(resolution: Size) -> tuple[int, int]:
@@ -49,7 +49,7 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Seq
 def merge_tiles(
     features: torch.Tensor, size: Size, pinpoints: Sequence[Size], side: int, newline: torch.Tensor | None
 ) -> torch.Tensor:
-    """Put the features of one image together: `[1 + tiles, P, D]` → `[V, D]`, the thumbnail's first.
+    """Merge the features of one image's tiles: `[1 + tiles, P, D]` → `[V, D]`, the thumbnail's first.
 
     `size`: of the image before preprocessing; `side`: of a tile in pixels; `newline` `[D]`: ends each row of the grid,
     from which the padding is cut off; None: tiles one after the other ("flat").

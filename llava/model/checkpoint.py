@@ -1,4 +1,4 @@
-"""Checkpoint files: where a folder is, what weights it holds, and whether they are exactly what a model needs."""
+"""Checkpoint files: find a folder, read its weights, and check that they are exactly what a model needs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Source:
 
 
 def find_source(name: str, role: str, hub_options: Mapping[str, Any], beside: Path | None = None) -> Source:
-    """Find a model by path, path relative to `beside`, or hub name (of which everything but the weights is fetched).
+    """Find a model by path, path relative to `beside`, or hub name (fetches all files but the weights).
 
     `role` says in errors what the model is for; `hub_options` go to `huggingface_hub.snapshot_download` (cache_dir,
     revision, token, local_files_only). Raises `ValueError` if there is no such folder and it cannot be fetched.

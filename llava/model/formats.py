@@ -1,4 +1,4 @@
-"""Which layout a checkpoint folder is in and how deep its decoder is, from config.json alone."""
+"""Layout and depth of a checkpoint folder, from config.json alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one image reader: any picture that Pillow opens as RGB, the way a person sees it in a viewer.
+"""The image reader of all commands: any file that Pillow opens, as RGB, as a viewer shows it.
 
 Upright as EXIF says, transparency on white, 16-bit greyscale scaled to 8 bits, of an animation the first frame.
 LLaVA's own loader does neither of the first two; docs/models.md says what that means for its published scores.
@@ -20,7 +20,7 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AV
 
 @dataclass(frozen=True)
 class Limits:
-    """What an image may take: bytes and pixels of a file, seconds of a whole download (name lookup included)."""
+    """Limits of an image: bytes and pixels of a file, seconds of a download (name lookup included)."""
 
     seconds: float = 15.0
     megabytes: float = 100.0

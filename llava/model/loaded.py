@@ -1,4 +1,4 @@
-"""`LoadedModel`: a model with all that comes with it, as every command loads it from its options."""
+"""`LoadedModel`: a model with tokenizer, processor and `Inputs`, loaded from a command's options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights into models: every weight from the files, none missing, none left over, nothing said on the screen."""
+"""Load weights into models: every weight comes from the files, none is missing, none is left over."""
 
 from __future__ import annotations
 

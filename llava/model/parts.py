@@ -1,4 +1,4 @@
-"""The parts of a checkpoint: its configuration, its weights, and a projector or a LoRA that goes on a base model.
+"""The parts of a checkpoint: configuration, weights, and a projector or a LoRA on top of a base model.
 
 LoRA checkpoints are LLaVA's (`--model-base` Vicuna: an adapter and `non_lora_trainables.bin`, which holds the
 projector) or plain PEFT folders on any model that loads here. The adapter is merged into the weights while they are
@@ -35,7 +35,7 @@ _CONTAINERS = ("base_model", "model", "language_model", "vision_model", "base_la
 
 @dataclass(frozen=True)
 class Parts:
-    """`config`: whose config.json describes the model; `weights`: weights and tokenizer; `added`: what goes on them."""
+    """`config`: source of config.json; `weights`: of weights and tokenizer; `added`: projector or LoRA on top."""
 
     config: Source
     weights: Source

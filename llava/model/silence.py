@@ -1,4 +1,4 @@
-"""`silence`: keep what libraries say while a model loads off the screen; what matters of it becomes an error here."""
+"""`silence`: suppress library output while a model loads; problems that matter are raised as errors."""
 
 from __future__ import annotations
 

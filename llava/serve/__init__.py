@@ -1,1 +1,1 @@
-"""Talking to a model: the chat of the command line."""
+"""The command-line chat."""

@@ -24,7 +24,7 @@ from .generation import AnswerStream, StopOnRequest, stop_on_interrupt
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn: greedily at temperature 0; `top_p` None leaves it to the model's own settings."""
+    """Sampling settings: greedy at temperature 0; `top_p` None: the model's own setting."""
 
     temperature: float = 0.0
     top_p: float | None = None
@@ -40,7 +40,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer and what it took.
+    """An answer with its trace and times.
 
     `ended`: by the model (`end`), at the token limit (`limit`), or by Ctrl-C (`stopped`). Milliseconds: `prefill_ms`
     to the first token, `decode_ms` from there to the last. `trace` is None without pruning; `visual_start` is the
@@ -61,7 +61,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class ShownImage:
-    """The image of a conversation: its name, its width and height, its pixels prepared, what the model makes of it."""
+    """The image of a conversation: name, width and height, prepared pixels, features."""
 
     name: str
     size: tuple[int, int]
@@ -104,7 +104,7 @@ class Chat:
         self.pruning = config.resolved(layers)
 
     def clear(self) -> None:
-        """Forget what was said; the image stays."""
+        """Clear the conversation; the image stays."""
         self.said = []
 
     @property
@@ -114,7 +114,7 @@ class Chat:
 
     @torch.no_grad()
     def see(self, image: Image.Image, name: str) -> ShownImage:
-        """Look at an RGB picture and begin a new conversation about it."""
+        """Set an RGB image and begin a new conversation about it."""
         picture = self.inputs.prepare(image)
         [seen] = self.inputs.encode_images(self.model, [picture])
         self.image = ShownImage(name, image.size, picture, seen)
@@ -198,7 +198,7 @@ class Chat:
         return stop.is_set(), session.traces[-1] if self.pruning_on and session and session.traces else None
 
     def _session(self) -> AbstractContextManager[PruningSession | None]:
-        """Return the session that reads a prompt: pruned or not, with the prefixes of the prompts before."""
+        """Return the session for a prompt, pruned or dense, with the prefix cache of earlier prompts."""
         if not self.pruning_on and self._prefixes is None:
             return nullcontext()
         return prune(self.model, self.pruning if self.pruning_on else NoPruning(), prefix_cache=self._prefixes)

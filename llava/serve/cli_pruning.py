@@ -82,7 +82,7 @@ def work(options: Options) -> int:
 
 
 def start(options: Options, progress: Console | None = None) -> Chat:
-    """Check what can be checked, then load the model and the image; `progress` shows that something happens.
+    """Check the options, then load the model and the image; `progress` shows activity.
 
     Raises:
         ValueError: an empty prompt, an image, config, prompt format or checkpoint that cannot be used.

@@ -1,4 +1,4 @@
-"""What the chat prints about an answer: the summary line, and the trace as tables. Layers count from 0."""
+"""The chat's output about an answer: the summary line and the trace as tables. Layers count from 0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 
 def summary_line(reply: Reply) -> str:
-    """Say in one line what was kept, where, what it saved and how long it took."""
+    """Return one line: tokens kept, layers, savings and time."""
     trace = reply.trace
     if trace is None:
         parts = ["pruning off", f"{reply.prompt_tokens} prompt tokens"]

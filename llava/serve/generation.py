@@ -1,4 +1,4 @@
-"""What an answer passes through on its way: streaming as text, timing, stop words, and Ctrl-C."""
+"""Streaming of an answer: text, timing, stop words, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AnswerStream(BaseStreamer):
         self._emit(final=False)
 
     def end(self) -> None:
-        """Pass on what was held back; called by `generate`."""
+        """Flush the held-back text; called by `generate`."""
         self._emit(final=True)
 
     def _emit(self, final: bool) -> None:

@@ -1,4 +1,4 @@
-"""The chat's loop: read a line, run a command or answer a question, print what it took; errors are one line each."""
+"""The chat's loop: read a line, run a command or answer a question; errors are one line each."""
 
 from __future__ import annotations
 

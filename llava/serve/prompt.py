@@ -1,4 +1,4 @@
-"""Where the chat's questions come from: an edited prompt with history on a terminal, lines of a pipe otherwise.
+"""Input of the chat: an editable prompt with history on a terminal, lines of a pipe otherwise.
 
 A question may have several lines: a line that ends in a backslash continues on the next one, on a terminal Alt-Enter
 begins a new line, and what is pasted stays together.

@@ -71,7 +71,7 @@ def summarize(counts: dict[str, tuple[int, int]]) -> dict:
 
 @dataclass(kw_only=True)
 class Options(ModelOptions, OutputOptions):
-    """Which checkpoint, on how many scenes."""
+    """Options of the command: checkpoint and number of scenes."""
 
     model_path: str = option(CHECKPOINT, help=f"checkpoint of the small model (default {CHECKPOINT})")
     scenes: int = option(128, help="pictures, with about 24 questions each (default 128)", type=number(int, 1))

@@ -277,7 +277,7 @@ def write_benchmarks(
 
 @dataclass(kw_only=True)
 class Options:
-    """Which sets to write, and where."""
+    """Options of the command: sets to write and output folder."""
 
     out: Path | None = option(None, help=f"default {EVAL_FOLDER}, for --split tune {DEFAULT_OUT['tune']}")
     questions: int = option(QUESTIONS, help=f"questions of each benchmark (default {QUESTIONS})", type=number(int, 1))

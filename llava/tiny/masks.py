@@ -1,4 +1,4 @@
-"""Which layers need the image: accuracy when text→visual attention is masked in some of them, as a table and a picture.
+"""Layers that need the image: accuracy with text→visual attention masked in some layers, as a table and a plot.
 
     python -m llava.tiny.masks [--model-path CHECKPOINT ...] [--scenes 24] [--out runs/masks]
 
@@ -76,7 +76,7 @@ def draw(path: Path, rows: list[dict]) -> None:
 
 @dataclass(kw_only=True)
 class Options(ModelOptions):
-    """Which checkpoints, on how many scenes."""
+    """Options of the command: checkpoints and number of scenes."""
 
     model_path: list[str] = option([CHECKPOINT], help="one or more checkpoints to compare", many=True)
     scenes: int = option(24, help="pictures, with about 24 questions each (default 24)", type=number(int, 1))

@@ -1,4 +1,4 @@
-"""Find the small model's pruning.json on the tuning sets, which show what training shows and no benchmark's picture.
+"""Find the small model's pruning.json on the tuning sets, which share no picture with the benchmarks.
 
     python -m llava.tiny.benchmarks --split tune --questions 300
     python -m llava.tiny.tune --write playground/checkpoints/llava-tiny/pruning.json
@@ -49,7 +49,7 @@ VARIED = ("shallow_mid_layer", "shallow_visual", "tokens_threshold", "exit_thres
 
 
 def search(ask: Callable[[dict[str, Any]], float | None]) -> None:
-    """Ask for settings until the boldest ones are found; `ask` returns the FLOPs of one that passes, else None."""
+    """Search for the most aggressive passing settings; `ask` returns the FLOPs of a passing one, else None."""
     from llava.eval.tuning.search import boldest
 
     for visual in ("remove", "dense"):
@@ -102,7 +102,7 @@ def row_of(settings: dict[str, Any] | None, runs: dict[str, Run]) -> dict[str, A
 
 
 def print_table(dense: dict[str, float], tried: list[dict[str, Any]], best: dict[str, Any]) -> None:
-    """Print what was tried, the cheapest first; the chosen setting is marked."""
+    """Print all trials, the cheapest first, with the chosen one marked."""
     from llava.eval.results.table import Column, Table
 
     shares = [Column("visual_flops", "FLOPs, visual", ".1%"), Column("flops", "all tokens", ".1%")]
@@ -117,7 +117,7 @@ def print_table(dense: dict[str, float], tried: list[dict[str, Any]], best: dict
 
 @dataclass(kw_only=True)
 class Options(ModelOptions, GenerationOptions, OutputOptions):
-    """Which sets the thresholds are chosen on, and what they may cost."""
+    """Options of the command: tuning sets and the accuracy that may be lost."""
 
     model_path: str = option(CHECKPOINT, help=f"checkpoint of the small model (default {CHECKPOINT})")
     batch_size: int = option(16, help="questions per batch (default 16)", type=number(int, 1))
@@ -129,7 +129,7 @@ class Options(ModelOptions, GenerationOptions, OutputOptions):
 
 
 def work(options: Options) -> None:
-    """Search, print what was tried, write what was chosen."""
+    """Search, print the trials, write the chosen config."""
     from llava.eval.benchmarks import find_benchmark
     from llava.eval.runner.evaluator import DENSE, Evaluator
     from llava.model.pruning import PruningConfig

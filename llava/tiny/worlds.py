@@ -1,4 +1,4 @@
-"""What may appear in a scene: in training, in tuning, and in every measurement.
+"""The contents of scenes in training, in tuning, and in every measurement.
 
 `TRAINING` and `EVALUATION` divide what can be seen: four of the 24 pairs of colour and shape (each colour and each
 shape stays known from other pairs), every sign of `EVALUATION` (49 words, 129 numbers) and 297 handwritten digits never

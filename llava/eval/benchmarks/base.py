@@ -1,4 +1,4 @@
-"""What a benchmark is: its files, how an answer is judged, how the judgements become scores.
+"""`Benchmark`: its files, the judge of one answer, and the aggregation of judgements into scores.
 
 A benchmark is one file of this folder and one `Benchmark` in it. To score is always the same: `read` the references,
 `judge` each answer against its own, aggregate. A new one needs `name`, `questions`, `images`, `references`, `read` and
@@ -80,7 +80,7 @@ class References:
 
 @dataclass(frozen=True)
 class Judged:
-    """One scored answer: its question's key, its text, the reference, and what it is worth in [0, 1]."""
+    """One scored answer: the question's key, the text, the reference, and the score in [0, 1]."""
 
     key: Hashable
     text: str
@@ -162,18 +162,18 @@ class Benchmark:
 
     @property
     def needs(self) -> tuple[Needed, ...]:
-        """The files that asking and scoring need."""
+        """The files that running and scoring need."""
         asked = ((self.questions, self.questions_from), (self.images, self.images_from))
         files = self.reference_files if self.reference_files is not None else filter(None, (self.references,))
         scored = (Needed(file, self.references_from, "score") for file in files)
         return (*(Needed(path, where, "run") for path, where in asked), *scored)
 
     def missing(self, folder: Path, use: Literal["run", "score"] | None = None) -> list[Needed]:
-        """What is not in the benchmark's folder; for one `use` only, if given."""
+        """The needed files that the benchmark's folder lacks; for one `use` only, if given."""
         return [need for need in self.needs if use in (None, need.use) and not need.is_there(folder)]
 
     def require(self, folder: Path) -> None:
-        """Raise `UserError` unless everything that asking and scoring need is in the folder."""
+        """Raise `UserError` unless the folder has all files that running and scoring need."""
         if missing := self.missing(folder):
             details = "; ".join(f"{folder / need.path} (from: {need.where})" for need in missing)
             raise UserError(f"{self.title} cannot run{self.hint}; missing: {details}")
@@ -220,7 +220,7 @@ class Benchmark:
         return "accuracy", {"accuracy": accuracy}, group_accuracies(groups)
 
     def question_scores(self, answers: Iterable[Answer], questions: Path, references: Path) -> dict[Key, float]:
-        """What each answer is worth, in [0, 1]; their mean is the score "accuracy".
+        """The score of each answer in [0, 1]; their mean is the score "accuracy".
 
         Answers to questions that the references do not have, or that do not count (`has_own_score`), are left out.
 
@@ -235,7 +235,7 @@ class Benchmark:
         }
 
     def quoted_terms(self, scores: Mapping[Key, float]) -> dict[str, list[Term]]:
-        """The quoted scores by name, each as terms that a resampling of the questions can sum again.
+        """The quoted scores by name, each as sums over questions that the bootstrap can resample.
 
         `scores`: what each question's answer is worth. A score is 100 · Σ_t Σ numerators / Σ denominators over its
         terms t; "accuracy" (one term) is always there, `quoted` adds others. Resampling draws within
@@ -249,7 +249,7 @@ class Benchmark:
         return render_scores(scores, self.title, self.labels)
 
     def rehearse(self, folder: Path) -> None:
-        """Score, and submit, one made-up answer to every question: what would fail after the run fails before it.
+        """Score and submit made-up answers to all questions, so that bad references fail before the run, not after it.
 
         Raises `UserError`: questions and references do not belong together, one of them is malformed, a library that
         the submission needs is not installed, or the temporary folder is full.

@@ -1,4 +1,4 @@
-"""Question, reference and submission files: what several benchmarks read and write alike."""
+"""Question, reference and submission files: readers and writers that several benchmarks share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_entries(path: Path, key: str | None = None) -> Iterator[tuple[str, dict
 
 
 def matched(ids: Iterable[str], answers: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """The answers to questions that are known by id, each answered once: question id → text; and the counts.
+    """Answers by question id, each question answered once, and the counts.
 
     Raises `UserError`: unreadable input; answers that do not cover the questions.
     """

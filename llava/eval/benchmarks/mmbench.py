@@ -164,7 +164,7 @@ def submission(table: Path, answers: Path, upload: Path) -> dict[str, Any]:
 
 
 def prompt(question: str, choices: Mapping[str, str], hint: str | None) -> str:
-    """The text asked: the hint where there is one, question, options, instruction."""
+    """The prompt: hint (if any), question, options, instruction."""
     return with_options(question if hint is None else f"{hint}\n{question}", choices)
 
 

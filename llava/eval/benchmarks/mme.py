@@ -176,7 +176,7 @@ def quoted(scores: Mapping[Key, float]) -> dict[str, list[Term]]:
 
 
 def prompt(question: str) -> str:
-    """The text asked: MME's own "Please answer yes or no." gives way to the short-answer instruction."""
+    """The prompt: the short-answer instruction replaces "Please answer yes or no." (MME's own)."""
     return short_answer(question.replace(_YES_OR_NO, "").strip())
 
 

@@ -60,7 +60,7 @@ def groups(row: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def prompt(question: str) -> str:
-    """The text asked: the questions hold their options already, the instruction is added."""
+    """The prompt: the question, which contains its options, and the instruction."""
     return f"{question.strip()}\n{LETTER}"
 
 

@@ -1,4 +1,4 @@
-"""POPE: is an object in the image, yes or no; three ways of choosing the absent objects.
+"""POPE: yes or no, is an object in the image; three splits by how absent objects are chosen.
 
 An answer is read by POPE's rule: of its first sentence, without commas, "no" where one of the words is "No", "no" or
 "not", else "yes"; so an answer that says neither counts as "yes". "yes" is the positive class. Each figure is the mean

@@ -1,4 +1,4 @@
-"""What LLaVA-1.5 asks after a question; a benchmark's whole text is in its own file (`prompt`).
+"""LLaVA-1.5's instructions after a question; each benchmark's file has its whole `prompt`.
 
 A question file's "text" is the whole text, the loader adds the conversation template only. LLaVA's eval.zip has the
 texts of GQA, MME, TextVQA, POPE, VQAv2, VizWiz and MM-Vet ready; for ScienceQA and MMBench LLaVA's own loaders add the

@@ -121,7 +121,7 @@ def llava_results(base_dir: Path, answers: Path, split: str) -> tuple[dict[str, 
 
 
 def prompt(question: str, choices: Sequence[str], hint: str) -> str:
-    """The text asked, LLaVA's CQM-A form: context where there is one, question, options, instruction."""
+    """The prompt in LLaVA's CQM-A form: context (if any), question, options, instruction."""
     context = f"Context: {hint.strip()}\n" if hint.strip() else ""
     return context + with_options(question, dict(zip(LETTERS, choices, strict=False)))
 

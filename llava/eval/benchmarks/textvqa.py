@@ -77,7 +77,7 @@ def question_of_prompt(prompt: str) -> str:
 
 
 def prompt(question: str, ocr_tokens: Sequence[str]) -> str:
-    """The text asked: only the first letter is upper case; the OCR line is there even when no token was found."""
+    """The prompt: only the first letter is upper case; the OCR line is present even without tokens."""
     return short_answer(f"{question.capitalize()}\nReference OCR token: {', '.join(ocr_tokens)}")
 
 

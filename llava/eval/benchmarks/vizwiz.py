@@ -72,7 +72,7 @@ def submission(questions: Path, answers: Path, upload: Path) -> dict[str, Any]:
 
 
 def prompt(question: str) -> str:
-    """The text asked: only the first letter is upper case, and the prompt says how to decline."""
+    """The prompt: only the first letter is upper case; it says how to decline."""
     return short_answer(f"{question.capitalize()}\n{UNANSWERABLE}")
 
 

@@ -31,7 +31,7 @@ _UNWEIGHTED = {"do_sample": False, "temperature": None, "top_p": None, "top_k": 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text and as a row of token ids with one marker per image; its images by key; what it is sorted by.
+    """A prompt: text, token ids with one marker per image, image keys, and the sort key.
 
     `size`: number of images, whose tokens only the model may know, then tokens
     """
@@ -76,7 +76,7 @@ class RequestAnswerer:
         return self._each(requests, self._generate, progress)
 
     def likelihoods(self, requests: Sequence[Request], progress: bool = False) -> list[Likelihood]:
-        """Return how likely each request's continuation is after its prompt, in the order of `requests`.
+        """Return the likelihood of each request's continuation after its prompt, in the order of `requests`.
 
         The prompt is read pruned, by itself; the continuation's tokens follow one by one through the cache, as
         generated ones would, so that pruning never sees them. Raises `RequestError` as `generate` does.
@@ -107,7 +107,7 @@ class RequestAnswerer:
         return results
 
     def _windows(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Yield the places of all requests in windows, each of one way to generate, or of likelihoods."""
+        """Yield indices of requests in windows; a window has one set of generation settings, or likelihoods alone."""
 
         def kind(place: int) -> str:
             wanted = requests[place].wanted
@@ -176,7 +176,7 @@ class RequestAnswerer:
         prompts: Sequence[Prompt],
         arguments: dict[str, Any],
     ) -> list[list[int]]:
-        """Return the new token ids of each prompt; count what pruning did."""
+        """Return the new token ids of each prompt; add the pruning traces to the totals."""
         rows = [prompt.row for prompt in prompts]
         shown = [[generator.images[key] for key in prompt.images] for prompt in prompts]
         for request, row, images in zip(requests, rows, shown, strict=True):
@@ -204,7 +204,7 @@ def arrange(prompts: Sequence[Prompt], batch_size: int) -> tuple[list[list[int]]
 
 
 def content_key(picture: ProcessedImage) -> Hashable:
-    """Return a key that is equal for equal images: ids, shapes, and 256-bit hashes of the arrays."""
+    """Return a content key of an image: ids, shapes, and 256-bit hashes of the arrays."""
     arrays = tuple(
         (name, array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         for name, array in sorted(picture.arrays.items())

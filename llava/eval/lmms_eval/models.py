@@ -108,7 +108,7 @@ class VisiPruner(lmms):
         return self._logged(self.answerer.generate, [read(request.args, self.task_dict) for request in requests])
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refuse: a later round's question depends on the answers before it, so that it cannot be batched here."""
+        """Refuse multi-round tasks: a later question depends on earlier answers and cannot be batched."""
         raise NotImplementedError("visipruner answers no multi-round tasks: choose tasks of output_type generate_until")
 
     def clean(self) -> None:

@@ -1,4 +1,4 @@
-"""What lmms-eval asks: its argument tuples, generation settings and messages, as `Request`s."""
+"""lmms-eval's argument tuples, generation settings and messages, parsed into `Request`s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What controls `generate` beyond its own settings: a task's stop strings, and a forced continuation."""
+"""Stopping and forced decoding in `generate`: a task's stop strings, and given continuations."""
 
 from __future__ import annotations
 

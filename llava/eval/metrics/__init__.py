@@ -1,1 +1,1 @@
-"""What the scorers share: reading answers files, normalising texts, finding option letters."""
+"""Shared code of the scorers: answers files, text normalisation, option letters, intervals."""

@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def key(self) -> Key:
-        """What names the answer's question; the prompt is "" where the line has none."""
+        """The question's key (id, prompt); the prompt is "" if the line has none."""
         return self.question_id, self.prompt or ""
 
     @property
@@ -152,7 +152,7 @@ def read_answers(path: str | Path) -> list[Answer]:
 def match(
     expected: Iterable[Hashable], given: Sequence[tuple[Hashable, str]], partial: bool = False
 ) -> tuple[list[int], Coverage]:
-    """Decides which answers count: one for each expected question.
+    """Match answers with the expected questions: one answer per question.
 
     Args:
         expected: the key of every question; a key that occurs k times is a question asked k times.

@@ -63,7 +63,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Which questions are drawn together, and from where: cluster number by question, stratum by cluster."""
+    """Clusters of questions that the bootstrap draws together: cluster number per question, stratum per cluster."""
 
     of: Mapping[Key, int]
     strata: np.ndarray
@@ -127,7 +127,7 @@ def paired_bootstrap(
 
 
 def _draws(strata: np.ndarray, resamples: int, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each cluster is drawn, float64 [n, clusters], `resamples` rows in all, some at a time."""
+    """Yield draw counts per cluster, float64 [n, clusters], in chunks of `resamples` rows in total."""
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     step = max(1, _DRAWS_AT_ONCE // len(strata))
     for start in range(0, resamples, step):

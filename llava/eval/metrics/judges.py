@@ -1,4 +1,4 @@
-"""Judges: how much one answer is worth, `judge(text, references) -> float` in [0, 1].
+"""Judges: the score of one answer, `judge(text, references) -> float` in [0, 1].
 
 `JUDGES` has those that a user's own data can name (`--judge`). `text` is the model's answer as it stands, `references`
 the accepted answers of the question; each docstring says what is normalised and where the rule comes from.

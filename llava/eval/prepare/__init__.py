@@ -1,4 +1,4 @@
-"""Turning what people download into the folders that the loader and the scorers read: `prepare` and `check`."""
+"""`prepare` and `check`: convert downloaded benchmarks into the folders that loader and scorers read."""
 
 from __future__ import annotations
 

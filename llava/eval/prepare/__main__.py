@@ -1,4 +1,4 @@
-r"""Bring downloaded benchmarks into the layout that the loader reads, and say what is missing.
+r"""Convert downloaded benchmarks into LLaVA's layout and report what is missing.
 
     python -m llava.eval.prepare gqa eval.zip images.zip questions1.2.zip
     python -m llava.eval.prepare textvqa ~/.cache/huggingface/hub/datasets--lmms-lab--textvqa/snapshots/9c0699c

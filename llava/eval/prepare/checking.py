@@ -1,4 +1,4 @@
-"""What a benchmark's folder lacks: number of questions, images, reference files."""
+"""Check a benchmark's folder: number of questions, images, reference files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source has of a benchmark, brought into the benchmark's folder: files copied, published rows converted."""
+"""Fill a benchmark's folder from a source: copy files, convert published rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing into a benchmark's folder: inside it only, whole files only, what is there already is kept."""
+"""Write into a benchmark's folder: only inside it, only whole files, existing files are kept."""
 
 from __future__ import annotations
 

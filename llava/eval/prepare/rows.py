@@ -1,4 +1,4 @@
-"""Rows of published tables, a few at a time, since they are gigabytes of images: the hub's parquet files, and TSV.
+"""Stream rows of published tables (gigabytes of images): the hub's parquet files, and TSV.
 
 Memory stays at about twice the images of one row group (the hub writes 100 rows per group): that is the least part of
 a parquet file that can be decoded.

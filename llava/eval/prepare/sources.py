@@ -1,4 +1,4 @@
-"""What people download, behind one face: a zip archive, an unpacked folder, or a single file."""
+"""One interface to downloads: a zip archive, an unpacked folder, or a single file."""
 
 from __future__ import annotations
 

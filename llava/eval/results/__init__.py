@@ -1,1 +1,1 @@
-"""What compares runs and shows them: scores by question, intervals, tables, pictures."""
+"""Comparison and display of runs: scores per question, intervals, tables, plots."""

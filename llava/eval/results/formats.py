@@ -1,4 +1,4 @@
-"""How figures and configs are written in tables, for people: one meaning of every unit, in every command."""
+"""Formatting of figures and configs in tables: one meaning of every unit, in every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the answers of a run are judged: its benchmark, and the question file and references that belong to it."""
+"""Find the judge of a run's answers: its benchmark, question file and references."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Judge:
     references: Path
 
     def scores(self, run: Run) -> dict[Key, float]:
-        """What each answer is worth, in [0, 1]; answers that the references lack, or that do not count, are left out.
+        """The score of each answer in [0, 1], without answers that have no reference or do not count.
 
         Raises:
             UserError: unreadable references, or none of the run's questions in them.

@@ -1,4 +1,4 @@
-"""Plots of runs in one look: accuracy against FLOPs, tokens per layer, histograms of what pruning decided."""
+"""Plots of runs in one style: accuracy against FLOPs, tokens per layer, histograms of pruning decisions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PlotOptions:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the plots show of one run; arrays run over its prompts.
+    """The plotted data of one run; arrays have one entry per prompt.
 
     name: in the legend, one look per name; flops_share: prefill FLOPs over all tokens, percent of dense; accuracy:
     percent, None where the answers cannot be judged; tokens: int [prompts, layers], those that enter each layer;
@@ -145,7 +145,7 @@ def decisions_plot(panels: Panels, path: Path, title: str, options: PlotOptions)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, gain) that no other beats in one without losing in the other, cheapest first."""
+    """Indices of the Pareto-optimal points (cost, gain), cheapest first."""
     order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1]))
     front: list[int] = []
     for index in order:

@@ -1,4 +1,4 @@
-"""A report over runs: what each run is called, its figures, and the files with tables and plots."""
+"""A report over runs: labels, figures, and the files with tables and plots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHARES = ("flops", "flops_all_tokens", "kv_bytes")
 
 @dataclass(frozen=True)
 class Labelled:
-    """A run with its names in a report: no two runs of one model and benchmark share one."""
+    """A run with its label in a report, unique among the runs of one model and benchmark."""
 
     run: Run
     model: str
@@ -196,7 +196,7 @@ def drawn(run: Run, row: Row) -> Drawn:
 
 
 def _draw(panels: Panels, out: Path, model: str, plots: PlotOptions) -> list[Path]:
-    """Draw the model's plots; return the files of those that there was something to draw for."""
+    """Draw the model's plots that have data; return their files."""
     slug = re.sub(r"[^\w.-]+", "-", model).strip("-")
     draw = {"accuracy": accuracy_plot, "tokens": tokens_plot, "decisions": decisions_plot}
     files = [make(panels, out / f"{slug}-{what}", model, plots) for what, make in draw.items()]

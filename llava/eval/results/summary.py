@@ -1,4 +1,4 @@
-"""What `llava.eval.run` prints and writes: one config on benchmarks, or several configs side by side."""
+"""Output of `llava.eval.run`: one config on benchmarks, or several configs side by side."""
 
 from __future__ import annotations
 

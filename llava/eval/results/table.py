@@ -37,7 +37,7 @@ _NAME_WIDTH = 36  # of a column of text, where the table is too wide
 
 @dataclass(frozen=True)
 class Column:
-    """One column: which of a row's values it shows, and how.
+    """One column: the key of the value in a row, and its format.
 
     key: names the value in the row and in CSV; heading: default the key
     form: a format spec such as ".1f", or value → text; texts are shown as they are, None and missing values as "–"
@@ -76,7 +76,7 @@ class Table:
 
     @property
     def headings(self) -> list[str]:
-        """What stands above the columns."""
+        """The column headings."""
         return [column.key if column.heading is None else column.heading for column in self.columns]
 
     def cells(self) -> list[list[str]]:
@@ -84,7 +84,7 @@ class Table:
         return [[column.text(row) for column in self.columns] for row in self.rows]
 
     def print(self, title: str | None = None, notes: Iterable[str] = (), to: Console | None = None) -> None:
-        """Print for people; columns that do not fit follow below, with the first column beside them again."""
+        """Print to the terminal; columns that do not fit follow in further blocks, each with the first column."""
         to = console() if to is None else to
         if title is not None:
             to.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
@@ -146,7 +146,7 @@ def console() -> Console:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is, also in a table."""
+    """Escape text for Markdown, also inside a table."""
     return "".join("\\" + letter if letter in "\\|*`<[" else letter for letter in text)
 
 

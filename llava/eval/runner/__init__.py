@@ -1,1 +1,1 @@
-"""Asking: a benchmark's questions to one answers file, in batches, by one process or many, resumable."""
+"""The runner: answers a benchmark's questions into one answers file, batched, multi-process, resumable."""

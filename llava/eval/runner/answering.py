@@ -30,7 +30,7 @@ WARM_UP_TOKENS = 2
 
 
 class Answerer:
-    """Context manager that asks a loaded model, pruned when `config` is given and left untouched otherwise.
+    """Context manager that answers batches with a loaded model: pruned by `config`, dense without one.
 
     With `prefix_cache`, a number of bytes, questions about the same image in one image group read it once; a dense
     model then runs in the pruning engine, too, with nothing pruned.
@@ -76,18 +76,16 @@ class Answerer:
 
     @property
     def reused(self) -> Reused | None:
-        """What the prefix cache did; None without one."""
+        """Statistics of the prefix cache; None without one."""
         return self._generator.reused
 
     def answer(self, batch: Batch) -> tuple[list[dict[str, Any]], list[Skipped]]:
-        """Return the batch's answer lines, in order, and the questions that cannot be asked.
+        """Return the batch's answer lines in order, and the questions that cannot be answered.
 
         Those are: an image that could not be read, a text that no prompt can hold, or a prompt longer than the model
         takes.
         """
-        if (
-            batch.image_group != self._image_group
-        ):  # what is reused depends on it alone
+        if batch.image_group != self._image_group:  # what is reused depends on it alone
             self._image_group = batch.image_group
             self._images.clear()
             self._generator.forget()
@@ -111,7 +109,7 @@ class Answerer:
         return lines, skipped
 
     def _warm_up(self, batch: Batch) -> None:
-        """Ask once without looking at the clock: a process's first forward is slow for reasons of its own."""
+        """Answer once untimed, since a process's first forward is slow."""
         with suppress(torch.OutOfMemoryError):  # the batch itself will show which question is too much
             self._ask_once(batch)
         self._timer.take()
@@ -130,7 +128,7 @@ class Answerer:
                 return
 
     def _encode(self, batch: Batch) -> None:
-        """Run the vision part on the batch's new images; the image group's further batches may show them too."""
+        """Encode the batch's new images; later batches of the image group reuse the features."""
         paths = list(batch.pictures)
         while paths:
             part = paths[: self._most_images]
@@ -142,7 +140,7 @@ class Answerer:
                 paths = paths[len(part) :]
 
     def _shown(self, question: Question) -> list[ImageFeatures]:
-        """What the question shows, in order; nothing for an image that could not be read."""
+        """The question's encoded images in order, without unreadable ones."""
         return [self._images[path] for path in question.paths if path in self._images]
 
     def _ask(
@@ -161,7 +159,7 @@ class Answerer:
         return lines
 
     def _half(self, what: str, where: str, count: int) -> int:
-        """Say that `count` prompts or images, the first of them at `where`, were too many; return half of them."""
+        """Warn that `count` prompts or images from `where` on ran out of memory; return half of the count."""
         self._take()
         self._generator.forget()
         if self.loaded.model.device.type == "cuda":
@@ -186,7 +184,7 @@ class Answerer:
     def _ask_together(
         self, questions: list[Question], rows: list[list[int]], shown: list[list[ImageFeatures]]
     ) -> list[dict[str, Any]] | None:
-        """Return the answer lines of prompts asked as one batch; None where memory ran out."""
+        """Return the answer lines of one batch of prompts; None on out-of-memory."""
         if self.options.temperature > 0:
             torch.manual_seed(self.options.seed + questions[0].index)
         try:
@@ -213,14 +211,14 @@ class Answerer:
         ]
 
     def _answer_id(self, question: Question) -> str:
-        """Return an id that names the question and how it was asked, the same in every run."""
+        """Return a deterministic id of the question and the settings."""
         config = None if self.config is None else self.config.to_dict()
         seed = self.options.seed if self.options.temperature > 0 else None
         named = [self.loaded.name, config, generate_arguments(self.options), seed, *question.key]
         return shortuuid.uuid(name=json.dumps(named))
 
     def _length(self, tokens: Sequence[int]) -> int:
-        """Generated tokens up to and including the end token; what follows is padding."""
+        """Number of generated tokens up to and including the end token, without padding."""
         return next((place for place, token in enumerate(tokens, start=1) if token in self._ends), len(tokens))
 
 

@@ -1,4 +1,4 @@
-"""The answers of a run on disk: one owner per file, whole lines only, continued where an earlier run stopped.
+"""The answers of a run on disk: one writer per file, whole lines only, resumable.
 
     X.parts/0.jsonl …   answers as they come, one file per process, with what was measured; gone in the end
     X.jsonl             all answers in question order: the same bytes in every run of the same questions and settings
@@ -136,7 +136,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise `UserError` where the folder that answers go to cannot be made or written to; nothing is made."""
+    """Raise `UserError` if the answers folder cannot be created or written to; creates nothing."""
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir():
         raise UserError(f"the folder {path} cannot be made: {there} is not a folder; mend that, or {ELSEWHERE}")
@@ -164,7 +164,7 @@ def times_file_of(answers_file: Path) -> Path:
 
 
 def read_times(answers_file: Path) -> dict[Key, dict[str, Any]]:
-    """The measured part of every answer's metadata, by (question id, prompt); nothing where there is no such file.
+    """The measured times of every answer, by (question id, prompt); empty without a file.
 
     Raises `UserError` for a broken one.
     """
@@ -178,7 +178,7 @@ def read_times(answers_file: Path) -> dict[Key, dict[str, Any]]:
 
 
 def gather(answers_file: Path, discard: bool = False) -> tuple[list[tuple[str, dict[str, Any]]], int]:
-    """Every answer that is there with its "file:line" and its times; and the bytes of half-written lines cut off.
+    """All existing answers with "file:line" and times; and the number of bytes of half-written lines cut off.
 
     An answer in the answers file and in a part (killed while the parts were put together) counts once. An answer's own
     times come before those of the times file, which may be older. With `discard` nothing is read, but it is still
@@ -216,7 +216,7 @@ def gather(answers_file: Path, discard: bool = False) -> tuple[list[tuple[str, d
 def unanswered(
     rows: Iterable[tuple[str, dict[str, Any]]], known: Iterable[Question], selected: Iterable[Question]
 ) -> list[Question]:
-    """Return the `selected` questions that `rows`, as `gather` gives them, do not answer yet.
+    """Return the `selected` questions without an answer in `rows` (from `gather`).
 
     Raises `UserError` for an answer to none of the `known` questions.
     """
@@ -232,7 +232,7 @@ def unanswered(
 
 
 def finish(answers_file: Path, rows: Iterable[Mapping[str, Any]], order: Mapping[Key, int]) -> None:
-    """Write the finished files and remove the parts; a kill at any moment loses nothing."""
+    """Write the finished files and remove the parts; safe against a kill at any moment."""
     ordered = sorted(rows, key=lambda row: order[str(row["question_id"]), row["prompt"]])
     times = [
         {"question_id": row["question_id"], "prompt": row["prompt"]}

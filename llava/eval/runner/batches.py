@@ -37,7 +37,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some questions in order, with what the model needs of them.
+    """Questions in order, with their prepared model inputs.
 
     `rows`: a question's token ids, one marker per image (`Inputs.encode`); `pictures`: the images that no earlier batch
     of the image group has; `finished`: those that no later one shows; `errors`: why an image could not be read;
@@ -91,7 +91,7 @@ def group(
 
 
 def by_image(questions: Sequence[Question]) -> list[Question]:
-    """Put the questions about an image together, in their order, where the first of them stands."""
+    """Group questions by image, stable, at the position of each image's first question."""
     together: dict[tuple[Path, ...] | Question, list[Question]] = {}
     for question in questions:
         together.setdefault(question.paths or question, []).append(question)
@@ -108,7 +108,7 @@ def _by_length(questions: Sequence[Question], inputs: Inputs) -> list[Question]:
 
 
 def _number_groups(batches: Sequence[Sequence[Question]], size: int) -> list[int]:
-    """Number the image groups that batches belong to: a few batches, and more while the same image goes on.
+    """Number the image groups of batches: a few batches each, more if the last image continues.
 
     That may be `MOST_GROUP_QUESTIONS`, but no more than an eighth of all batches, which several processes share.
     """
@@ -136,7 +136,7 @@ def shares_images(groups: Sequence[Group]) -> bool:
 
 
 def share(groups: Sequence[Group], index: int, count: int) -> list[Group]:
-    """Share `index` of `count`: a run of whole image groups, with about as many batches as the others."""
+    """Share `index` of `count`: consecutive whole image groups, about equally many batches per share."""
     image_groups = [list(members) for _, members in groupby(groups, key=lambda one: one.image_group)]
     mine, before = [], 0
     for members in image_groups:
@@ -148,7 +148,7 @@ def share(groups: Sequence[Group], index: int, count: int) -> list[Group]:
 
 
 def _fresh(groups: Sequence[Group]) -> list[list[Path]]:
-    """Return the images of each batch that no batch before it in its image group shows."""
+    """Return each batch's images that no earlier batch of its image group contains."""
     fresh = []
     for _, members in groupby(groups, key=lambda one: one.image_group):
         known: set[Path] = set()

@@ -1,4 +1,4 @@
-"""What the prompts of a run cost: sums over the metadata of all answers, means per question, shares of dense.
+"""Costs of a run's prompts: sums over all answers' metadata, means per question, shares of dense.
 
 What was measured survives an interruption, because it is in the answers. This is the one place that says what a share
 of dense is: prefill FLOPs of the decoder (multiply-adds, `PruningTrace.flops`) or KV bytes, summed over questions,
@@ -74,12 +74,12 @@ class Costs:
 
     @property
     def flops_share(self) -> float:
-        """Prefill FLOPs as a share of dense, over all tokens: what a speed-up is bounded by."""
+        """Prefill FLOPs over all tokens as a share of dense; its inverse bounds the speed-up."""
         return self.share("flops_all_tokens")
 
     @property
     def visual_flops_share(self) -> float:
-        """Prefill FLOPs as a share of dense, over visual tokens alone: what papers quote."""
+        """Prefill FLOPs over visual tokens as a share of dense, as papers quote."""
         return self.share("flops")
 
     @property
@@ -89,7 +89,7 @@ class Costs:
 
     @property
     def mean_kept(self) -> float:
-        """Visual tokens that a filter layer left, averaged over questions; all of them where there was none."""
+        """Visual tokens kept by the filter layer (all without one), averaged over questions."""
         return self.kept / max(self.questions, 1)
 
     @property

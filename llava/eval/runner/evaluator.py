@@ -1,4 +1,4 @@
-"""`Evaluator`: asks a benchmark's questions, dense or pruned, resumes, scores; under every command, and for Python.
+"""`Evaluator`: answers and scores a benchmark, dense or pruned, resumable; used by every command, and from Python.
 
     evaluator = Evaluator(options)  # an options dataclass with ModelOptions and GenerationOptions among its bases
     gqa = find_benchmark("gqa")
@@ -68,7 +68,7 @@ def named_configs(given: Iterable[str]) -> dict[str, PruningConfig]:
 
 
 class Evaluator:
-    """Asks benchmarks of one model, which is loaded once.
+    """Runs benchmarks on one model, which is loaded once, on first use.
 
     Args:
         options: the model's and the generation's options: any object with the attributes of `ModelOptions` and
@@ -100,7 +100,7 @@ class Evaluator:
         chunk: tuple[int, int] = (0, 1),
         **changes: Any,
     ) -> Plan:
-        """Check everything that can be checked before weights are read.
+        """Check everything that needs no weights.
 
         That is: the benchmark's files, its questions and images, a rehearsal of its scoring, the model's folder, the
         config against the model, and the answers that are there against the settings.
@@ -175,7 +175,7 @@ class Evaluator:
         return self._selected[key]
 
     def run(self, plan: Plan) -> Run | None:
-        """Ask what is open, put the answers together and score them; the run is rank 0's, None elsewhere.
+        """Answer open questions, gather and score the answers; return the run on rank 0, None elsewhere.
 
         Every process calls this with the same plan. Raises what asking and scoring raise, and `RankError` when another
         process fails; an interrupted run continues when it is run again.
@@ -194,7 +194,7 @@ class Evaluator:
         return Run.read(plan.answers_file)
 
     def _answer(self, plan: Plan) -> bool:
-        """Answer what is open; whether this is rank 0, which has put the answers together."""
+        """Answer open questions; return whether this is rank 0, which gathers the answers."""
         ranks, topic = self.ranks, str(plan.answers_file)
         rows, earlier, open_places = [], None, None
         if ranks.index == 0:
@@ -238,11 +238,11 @@ class Evaluator:
         return True
 
     def _discards(self, plan: Plan) -> bool:
-        """Whether --overwrite is still to come; what this evaluator answered itself is never discarded."""
+        """Whether --overwrite still has to discard answers; never those of this evaluator."""
         return plan.options.overwrite and plan.answers_file not in self._discarded
 
     def _found(self, plan: Plan) -> tuple[Rows, dict[str, Any] | None]:
-        """The answers that are there, and the run file that describes them."""
+        """The existing answers and their run file."""
         rows, repaired = files.gather(plan.answers_file, self._discards(plan))
         if repaired:
             print(
@@ -261,7 +261,7 @@ class Evaluator:
         return LoadedModel.from_path(self.model_options)
 
     def batches(self, questions: Iterable[Question], batch_size: int | None = None) -> list[Batch]:
-        """Prepare questions in batches, each standing alone, so that an `Answerer` may be asked them in any order."""
+        """Prepare questions in independent batches, which an `Answerer` can answer in any order."""
         chosen = list(questions)
         groups = group(chosen, set(chosen), batch_size or self.options.batch_size, self.loaded.inputs)
         alone = BatchDataset([replace(one, image_group=place) for place, one in enumerate(groups)], self.loaded.inputs)
@@ -276,7 +276,7 @@ class Evaluator:
 
 
 def _fitting(questions: list[Question], checked: Checked) -> tuple[list[Question], list[Skipped]]:
-    """Separate the questions whose text alone has more tokens than the model takes; others show it with their images.
+    """Separate the questions whose text alone is longer than the context; with images the length is known later.
 
     A token is at least a byte, so that few texts have to be tokenized, if any.
     """
@@ -294,5 +294,5 @@ def _fitting(questions: list[Question], checked: Checked) -> tuple[list[Question
 
 
 def upload_file_of(plan: Plan) -> Path:
-    """Where the file for an evaluation server or grader goes."""
+    """Path of the file for an evaluation server or grader."""
     return plan.answers_file.with_name(plan.answers_file.stem + ".upload" + plan.benchmark.upload_suffix)

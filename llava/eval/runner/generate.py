@@ -47,29 +47,29 @@ class Generator:
 
     @property
     def reused(self) -> Reused | None:
-        """What the prefix cache did; None without one."""
+        """Statistics of the prefix cache; None without one."""
         cache = None if self._session is None else self._session.prefix_cache
         return None if cache is None else cache.reused
 
     @property
     def policies(self) -> list[PromptState]:
-        """What the method remembers of each prompt of the last batch, once per beam; nothing without pruning."""
+        """The method's `PromptState` per prompt (and beam) of the last batch; empty if dense."""
         return [] if self._session is None else list(self._session.policies)
 
     def forget(self, counts: bool = False) -> None:
-        """Empty the prefix cache; with `counts`, also what `reused` has counted."""
+        """Empty the prefix cache; with `counts`, also reset its statistics."""
         cache = None if self._session is None else self._session.prefix_cache
         if cache is not None:
             cache.clear()
             cache.reused = Reused() if counts else cache.reused
 
     def encode_images(self, pictures: Mapping[Hashable, ProcessedImage]) -> None:
-        """Run the vision part on those of `pictures` that `images` does not hold yet."""
+        """Encode those of `pictures` that `images` does not hold yet."""
         new = {key: picture for key, picture in pictures.items() if key not in self.images}
         self.images |= zip(new, self.inputs.encode_images(self.model, list(new.values())), strict=True)
 
     def too_long(self, row: Sequence[int], shown: Sequence[ImageFeatures]) -> str | None:
-        """Say that a prompt has more tokens than the model takes; None if it fits."""
+        """Return a message if the prompt is longer than the model's context, else None."""
         length, limit = self.inputs.length(row, shown), self.inputs.limit
         if limit is None or length <= limit:
             return None
@@ -113,7 +113,7 @@ class Generator:
 
 
 def dense_trace(shape: DecoderShape, itemsize: int, tokens: int, visual: int) -> PruningTrace:
-    """Return the trace of a prompt of `tokens` tokens, `visual` of them visual, that runs whole through every layer."""
+    """Return the dense trace of a prompt with `tokens` tokens, `visual` of them visual."""
     layers = shape.layers
     return PruningTrace(
         shape=shape,

@@ -35,23 +35,23 @@ class Question:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What names a question: id and text together, since MME and TextVQA use one id for all of an image."""
+        """The question's key: id and text, since MME and TextVQA use one id for all questions of an image."""
         return str(self.question_id), self.text
 
     @property
     def image(self) -> str | None:
-        """The first image as it stands in the file; None for a question in text alone."""
+        """The first image as written in the file; None for a text-only question."""
         return self.images[0] if self.images else None
 
     @property
     def path(self) -> Path | None:
-        """The first image; None for a question in text alone."""
+        """Path of the first image; None for a text-only question."""
         return self.paths[0] if self.paths else None
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A question that --skip-bad leaves out, and why."""
+    """A question left out by --skip-bad, and the reason."""
 
     question: Question
     reason: str

@@ -25,7 +25,7 @@ _FAILED = "failed"
 
 
 class RankError(RuntimeError):
-    """Another process failed or is gone; the message is one line with its reason."""
+    """Another process failed or is gone; the message is its reason in one line."""
 
 
 class Ranks:
@@ -43,7 +43,7 @@ class Ranks:
 
     @classmethod
     def join(cls, device: str) -> Ranks:
-        """Meet the others, if a launcher started any; `device`: what the command line says ("auto", "cpu", "cuda").
+        """Connect to the other processes, if a launcher started any; `device`: "auto", "cpu" or "cuda".
 
         Raises `ValueError` for a device that several processes cannot take.
         """
@@ -79,12 +79,12 @@ class Ranks:
             raise RankError(self._read(_FAILED))
 
     def publish(self, name: str, value: Any) -> None:
-        """Put a JSON value where every process can take it; a name serves once."""
+        """Publish a JSON value to every process; each name can be used once."""
         if self._store is not None:
             self._write(name, json.dumps(value))
 
     def take(self, name: str, of: int = 0) -> Any:
-        """Wait for what rank `of` publishes as `name`; raises `RankError` if a process fails or is gone."""
+        """Wait for the value that rank `of` publishes as `name`; `RankError` if a process fails or is gone."""
         pulse, heard = "", time.monotonic()
         while not self._has(name):
             self.check()
@@ -106,7 +106,7 @@ class Ranks:
         return self.take(name)
 
     def gather(self, name: str, value: Any) -> list[Any]:
-        """Return everybody's values to rank 0, in rank order; an empty list to the others."""
+        """Return all ranks' values in order on rank 0, an empty list elsewhere."""
         if self._store is None:
             return [value]
         self.publish(f"{name}/{self.index}", value)

@@ -1,4 +1,4 @@
-"""A run of an evaluation command: what was just made, and the same thing read back from disk.
+"""`Run`: an evaluation run, just finished or read back from disk.
 
 A run is X.jsonl (answers with the prompts' traces) and X.run.json beside it (settings, totals, scores); what was
 measured lies in X.times.jsonl, and the answers of an unfinished run in X.parts. Chunks of one run (the same folder and
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the answers depend on."""
+        """The settings that the answers depend on."""
         return self.record["settings"]
 
     @property
@@ -122,11 +122,11 @@ class Run:
 
     @cached_property
     def costs(self) -> Costs:
-        """What all answers cost; raises `UserError` where an answer has no trace."""
+        """Costs of all answers; `UserError` if an answer has no trace."""
         return self.costs_of(self.traces)
 
     def costs_of(self, keys: Iterable[Key]) -> Costs:
-        """What the answers to `keys` cost; raises `UserError` where one has no trace."""
+        """Costs of the answers to `keys`; `UserError` if one has no trace."""
         costs = Costs()
         for key in keys:
             try:
@@ -136,7 +136,7 @@ class Run:
         return costs
 
     def agreement(self, other: Run, keys: Collection[Key] | None = None) -> Agreement:
-        """How many answers are the same text in both runs; over `keys`, default those that both answered."""
+        """Agreement of the answer texts of both runs over `keys` (default: questions that both answered)."""
         keys = [key for key in self.answers if key in other.answers] if keys is None else keys
         equal = sum(self.answers[key].text.strip() == other.answers[key].text.strip() for key in keys)
         return Agreement.of(equal, len(keys))
@@ -167,7 +167,7 @@ class Run:
 
     @cached_property
     def left_out(self) -> str | None:
-        """Which questions of the file a finished run leaves out on purpose, in words; None where it asked them all."""
+        """Describe the questions that a finished run left out on purpose; None if it answered all."""
         limit, asked = self.record.get("limit"), len(self.answers) + self.skipped
         reasons = [f"{self.skipped} skipped (--skip-bad)"] if self.skipped else []
         if limit is not None and limit <= asked and (self._questions is None or asked < len(self._questions)):

@@ -1,4 +1,4 @@
-"""The run file beside an answers file: what the answers were made with, and the totals over them.
+"""The run file beside an answers file: settings, versions and totals.
 
 `answers.jsonl` has `answers.run.json`. It is written before the first answer, every few seconds and at the end, each
 time whole or not at all. Its "settings" are everything that answers depend on; a run is continued only under the same
@@ -29,7 +29,7 @@ def run_file_of(answers_file: Path) -> Path:
 
 
 def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
-    """Replace the run file at once, so that a reader or a kill never meets half of one.
+    """Replace the run file atomically.
 
     Raises `UserError` where it cannot be written.
     """

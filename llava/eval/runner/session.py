@@ -1,4 +1,4 @@
-"""`Plan`: one benchmark under one config, checked. `Session`: one invocation that asks what is open of it."""
+"""`Plan`: one benchmark under one config, checked. `Session`: one invocation that answers its open questions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHARED_BY_RANKS = ("command", "started", "versions", "batch_size", "seed", "thre
 
 @dataclass(frozen=True)
 class Plan:
-    """What `Evaluator.plan` gives and `Evaluator.run` takes.
+    """A checked run: returned by `Evaluator.plan`, taken by `Evaluator.run`.
 
     benchmark, folder:
         what is asked and scored, and the folder of its files
@@ -75,7 +75,7 @@ class Plan:
 
 
 class Session:
-    """One invocation; of several processes each has one, asks its share, and the first writes the run file.
+    """One invocation in one process, which answers its share of the questions; rank 0 writes the run file.
 
     `rows` are the answers that are there already, with their traces; `earlier` is the run file that describes them.
     """
@@ -140,7 +140,7 @@ class Session:
             raise
 
     def interrupt(self) -> None:
-        """Leave the run file of a run that ends early, while what ended it is on its way up."""
+        """Write the run file of a run that ends early, while its exception propagates."""
         with suppress(UserError):  # of a full disk, say: what is raised already says it
             self.write("interrupted")
 
@@ -154,7 +154,7 @@ class Session:
             yield batch
 
     def _keep(self, batch: Batch, answers: AnswersFile, lines: list[dict[str, Any]], bad: list[Skipped]) -> int:
-        """Append the answers to questions that were open, and return how many questions are done with."""
+        """Append the answers to open questions; return how many questions are finished."""
         lines = [line for line in lines if (str(line["question_id"]), line["prompt"]) in self._open]
         answers.append(lines)
         self.about["questions"] += len(lines)
@@ -169,7 +169,7 @@ class Session:
         return len(lines) + len(bad)
 
     def _take_times(self) -> None:
-        """Note where this session's time went: waiting for prepared batches, the model's stages, and the rest."""
+        """Add up this session's time: loading, the model's stages, and the rest."""
         seconds = {"loading": self._waited} | {stage: self._answerer.spent[stage] / 1000 for stage in STAGES}
         whole = time.monotonic() - self._asking
         seconds["rest"] = max(0.0, whole - sum(seconds.values()))
@@ -187,7 +187,7 @@ class Session:
     def finish(
         self, rows: Sequence[tuple[str, dict[str, Any]]], sessions: Sequence[dict[str, Any]], skipped: list[Skipped]
     ) -> None:
-        """Write the run file of a finished run from all of its answers and what every process says of itself."""
+        """Write the run file of a finished run from all answers and every process's record."""
         self.costs, self.skipped = costs_of(rows), skipped
         if len(sessions) > 1:
             self.about["ranks"] = [
@@ -254,7 +254,7 @@ def prefix_cache_bytes(given: str, groups: Sequence[Group]) -> int | None:
 
 
 def costs_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Costs:
-    """Sum what answers cost; `UserError` for one without its trace."""
+    """Sum the costs of answers; `UserError` for one without a trace."""
     costs = Costs()
     for where, row in rows:
         try:
@@ -265,7 +265,7 @@ def costs_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Costs:
 
 
 def _absolute(path: Path) -> str:
-    """A path that can be read from anywhere; a name on the hub stays as it is."""
+    """Return an absolute path; a hub name is unchanged."""
     path = path.expanduser()
     return str(path.absolute() if path.exists() else path)
 

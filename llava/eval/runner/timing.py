@@ -68,7 +68,7 @@ class ForwardTimer:
         self._hooks, self._started = [], []
 
     def take(self) -> Milliseconds:
-        """Return what was measured since the last call, and start again from nothing."""
+        """Return the times since the last call, and reset them."""
         spent, self._spent = self._spent, {"prefill": [], "decode": [], "vision": []}
         if not spent:
             return Milliseconds()

@@ -1,4 +1,4 @@
-"""From runs to figures: medians, ranges, and how much of the ceiling that FLOPs set is reached."""
+"""From timed runs to figures: medians, ranges, and speed-up as a share of the FLOPs ceiling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .rounds import Run
 
 
 def spread(name: str, values: Sequence[float | None], digits: int = 4) -> dict[str, Any]:
-    """Median and range under `name` and `name_range`; None where nothing was measured."""
+    """Median and range under `name` and `name_range`; None without measurements."""
     known = [value for value in values if value is not None]
     if not known:
         return {name: None, f"{name}_range": None}
@@ -87,7 +87,7 @@ def figures(
 
 
 def warnings_of(name: str, row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
-    """Say where a config costs more than dense, one line each."""
+    """Return one line for each figure in which a config is worse than dense."""
     lines = []
     for key, stage in (("speedup", "prefill"), ("decode_speedup", "decoding")):
         if row[key] is not None and row[key] < 1:
@@ -101,7 +101,7 @@ def warnings_of(name: str, row: dict[str, Any], dense: dict[str, Any]) -> list[s
 
 
 def changed_decisions(name: str, traces: Sequence[PruningTrace], runs: Sequence[Run]) -> list[str]:
-    """Say where runs pruned otherwise than the warm-up, whose traces the figures are made of."""
+    """Return a line for each config whose runs decided differently from the warm-up."""
     expected = [trace.tokens_per_layer for trace in traces]
     others = sum([trace.tokens_per_layer for trace in run.traces] != expected for run in runs)
     return (

@@ -85,7 +85,7 @@ def _layer_threshold(name: str, config: VisiPruner, plan: ForcedPlan, workload: 
 
 
 def _between(descending: Sequence[float], keep: int) -> float:
-    """Return the middle between the `keep`-th largest value and the next one, 0 where there is none."""
+    """Return the midpoint of the `keep`-th largest value and the next one; 0 without a next one."""
     following = descending[keep] if keep < len(descending) else 0.0
     return (descending[min(keep, len(descending)) - 1] + following) / 2
 

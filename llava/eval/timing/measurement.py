@@ -30,7 +30,7 @@ REPLAY = " without probing"
 
 
 def bench(options: BenchOptions) -> dict[str, Any]:
-    """Time everything that `options` ask for; JSON-ready. Raises `ValueError`, one line, for what cannot be done."""
+    """Run the bench that `options` describe; JSON-ready. `ValueError` (one line) for bad options."""
     options.check()
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
@@ -110,7 +110,7 @@ def named(texts: Sequence[str]) -> dict[str, PruningConfig]:
 
 
 def check(options: BenchOptions, configs: dict[str, PruningConfig], device: torch.device) -> None:
-    """Raise for what can be seen to fail before a model is built: model, image, configs, a forced plan."""
+    """Check model, image, configs and a forced plan before a model is built."""
     shape = None if options.shape is None else SHAPES[options.shape]
     if options.vision and shape.clip is None:
         raise UserError(f"--vision: the vision tower of {options.shape} is not a CLIP; leave it out")
@@ -139,7 +139,7 @@ def check(options: BenchOptions, configs: dict[str, PruningConfig], device: torc
 
 
 def force(options: BenchOptions, configs: dict[str, PruningConfig], workload: Workload) -> dict[str, PruningConfig]:
-    """Return the configs that `--force-plan` applies to, with thresholds for it; random weights are made to bear it."""
+    """Return the configs that `--force-plan` applies to, with fitting thresholds; rescales random attention for it."""
     plan = options.force_plan
     if plan is None:
         return {}

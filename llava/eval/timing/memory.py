@@ -1,4 +1,4 @@
-"""Peak memory of a run: what its tensors take above what was allocated before it (weights and inputs).
+"""Peak memory of a run's tensors, above weights and inputs.
 
 Two figures: of the whole run, and of the decoder's prefill alone (its activations and the keys and values that it
 leaves), above what was held when it began. CUDA counts by itself (`torch.cuda.max_memory_allocated`). On a CPU the
@@ -93,7 +93,7 @@ class CudaPeak:
 
 
 def cpu_peak(run: Callable[[], Any], decoder: nn.Module | None = None) -> Peak:
-    """Call `run` and return the peak bytes of CPU memory of its tensors, above those from before.
+    """Call `run` and return the peak CPU bytes of tensors that it allocates.
 
     decoder: whose first forward is measured too
     """

@@ -42,7 +42,7 @@ class ForcedPlan:
 
 @dataclass(kw_only=True)
 class BenchOptions(ModelOptions, OutputOptions):
-    """What is timed: a loaded model, or a published model's shape with random weights."""
+    """Options of the bench: a loaded model, or a published model's shape with random weights."""
 
     model_path: str | None = option(None, help="a checkpoint folder or hub name; this or --shape is needed")
     shape: str | None = option(None, help="random weights with a published model's dimensions", choices=SHAPE_NAMES)

@@ -1,4 +1,4 @@
-"""The evaluation's own answering against a plain loop around transformers' `generate`, in turn (`throughput`)."""
+"""Time the runner and a plain loop around transformers' `generate` in turn (`throughput`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in turn: dense, the first config, the second, …, and again, so that drift of the machine hits all of them."""
+"""Timed runs in turn (dense, first config, second, …, again), so that machine drift affects all alike."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """What one `generate` took: milliseconds of the whole batch, of one decoding step, and peak bytes."""
+    """Measurements of one `generate`: milliseconds of the batch and per decoding step, peak bytes."""
 
     prefill: float
     decode: float | None
@@ -70,7 +70,7 @@ def take_turns(
 
 @contextmanager
 def memory_for(what: str) -> Iterator[None]:
-    """Say in one line (`UserError`) that memory does not hold `what`, where the block runs out of it."""
+    """Turn out-of-memory in the block into a one-line `UserError` that names `what`."""
     try:
         yield
         return
@@ -98,7 +98,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Replayed(PruningConfig):
-    """The decisions of a batch without measuring: every prompt by a plan of its own, in the order of the batch.
+    """Replays the decisions of a batch without measuring: one plan per prompt, in batch order.
 
     What probing costs is a method's time minus that of its replayed traces. Attention and cache rules belong to a
     config, not to a prompt: all plans have the same.

@@ -1,4 +1,4 @@
-"""Models of random weights with the dimensions of published ones: their time does not depend on what they know."""
+"""Models with random weights and published dimensions, for timing."""
 
 from __future__ import annotations
 

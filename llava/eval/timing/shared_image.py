@@ -27,7 +27,7 @@ CACHED = " with prefix cache"
 
 @dataclass(frozen=True)
 class Pass:
-    """All questions asked once: seconds, what was reused (None without a cache), traces (of a pruning session)."""
+    """One pass over all questions: seconds, cache statistics (None without), traces (if pruned)."""
 
     seconds: float
     reused: Reused | None
@@ -40,7 +40,7 @@ class Pass:
 
 
 def ask_all(workload: Workload, config: PruningConfig | None, cache: int | None, new_tokens: int) -> Pass:
-    """Ask all questions, timed; dense without `cache` (bytes) is the untouched model, with it the engine."""
+    """Time all questions; dense is the untouched model without `cache` (bytes), the engine with it."""
     if config is None and cache is not None:
         config = NoPruning()
     with torch.inference_mode(), workload.pruned(config, cache) as session:

@@ -1,4 +1,4 @@
-"""What a bench prints and records: what was run and on which machine, and the tables of its figures."""
+"""Output of a bench: settings, machine, and the tables of its figures."""
 
 from __future__ import annotations
 

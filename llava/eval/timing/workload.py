@@ -1,4 +1,4 @@
-"""What a bench times: a model, batches of prompts, and one greedy `generate` of each, the same for every config."""
+"""The workload of a bench: a model, batches of prompts, one greedy `generate` per batch, alike for every config."""
 
 from __future__ import annotations
 

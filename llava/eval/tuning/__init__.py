@@ -1,1 +1,1 @@
-"""Searches that propose configs: thresholds without labels (calibration), and every method at one FLOPs budget."""
+"""Searches over configs: thresholds without labels (calibration), and every method at one FLOPs budget."""

@@ -1,4 +1,4 @@
-"""The benchmarks of one folder (the tuning questions, or the real ones), asked under one config after another."""
+"""Evaluate configs on the benchmarks of one folder (tuning questions, or the real ones)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Answered:
 
 
 class BenchmarkSet:
-    """Asks the benchmarks of `data_dir`, answers in `out`; every run resumes, and none is asked twice.
+    """The benchmarks of `data_dir`, with answers in `out`; runs resume and are never repeated.
 
     limit: only the first questions of each, or None; count: the tokens whose FLOPs count
     """
@@ -75,7 +75,7 @@ class BenchmarkSet:
         return self._answered[name]
 
     def ask_once(self, config: PruningConfig) -> Answered:
-        """As `ask`, with a name made of the config: each config is asked once, whoever asks."""
+        """As `ask`, named by the config, so that each config runs once."""
         return self.ask(_name_of(config), config)
 
     def runs(self, name: str) -> dict[str, Run]:
@@ -83,7 +83,7 @@ class BenchmarkSet:
         return {one.name: Run.read(self._file(one, name)) for one in self.benchmarks}
 
     def costs(self, config: PruningConfig) -> Costs:
-        """What the answers cost that `ask_once` got with a config."""
+        """Costs of the answers of `ask_once` under a config."""
         return costs_of(self.runs(_name_of(config)))
 
     def sizes(self) -> list[tuple[int, int]]:
@@ -108,12 +108,12 @@ class BenchmarkSet:
 
 
 def costs_of(runs: dict[str, Run]) -> Costs:
-    """What the runs of several benchmarks cost together."""
+    """Total costs of the runs of several benchmarks."""
     return Costs.of(trace for run in runs.values() for trace in run.traces.values())
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """Return `count` of the items, evenly spread; all if there are fewer."""
+    """Return `count` evenly spaced items; all if there are fewer."""
     return [items[place * len(items) // count] for place in range(count)] if count < len(items) else list(items)
 
 

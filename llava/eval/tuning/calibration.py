@@ -34,7 +34,7 @@ OWN_SETTINGS = ("samples", "confirm", "held_out", "agreement", "max_new_tokens",
 
 
 class Calibration:
-    """Checks everything that can be checked before the model loads; `run` does the steps.
+    """One calibration: checked on construction, before the model loads; `run` does the steps.
 
     Raises `ValueError`, one line: questions or images that are missing or too few, a model or config that does not fit,
     a folder with a calibration of other settings.

@@ -26,7 +26,7 @@ EXITS = (
 
 @dataclass(frozen=True)
 class Shallow:
-    """What the shallow layers do: `layers` of them, and how their visual rows read; None: they run dense."""
+    """The shallow stage: number of `layers`, and how their visual rows attend; None: dense."""
 
     layers: int
     visual: str | None = "remove"
@@ -61,7 +61,7 @@ class Candidate:
 
 
 class Space:
-    """All settings for a model, and what each would cost on the recorded prompts; scale: their `tokens_scale`."""
+    """All candidates for a model, with predicted costs on the recorded prompts; scale: their `tokens_scale`."""
 
     def __init__(self, recording: Recording, shape: DecoderShape, scale: str):
         self.recording, self.shape, self.scale = recording.in_scale(scale), shape, scale
@@ -84,11 +84,11 @@ class Space:
         return float(f"{descending[place]:.3g}") if place < len(descending) else 0.0
 
     def share(self, part: float) -> float:
-        """Return how many tokens a part of a prompt's visual tokens is, on average."""
+        """Return the mean number of tokens that a share of each prompt's visual tokens amounts to."""
         return part * float(self._given.mean())
 
     def all(self, shallows: Sequence[Shallow]) -> list[Candidate]:
-        """Return every candidate, cheapest first; of those that do the same to every prompt only the first."""
+        """Return all candidates, cheapest first, without those that prune every prompt like an earlier one."""
         candidates: dict[tuple, Candidate] = {}
         filtered: set[tuple] = set()
         for shallow in shallows:

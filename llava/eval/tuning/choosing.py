@@ -1,4 +1,4 @@
-"""Choosing: every method's config at a budget, on tuning questions alone; no benchmark question is looked at.
+"""Choose every method's config at a budget, on tuning questions only.
 
 All methods are tried alike: of the settings that meet the budget (other layers, other thresholds) at most so many are
 asked on the tuning questions, and the highest accuracy wins; ties: the config closer to the budget.
@@ -50,7 +50,7 @@ def schedules(method: str, layers: int) -> list[PruningConfig]:
 
 
 class Chooser:
-    """Finds configs by asking `asker`, which holds the tuning questions and has answered them dense.
+    """Finds configs on the tuning questions of `asker`, which has answered them dense.
 
     folder: for what is measured once; trials: settings of one method that are asked at a budget, at most
     """
@@ -148,7 +148,7 @@ class Chooser:
         return one, _trial(config, self.asker.ask_once(config))
 
     def _settled(self, tried: Sequence[Tried], budget: float) -> list[Entry]:
-        """Set the most accurate settings to the budget by the tokens that stay, also those that exceeded it."""
+        """Set the most accurate settings to the budget by the number of tokens kept, including those above it."""
         frames: dict[Candidate, Candidate] = {}
         for one, _ in sorted(tried, key=_accurate, reverse=True):
             frames.setdefault(replace(one, tokens_threshold=0.0, flops=0.0), one)
@@ -169,7 +169,7 @@ class Chooser:
         return plans(config.resolved(shape.layers), self.asker.costs(config), shape, self.dry.visual_tokens)
 
     def _composed(self, budget: float, mildest: Entry | None) -> Entry:
-        """DivPrune before VisiPruner, whose settings are those of the largest budget; what it costs is asked."""
+        """DivPrune before the VisiPruner of the largest budget; its cost is measured."""
         if mildest is None or "absent" in mildest:
             raise Absent("VisiPruner reaches none of the budgets")
         config = PruningConfig.from_dict(mildest["config"])

@@ -1,4 +1,4 @@
-"""The comparison of methods: choose configs, ask the benchmarks, put the figures together, write the files."""
+"""The comparison of methods: choose configs, run the benchmarks, collect figures, write files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Configs = dict[str, tuple[str, float | None, PruningConfig | None]]
 
 
 class MethodComparison:
-    """One comparison in its folder; raises `UserError`, one line, for what can be seen to fail before it starts.
+    """One comparison in its folder; `UserError` for bad options before it starts.
 
     methods: by the name in tables: names of `compare_methods.METHODS`, or "path/to/file.py:Class" of the user's own
     """
@@ -73,7 +73,7 @@ class MethodComparison:
         self.chooser = Chooser(self.tuning, self.out / "tuning", options.trials)
 
     def _read_record(self) -> dict[str, Any]:
-        """Return what is chosen already, as `configs.json` has it."""
+        """Return the configs already chosen, from `configs.json`."""
         path = self.out / "configs.json"
         if not path.is_file() or self.options.overwrite:
             return {"settings": self.settings, "chosen": {}}
@@ -86,7 +86,7 @@ class MethodComparison:
         return record
 
     def run(self) -> dict[str, Any]:
-        """Choose, ask, compare; write everything and return the summary."""
+        """Choose configs, run the benchmarks, write all files and return the summary."""
         chosen = self._choose()
         configs = dict(self.fixed)
         for saved in self.targets:

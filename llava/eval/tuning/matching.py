@@ -1,4 +1,4 @@
-"""Meeting a FLOPs budget: the most visual tokens whose cost is within it, by bisection; costs counted without a model.
+"""Meet a FLOPs budget: bisection over the number of visual tokens; costs are counted without a model.
 
 How many tokens a method with a fixed schedule keeps depends on the prompt's length alone, neither on its words nor on
 the weights. So the engine itself counts tokens, on a decoder of the same depth and 8 wide, and FLOPs follow with the
@@ -68,7 +68,7 @@ def settle(
 
 
 class DryRun:
-    """Counts FLOPs of configs on prompts of given sizes, for a decoder of dimensions `shape`.
+    """Counts FLOPs of configs for prompts of given sizes and a decoder of dimensions `shape`.
 
     sizes: (tokens, visual tokens) of every prompt; the visual ones stand together, as `text_split` places them
     count: the tokens whose FLOPs count
@@ -98,7 +98,7 @@ class DryRun:
 
     @property
     def visual_tokens(self) -> int:
-        """Visual tokens of the prompt in the middle."""
+        """Visual tokens of the median prompt."""
         return self.sizes[len(self.sizes) // 2][1]
 
     def _share(self, config: PruningConfig) -> float:
@@ -111,7 +111,7 @@ class DryRun:
         return sum(trace.flops(self.count) for trace in traces) / dense
 
     def settle(self, schedules: Sequence[PruningConfig], budget: float, most: int) -> list[Matched]:
-        """Set at most `most` of a method's schedules to the budget, evenly spread over those that reach it.
+        """Set at most `most` of a method's schedules, evenly spaced among those that can meet it, to the budget.
 
         Raises `Absent` where none reaches it.
         """

@@ -1,4 +1,4 @@
-"""One pass that prunes nothing and records the influence of every visual token in every layer."""
+"""Record the influence of every visual token in every layer, in one dense pass."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ RECORDER = recorder(InfluenceAndOutput())
 
 
 def record(path: Path, loaded: LoadedModel, batches: Sequence[Batch]) -> Recording:
-    """Read all prompts once and write the recording to `path`; raises `UserError` for a prompt that cannot be asked."""
+    """Run one prefill of all prompts and write the recording to `path`; `UserError` for a prompt that cannot be run."""
     prompts, tokens = [], []
     with Answerer(loaded, RECORDER, GenerationOptions(max_new_tokens=1)) as answerer:
         for batch in tqdm(batches, desc="influence of all layers", unit="batch"):
@@ -141,7 +141,7 @@ def scales_of(recording: Recording, settings: Mapping[str, Any]) -> dict[str, An
 
 
 def transfer(recording: Recording, settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what another model's threshold would keep here in either scale, and what this model's own keeps.
+    """Return the number of tokens that another model's threshold, in either scale, and this model's own keep here.
 
     other: the record of that model's calibration. `better` is the scale whose count is closer, by ratio.
     """

@@ -1,4 +1,4 @@
-"""A calibration's report: the claim in words, the trials as a table and a plot."""
+"""A calibration's report: held-out agreement in words, trials as a table and a plot."""
 
 from __future__ import annotations
 

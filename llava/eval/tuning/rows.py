@@ -1,4 +1,4 @@
-"""The rows of a comparison of methods, each config beside dense with intervals: as tables, CSV, plot and verdicts."""
+"""Rows of a comparison of methods, with intervals of the difference to dense: tables, CSV, plot, verdicts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def mean_interval(parts: Sequence[tuple[float, Sequence[float] | None]]) -> list
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Best first: by mean accuracy, then by FLOPs."""
+    """Sort by mean accuracy, best first, then by FLOPs."""
     return sorted(rows, key=lambda row: (-row["mean"], row["flops"]))
 
 

@@ -1,4 +1,4 @@
-"""Samples and claims of a calibration: which questions it looks at, how many answers may differ, agreement on others.
+"""Statistics of a calibration: question split, number of answers that may differ, held-out agreement.
 
 No image is in two parts of the questions.
 """
@@ -80,7 +80,7 @@ def exact_interval(count: int, total: int) -> tuple[float, float]:
 
 
 def max_disagreements(samples: int, agreement: float) -> int:
-    """Largest number of differing answers that a config of just this agreement meets with probability ≤ 1/6.
+    """Largest number of differing answers such that a config of just this agreement passes with probability ≤ 1/6.
 
     That is about one standard error below what the target allows; 0 where even no difference is more likely than that.
     """

@@ -1,4 +1,4 @@
-"""The search for thresholds: one stage of the method after another, the boldest setting of each by bisection.
+"""The search for thresholds: stage by stage, the most aggressive passing setting of each by bisection.
 
 1. Where prompts may filter. With a quarter of the tokens kept and shallow layers dense, the earliest layer at which all
    may do so; then, for every earlier start of probing, the highest `layer_threshold` that passes: a staircase, since an
@@ -26,7 +26,7 @@ PARTS = (0.25, 0.75)
 
 
 def boldest(choices: Sequence[T], passes: Callable[[T], bool]) -> T | None:
-    """Return the last choice that passes, by bisection: they pass up to some place and fail from there on."""
+    """Return the last choice that passes, by bisection; assumes that all up to it pass and all after it fail."""
     passing, failing = -1, len(choices)
     while failing - passing > 1:
         middle = (passing + failing) // 2
@@ -38,7 +38,7 @@ def boldest(choices: Sequence[T], passes: Callable[[T], bool]) -> T | None:
 
 
 class Asking:
-    """Asks candidates for real; after `trials` of them none passes any more. Remembers the cheapest that did."""
+    """Runs trials of candidates, at most `trials` (then none passes); remembers the cheapest that passed."""
 
     def __init__(self, attempt: Try, scale: str, trials: int):
         self.attempt, self.scale, self.left = attempt, scale, trials
@@ -56,7 +56,7 @@ class Asking:
 
 
 def staircase(space: Space, part: float, passes: Callable[[Candidate], bool]) -> list[Candidate]:
-    """Return what passes with `part` of the tokens kept: for each start of probing the boldest `layer_threshold`."""
+    """Return, with `part` of the tokens kept, the most aggressive passing `layer_threshold` per first probed layer."""
 
     def at(start: int, threshold: float) -> Candidate:
         shallow = Shallow(start, None)
@@ -82,7 +82,7 @@ def staircase(space: Space, part: float, passes: Callable[[Candidate], bool]) ->
 
 
 def cheaper(space: Space, one: Candidate, part: str) -> list[Candidate]:
-    """Return the candidates that differ from `one` in one part, a field of `Candidate`, and should cost less.
+    """Return the candidates that differ from `one` in the field `part` and are predicted to cost less.
 
     The most expensive comes first. Other shallow stages are shorter ones.
     """
@@ -102,7 +102,7 @@ def _changed(space: Space, one: Candidate, **changes: Any) -> Candidate:
 
 
 def cheapest(space: Space, attempt: Try, trials: int) -> tuple[Candidate, dict[str, Any]] | None:
-    """Return the cheapest candidate that passes, and its trial; None where none of those tried does.
+    """Return the cheapest passing candidate and its trial; None if none passes.
 
     `attempt` is called at most `trials` times.
     """
@@ -142,7 +142,7 @@ def _narrowed(space: Space, steps: Sequence[Candidate], ask: Asking) -> tuple[Ca
 
 
 def with_shallow(best: Candidate, flops: float, scale: str, attempt: Try) -> dict[str, Any]:
-    """Return the best candidate's settings, its shallow layers masked as well where the answers allow that.
+    """Return the best candidate's settings, with masked shallow layers if that passes too.
 
     First without visual self-attention in them, then with it, which saves only their visual cache. Masked layers may
     move the filter layer: what costs more than `flops`, the candidate's own, is not taken. Two trials at most.

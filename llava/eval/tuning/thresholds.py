@@ -1,4 +1,4 @@
-"""VisiPruner at a budget: which thresholds and boundaries to try, predicted from one unpruned pass.
+"""VisiPruner at a budget: thresholds and boundaries to try, predicted from one dense pass.
 
 What its settings cost depends on what it measures: `Space` predicts the FLOPs of thousands of settings from the
 influence of every layer, and those near the budget are asked for real. Of the best ones the number of tokens that stay
@@ -53,7 +53,7 @@ def near(candidates: Iterable[Candidate], budget: float, attempt: int, floor: fl
 
 
 def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Return `count` of them, as different as can be: the most expensive, then always the one farthest from these."""
+    """Return `count` diverse candidates: the most expensive, then by farthest-point sampling."""
     if not candidates:
         return []
     places = [_place(one) for one in candidates]
@@ -65,7 +65,7 @@ def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
 
 
 def around(best: Candidate, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Return `count` that are similar to the best, and differ from each other: the nearest hardly do anything else."""
+    """Return `count` candidates close to the best but different from each other."""
     ordered = sorted(candidates, key=lambda one: math.dist(_place(one), _place(best)))
     return spread(ordered[: max(count, len(ordered) // ALIKE)], count)
 
@@ -83,7 +83,7 @@ def _place(one: Candidate) -> tuple[float, ...]:
 
 
 def plans(config: VisiPruner, costs: Costs, shape: DecoderShape, visual_tokens: int) -> list[Replay]:
-    """Return VisiPruner's schedule as fixed plans: what it is worth without choosing tokens, nor layers by prompt.
+    """Return VisiPruner's schedule as fixed plans: neither tokens nor layers are chosen per prompt.
 
     config: resolved; costs: of prompts that it pruned. Filter and exit layer are the medians of what it chose; plans
     with earlier filter layers follow, for where that would be too expensive. `with_budget` sets their tokens.

@@ -1,4 +1,4 @@
-"""Trials: a config asked for real on the samples, stopped as soon as too many answers differ from the dense ones."""
+"""Trials: a config answers the samples, and stops as soon as too many answers differ from dense."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llava.model.pruning import PruningConfig
 
 
 class Trials:
-    """Asks configs on the samples; every trial is a line of `path`, and none is run twice.
+    """Runs configs on the samples; every trial is a line of `path` and is never repeated.
 
     dense: the untouched model's answers; allowed: how many may differ from them
     """

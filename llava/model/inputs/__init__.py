@@ -1,4 +1,4 @@
-"""How models take questions and images: LLaVA's convention, and the processors of transformers' families."""
+"""`Inputs` of all models: LLaVA's convention, and the processors of transformers' families."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .processor import ProcessorInputs
 
 
 def inputs_for(tokenizer: Any, processor: Any, model_config: Any, conv_mode: str | None = None) -> Inputs:
-    """Return how a model takes questions and images; the first three are what `load_pretrained_model` gives.
+    """Return the `Inputs` of a model; the first three arguments come from `load_pretrained_model`.
 
     `processor`: its third item; `model_config`: the model's `config`; `conv_mode`: LLaVA's conversation template
     (None: vicuna_v1), for the original layout alone. Raises `ValueError` for an unknown template, and for one given

@@ -39,7 +39,7 @@ class ProcessedImage:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """An image ready for batches: `content` is its features, or what they are made of in every prefill.
+    """An image ready for batches: `content` holds its features, or the pixels to encode in every prefill.
 
     `tokens`: length of what stands for it in a prompt; `visual`: how many of those tokens are visual, from the
     `first` of them on; `grid`: rows and columns of the visual tokens where they are one row-major grid.
@@ -53,7 +53,7 @@ class ImageFeatures:
 
 
 class Inputs(ABC):
-    """How a model takes questions and images.
+    """Converts questions and images to a model's inputs, and its output to answers.
 
     A row is a prompt's token ids, int list, with one `marker` per image. `limit`: tokens that a prompt may have,
     images included, or None; `name`: what writes the prompts, for people; `stop_string`: text that ends an answer
@@ -83,7 +83,7 @@ class Inputs(ABC):
         return self.tokenize(self.prompt(turns))
 
     def clean(self, answer: str) -> str:
-        """Return an answer that may become part of a prompt: without the `reserved` texts."""
+        """Return an answer without the `reserved` texts, so that it can become part of a prompt."""
         for word in self.reserved:
             answer = answer.replace(word, "image")
         return answer
@@ -102,7 +102,7 @@ class Inputs(ABC):
 
     @abstractmethod
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """Return the exact text of a conversation, up to where the model is to write; with one marker per image."""
+        """Return the prompt text of a conversation, with one marker per image, up to the model's answer."""
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> ProcessedImage:
@@ -110,7 +110,7 @@ class Inputs(ABC):
 
     @abstractmethod
     def encode_images(self, model: Any, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures]:
-        """Run the vision part once per image, for all prompts that show it (where the model takes features)."""
+        """Encode each image once for all prompts that contain it (if the model accepts features)."""
 
     @abstractmethod
     def collate(

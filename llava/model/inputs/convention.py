@@ -22,7 +22,7 @@ DEFAULT_CONV_MODE = "vicuna_v1"
 
 
 class ConventionInputs(Inputs):
-    """Prompts of LLaVA's original layout; images go through tower and projector once, however often they are shown."""
+    """Prompts of LLaVA's original layout; each image is encoded once by tower and projector."""
 
     marker = IMAGE_TOKEN_INDEX
     reserved = (DEFAULT_IMAGE_TOKEN,)

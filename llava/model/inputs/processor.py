@@ -115,7 +115,7 @@ class ProcessorInputs(Inputs):
         return output[:, batch["input_ids"].shape[1] :]
 
     def _expand(self, row: Sequence[int], pictures: Sequence[ProcessedImage]) -> tuple[list[int], list[int]]:
-        """Put what stands for each image in its placeholder's place; return ids and token types."""
+        """Replace each image placeholder by its visual token ids; return ids and token types."""
         ids, types, following = [], [], iter(pictures)
         for token in row:
             if token != self.marker:

@@ -108,7 +108,7 @@ EXIT = Selection(np.zeros(0, bool))
 
 @dataclass(eq=False)
 class PromptState:
-    """What the engine knows of one prompt while it is read, and what the method remembers of it.
+    """The engine's knowledge of one prompt during prefill, and the method's memory.
 
     number:
         index of the prompt's trace in `session.traces`
@@ -204,7 +204,7 @@ class Method:
         return AttentionRule()
 
     def cached(self, layer: int) -> KVRule:
-        """Which of the tokens that `layer` ran with stay in its cache for decoding."""
+        """Which tokens of `layer` stay in its KV cache for decoding."""
         return KVRule()
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:

@@ -1,4 +1,4 @@
-"""Reading the prompts: packed tokens through the decoder's own layers, pruned on the way; one trace per prompt."""
+"""Prefill: packed tokens run through the decoder's layers and are pruned between them; one trace per prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method can have measured at a layer: a `Probe` computes it on the device, the engine fetches it once."""
+"""`Probe`: a measurement at a layer, computed on the device and fetched once by the engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LayerStates:
 
 
 class Probe:
-    """A measurement that a method asks for; subclasses are frozen dataclasses, so that equal ones run together.
+    """A measurement requested by a method; subclasses are frozen dataclasses, so equal probes run together.
 
     last_row:
         whether it reads no query but the last one of each prompt, and no hidden states; keys and values of all tokens
@@ -51,11 +51,11 @@ class Probe:
     last_row = False
 
     def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> Sequence[torch.Tensor]:
-        """Return what the prompts' results are made of, computed without waiting for the device."""
+        """Return tensors from which `results` makes the prompts' results, without waiting for the device."""
         raise NotImplementedError
 
     def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[Any]:
-        """Return one result for each prompt from the fetched tensors, in fp32; as it is where each has one tensor."""
+        """Return one result per prompt from the fetched fp32 tensors; by default the tensor itself."""
         return list(arrays)
 
 

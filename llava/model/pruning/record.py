@@ -1,4 +1,4 @@
-"""`recorder`: measure something at every layer of every prompt, while another method prunes or nothing does.
+"""`recorder`: measure a probe at every layer of every prompt, dense or while another method prunes.
 
 What an analysis measures is a `Probe`, as a method has it: computed on the device from the query, key and value states
 of one layer, fetched once. So it works in every family that can be pruned, sees what a pruned layer ran with, and is
@@ -25,7 +25,7 @@ from .probes import LayerStates, Probe
 
 @dataclass(eq=False)
 class Recorded:
-    """What was measured of one prompt.
+    """The measurements of one prompt.
 
     visual:
         int [V], positions of its visual tokens as they were given to the decoder

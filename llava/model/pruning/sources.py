@@ -1,4 +1,4 @@
-"""Where a pruning config comes from: JSON text, a JSON file, and classes that live in a user's own file."""
+"""Sources of a pruning config: JSON text, a JSON file, and classes in a user's own file."""
 
 from __future__ import annotations
 

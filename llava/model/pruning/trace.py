@@ -1,4 +1,4 @@
-"""`PruningTrace`: what the engine did with one prompt. FLOPs, reports, plots and tests all read it."""
+"""`PruningTrace`: the engine's decisions for one prompt, the source of FLOPs, reports and plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an image encoder leaves behind for methods that read it (VisionZip): watched by hooks while a session is open.
+"""States of the image encoder for methods that read it (VisionZip), recorded by hooks during a session.
 
 Images may be encoded long before the prompt that shows them is read (an evaluation encodes each image once). So every
 image's states are remembered with a fingerprint, three rows of what the projector made of it, and found again by the
@@ -37,7 +37,7 @@ class Encoder:
 
 @dataclass(frozen=True, eq=False)
 class EncoderStates:
-    """What the encoder made of one image, its class token and P patches.
+    """The encoder's states of one image: class token and P patches.
 
     features:
         [1 + P, Dv], output of the layer
@@ -70,7 +70,7 @@ def clip_encoder(tower: nn.Module, select_layer: int, projector: nn.Module) -> E
 
 
 class EncoderHook:
-    """Remembers the states of images that an encoder sees between `start` and `stop`.
+    """Records the states of images that the encoder processes between `start` and `stop`.
 
     The newest `REMEMBERED` are held, and in any case those that the last prompts showed and those encoded since: a
     batch may have any number of images.
@@ -84,14 +84,14 @@ class EncoderHook:
         self._present = 0
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start recording."""
         self._hooks = [
             self.encoder.layer.register_forward_hook(self._encoded, with_kwargs=True),
             self.encoder.projector.register_forward_hook(self._projected),
         ]
 
     def stop(self) -> None:
-        """Stop watching and forget everything."""
+        """Stop recording and clear the records."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._seen, self._images, self._present = [], None, [], 0
@@ -158,7 +158,7 @@ def _sampled(patches: int) -> list[int]:
 
 
 def _fingerprint(projected: torch.Tensor) -> torch.Tensor:
-    """Return three rows of [P, D], flat."""
+    """Return three rows of [P, D], flattened."""
     return projected[_sampled(len(projected))].flatten()
 
 

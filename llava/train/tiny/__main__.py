@@ -38,7 +38,7 @@ def _steps(text: str) -> tuple[int, ...]:
 
 @dataclass(kw_only=True)
 class Options:
-    """What is trained, for how long, on what."""
+    """Options of the command: recipe, duration and device."""
 
     out: Path = option(Path("runs/tiny"), help="folder of the run (default runs/tiny)")
     recipe: Literal["pruning-aware", "plain", "both"] = option("pruning-aware", help="default pruning-aware")
@@ -62,7 +62,7 @@ class Options:
 
 
 def work(options: Options) -> None:
-    """Train what the options say."""
+    """Run the training that the options describe."""
     from llava.train.tiny.train import train
 
     train(options)

@@ -1,4 +1,4 @@
-"""What is asked of a training picture: captions, questions in LLaVA's wordings, conversations of several turns."""
+"""Conversations about a training picture: captions, questions in LLaVA's wordings, several turns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ _LONE = 0.05
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user says, without the `<image>` line, and the answer."""
+    """The user's text, without the `<image>` line, and the answer."""
 
     text: str
     answer: str

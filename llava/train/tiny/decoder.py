@@ -20,7 +20,7 @@ from llava.tiny.export import Architecture
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows read the image where; the default is the plain model. It imitates pruning in training.
+    """Which rows read the image in which layers, to imitate pruning in training; default: the plain model.
 
     blind:
         layers whose text rows read no visual token
@@ -48,7 +48,7 @@ DENSE = Plan()
 
 @dataclass(frozen=True)
 class Rows:
-    """What all layers of one batch share.
+    """Data of one batch that all layers share.
 
     prefix, images, visual, conversations, width:
         n0, B, V, K, S of the packed rows

@@ -1,4 +1,4 @@
-"""What training minimises: the answers' cross-entropy, the dense labels' on the tower, and where attention lies."""
+"""Training losses: the answers' cross-entropy, the tower's dense labels, and the pointing loss of attention."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a training run decides once, at its start: device, precision, batch sizes, steps of every stage."""
+"""Settings of a training run, fixed at its start: device, precision, batch sizes, steps of every stage."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _CLEARLY = 0.8
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run decides once.
+    """Settings fixed at the start of a run.
 
     precision:
         "bf16" (autocast) or "fp32"
@@ -51,7 +51,7 @@ class Settings:
 
 
 def default_settings(seed: int, device: torch.device, threads: int | None, images: int | None) -> Settings:
-    """Return the settings for a device, without steps: many more pictures a batch on CUDA."""
+    """Return the settings for a device, without steps; CUDA gets many more pictures per batch."""
     cuda = device.type == "cuda"
     images = images or (256 if cuda else 10)
     return Settings(

@@ -1,4 +1,4 @@
-"""Where to look: the last prompt token's attention is drawn to what the question is about, while the model learns.
+"""The pointing loss: in training it draws the last prompt token's attention to what the question is about.
 
 Left to the answers' loss alone, the decoder stays for a thousand steps at what can be guessed: it has to discover at
 once how to gather the question, how to find the object, and what to say about it. A loss on the attention of some heads
@@ -178,7 +178,7 @@ def pointing_loss(
     chosen: torch.Tensor | None = None,
     heads: Sequence[str] = ("together", "together"),
 ) -> torch.Tensor:
-    """Return how far the attention is from lying on the wanted things, an equal part on each; 0 where it does.
+    """Return the distance of the attention from the wanted things, equally weighted; 0 at the target.
 
     The mean over rows of Σ_i −log(n·p_i) / n, p_i the part of the visual attention on the i-th of its n things, summed
     over the layers. The attention of half of the heads is taken together, or that of every head, or of `HEADS`, which

@@ -1,4 +1,4 @@
-"""The end of a run: measure, export into LLaVA's layout, write the model card; everything in it comes from the run."""
+"""The end of a run: measure, export into LLaVA's layout, write the model card from the run's results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def write_curve(path: Path, rows: Sequence[Row]) -> None:
 
 
 def draw_curve(path: Path, rows: Sequence[Row]) -> None:
-    """Draw one small chart a kind with the mean behind it; vertical lines where a stage begins."""
+    """Draw one small chart per kind with the mean behind it; vertical lines mark the start of a stage."""
     from matplotlib.figure import Figure
 
     kinds = [key for key in rows[0] if key not in _ABOUT]

@@ -57,7 +57,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
 
 
 class Trainer:
-    """A model on its way through the stages; `recipe` None: through the shared ones.
+    """A model in training through the stages of a `recipe`; None: the shared stages.
 
     `seconds` is for the caller to count; nothing depends on it.
     """

@@ -1,4 +1,4 @@
-"""The stages of the recipe: how long, on how many visual tokens, what is asked, which learning rates, what is pruned.
+"""The stages of the recipe: steps, visual tokens, questions, learning rates, pruning.
 
 tower → few → some → all → hard. The tower learns dense labels alone. Then projector and decoder learn to answer, first
 from 24 visual tokens (the objects' patches before others), then from 64, which hold every object and cost less than all

@@ -106,7 +106,7 @@ def decide(options: Options, workers: int) -> Settings:
 
 
 def train(options: Options) -> None:
-    """Train what the options say."""
+    """Run the training that the options describe."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order each time
     workers = options.workers
     if workers is None:

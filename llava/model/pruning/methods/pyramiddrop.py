@@ -4,9 +4,10 @@ The decoder is cut into stages. Where stage s ends, before layer `layers[s]`, vi
 mean_h softmax(q_last · k / √d)[j], q and k those of layer `layers[s]` itself on the tokens that are about to enter it;
 the share `ratios[s]` of the prompt's visual tokens with the highest scores stays.
 
-The original code (Cooperx521/PyramidDrop) counts positions anew after each stage (`"positions": "compact"`; here they
-stay, which is the default), computes the layer's projections and a causal mask over all rows to read one row of it, and
-rounds the counts down as here. It knows one image a prompt: for several, the ratio is of all visual tokens here.
+The original code (Cooperx521/PyramidDrop) counts positions again from 0 after each stage (`"positions": "compact"`;
+here they stay, which is the default), computes the layer's projections and a causal mask over all rows to read one row
+of it, and rounds the counts down as here. It knows one image per prompt: of several, the ratio is of all visual tokens
+here.
 """
 
 from __future__ import annotations

@@ -7,13 +7,15 @@ over raters and heads. How many stay (3.3): a number per pruning layer, or adapt
 scores is clustered (density peaks over the ‖x − y‖ / √D of the layer's output, k nearest neighbours) into one token
 per `cluster` of them, the mean of its members.
 
-The original code (Gumpest/SparseVLMs): the first release computed the numbers from the rank and pruned after layer 19,
-too; later ones look 192, 128, 96 or 64 up in a table; the defaults here are its 192. It adds noise of 1e-6 to densities
-against ties, which has no effect in fp16 (here the earlier token wins), scores NaN where no text token is above the
-mean (here all text rates), puts merged tokens after the last kept visual one, and counts all positions anew:
-`"positions": "compact"` does the last two; by default tokens keep their positions here and a merged one takes that of
-its cluster's centre. It forms the whole attention matrix in the pruning layers, and knows one image and batch 1.
-SparseVLM+, which keeps positions, corrects the scores by rotary weights and does not merge, is not included.
+The original code (Gumpest/SparseVLMs): the first release computed the numbers from the rank and pruned at layer 19 as
+well (`"layers": [2, 6, 15, 19]`); later ones look them up in tables for 192, 128, 96 or 64 tokens; the defaults here
+are those of 192. Where no text token is above the mean its scores are not a number; here all text tokens rate then. It
+breaks ties of density by noise of 1e-6, which has no effect in half precision (here the earlier token counts as the
+denser one: one of the outcomes it can give in fp32). It puts merged tokens after the last kept visual one and counts
+all positions again from 0: `"positions": "compact"` does both; by default tokens keep their positions here and a merged
+one takes that of its cluster's centre. It forms the whole attention matrix in the pruning layers, and knows one image
+and batch 1. SparseVLM+, which keeps positions, corrects the scores by rotary weights and does not merge, is not
+included.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class PrefixCache:
         return replace(tokens, prefix=Prefix(tuple(chains), self.account_and_evict))
 
     def _use(self, chain: list[Block], keys: list[Hashable]) -> None:
-        """Mark blocks as used just now, the first rows last: a block never outlives the one before it."""
+        """Mark blocks as recently used, the first rows last, so that no block outlives the one before it."""
         for place in reversed(range(len(chain))):
             block = chain[place]
             key = keys[place] if place < len(keys) else block

@@ -1,4 +1,4 @@
-"""What a prefill does with known blocks: which rows a layer runs, and the states of those that it does not run.
+"""Prefill with cached blocks: the rows that each layer computes, and the states of the rows that it does not.
 
 Each function takes `PackedTokens`; those without a prefix pass unchanged.
 """
@@ -118,7 +118,7 @@ def whole(tokens: PackedTokens) -> PackedTokens:
 
 
 def recompute(tokens: PackedTokens, prompts: Iterable[int], entirely: bool = False) -> PackedTokens:
-    """Return tokens such that every row of `prompts` that the next selection may change runs: not from the cache.
+    """Return tokens such that every row of `prompts` that the next selection may change is computed, not cached.
 
     These are all rows from a prompt's first visual token on; `entirely`: all of its rows.
     """
