@@ -1,7 +1,7 @@
 """Which visual tokens reach the last prompt token: cosine and L2 influence at every layer (VisiPruner, section 4).
 
     found = influence_map(model, inputs)[0]             # nothing pruned
-    found = influence_map(model, inputs, config)[0]     # as a pruned run sees it; found.trace says what it decided
+    found = influence_map(model, inputs, config)[0]     # in a pruned run; found.trace has its decisions
 
 The figures are the engine's own (`llava.model.pruning.influence`), measured at every layer instead of the probed ones.
 """

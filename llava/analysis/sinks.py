@@ -1,7 +1,7 @@
 """Attention sinks: L1 norms of value vectors and the attention that their tokens receive (VisiPruner, App. E, F).
 
-An attention sink takes attention and gives nothing: its weight is high and its value vector short. `find_sinks` reads
-the two together, `remove_sinks` takes the sinks out of the prompt and says where the attention goes instead.
+An attention sink has a high attention weight and a short value vector. `find_sinks` combines the two; `remove_sinks`
+masks sinks and returns where the attention goes instead.
 """
 
 from __future__ import annotations

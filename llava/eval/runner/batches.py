@@ -27,8 +27,7 @@ class Group:
     """The questions of one batch, in order.
 
     `image_group`: number of the consecutive batches that it belongs to. Within an image group an image is encoded once
-    and a prefix read once. An image group is never split between processes, so that what is computed together does not
-    depend on their number.
+    and a prefix computed once. A group is never split between processes, so results do not depend on their number.
     """
 
     questions: tuple[Question, ...]

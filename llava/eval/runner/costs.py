@@ -1,8 +1,7 @@
 """Costs of a run's prompts: sums over all answers' metadata, means per question, shares of dense.
 
-What was measured survives an interruption, because it is in the answers. This is the one place that says what a share
-of dense is: prefill FLOPs of the decoder (multiply-adds, `PruningTrace.flops`) or KV bytes, summed over questions,
-divided by the sum that the same prompts have dense.
+All measurements are in the answers, so they survive an interruption. A share of dense is: prefill FLOPs of the decoder
+(multiply-adds, `PruningTrace.flops`) or KV bytes, summed over questions, divided by the dense sum of the same prompts.
 """
 
 from __future__ import annotations
