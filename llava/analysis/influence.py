@@ -52,8 +52,8 @@ def influence_map(
 ) -> list[InfluenceMap]:
     """Measure influence at every layer; one map per prompt, tokens labelled with their positions.
 
-    With a `config` the prompt is pruned on the way: each layer is measured on the tokens that it ran with, as dense
-    attention from its hidden states, also where it merges or skips the image.
+    With a `config` the prompt is pruned: each layer is measured on the tokens that it runs with, with dense attention
+    from its hidden states, even where it merges or skips the image.
 
     Raises:
         ValueError: what `prune` refuses, and a prompt without an image.

@@ -77,8 +77,8 @@ def find_sinks(found: ValueMap, layer: int, *, attention: float = 4.0, norm: flo
     """Return the positions of a layer's visual attention sinks, the most attended first.
 
     A visual token is one when it receives more than `attention` times the mean over visual tokens, and the L1 norm of
-    its value vector (heads added) is below `norm` times their median. The paper says that sinks' norms are
-    significantly lower and names no bound; both are choices of this project.
+    its value vector (heads added) is below `norm` times their median. The paper gives no bounds (sinks' norms are
+    significantly lower); both are choices of this project.
     """
     received = found.attention.values[layer, found.visual]
     norms = found.norms.values[layer].sum(0)[found.visual]

@@ -38,9 +38,9 @@ class Group:
 class Batch:
     """Questions in order, with their prepared model inputs.
 
-    `rows`: a question's token ids, one marker per image (`Inputs.encode`); `pictures`: the images that no earlier batch
-    of the image group has; `finished`: those that no later one shows; `errors`: why an image could not be read;
-    `refused`: why a question cannot be asked (its row is empty).
+    `rows`: token ids per question, one marker per image (`Inputs.encode`); `pictures`: images that no earlier batch of
+    the image group has; `finished`: images that no later batch needs; `errors`: reasons of unreadable images;
+    `refused`: reasons of refused questions (their rows are empty).
     """
 
     questions: list[Question]

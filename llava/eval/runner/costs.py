@@ -20,8 +20,8 @@ STAGES = ("prefill", "decode", "vision")
 class Costs:
     """Running sums; `add` takes the `metadata` of one answer, or `PruningTrace.summary()`.
 
-    `sums` holds the sums of the keys `SUMMED`, `milliseconds` those of the `STAGES`, `kept` the visual tokens that
-    filter layers left (all of a prompt without one); the histograms count questions by layer, None for no such layer.
+    `sums`: sums of the keys `SUMMED`; `milliseconds`: sums of the `STAGES`; `kept`: visual tokens left by filter layers
+    (all of a prompt without one). The histograms count questions per layer, None for no such layer.
     """
 
     questions: int = 0
