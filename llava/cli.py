@@ -133,7 +133,7 @@ class GenerationOptions:
         None, help="longest answer in tokens (default: the benchmark's)", type=number(int, 1)
     )
     temperature: float = option(0.0, help="0 (default) is greedy; above, answers are sampled", type=number(float, 0))
-    top_p: float | None = option(None, help="sample from this much of the probability", type=number(float, 0, 1))
+    top_p: float | None = option(None, help="sample from the top tokens of this probability", type=number(float, 0, 1))
     num_beams: int = option(1, help="beams of beam search (default 1: none)", type=number(int, 1))
     seed: int = option(0, help="for sampling; question i draws from seed + i at batch size 1", type=number(int, 0))
     limit: int | None = option(None, help="ask only the first questions of the file", type=number(int, 0))
@@ -144,7 +144,7 @@ class GenerationOptions:
     )
     prefix_cache: str = option(
         "auto",
-        help="what questions about one image have in common is read once: auto (default: where questions share "
+        help="compute the common prefix of questions about one image once: auto (default: where questions share "
         f"images, with {PREFIX_CACHE_BYTES >> 30} GiB), off, or a number of bytes",
         metavar="auto|off|BYTES",
         type=cache_size,

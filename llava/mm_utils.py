@@ -89,8 +89,8 @@ def get_model_name_from_path(model_path: str) -> str:
 class KeywordsStoppingCriteria(StoppingCriteria):
     """Stop a sample as soon as its answer holds one of the keywords.
 
-    `generate` runs on embeddings, so what it passes here are the new tokens alone; a keyword in the prompt does not
-    count. `input_ids` is accepted because LLaVA's callers pass it, and not read.
+    `generate` runs on embeddings and passes only new tokens here, so a keyword in the prompt does not count.
+    `input_ids` is accepted for LLaVA's callers, and ignored.
     """
 
     def __init__(self, keywords: Sequence[str], tokenizer: Any, input_ids: torch.Tensor | None = None):

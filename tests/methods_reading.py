@@ -1,4 +1,4 @@
-"""A plain, slow second reading of the pruning methods: one prompt, full attention probabilities, lists and loops.
+"""A slow reference of the pruning methods: one prompt, full attention probabilities, lists and loops.
 
 `read` runs a decoder layer by layer on the functions of tests/reference.py; a method is a function
 `(layer, prompt, probabilities)` that is called after every layer (−1: before the first, without probabilities) and

@@ -1,4 +1,4 @@
-"""Made-up data sets in the published formats, for the tests of llava.eval.prepare."""
+"""Artificial data sets in the published formats, for the tests of llava.eval.prepare."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""A plain, slow second reading of METHOD.md, sections 1 and 2, that the engine is tested against.
+"""A plain, slow implementation of VisiPruner (arXiv 2510.17205), which the engine is tested against.
 
 It shares nothing with `llava.model.pruning` but the names of the settings: one prompt at a time, full [H, T, T]
 attention probabilities, explicit column masks, explicit contribution vectors. It reads the weights of an fp32
@@ -82,7 +82,7 @@ def per_query_head(model, kv: Tensor) -> Tensor:
 
 
 def is_shallow(config, layer: int) -> bool:
-    """Whether the rules of METHOD.md's shallow stage hold in this layer."""
+    """Whether this layer belongs to the shallow stage."""
     return "shallow" in config.mode and layer < config.shallow_mid_layer
 
 
@@ -96,7 +96,7 @@ def row_rule(config, layer: int, row_is_visual: bool) -> str:
 
 
 def attention_probabilities(scores: Tensor, visual: list[bool], config, layer: int) -> Tensor:
-    """Probabilities [H, T, T] from scaled scores [H, T, T] under the layer's rules (METHOD.md, section 2)."""
+    """Probabilities [H, T, T] from scaled scores [H, T, T] under the layer's rules."""
     tokens = len(visual)
     visual_columns = [j for j in range(tokens) if visual[j]]
     rules = [row_rule(config, layer, visual[i]) for i in range(tokens)]
@@ -134,7 +134,7 @@ def attend(model, layer: int, x: Tensor, positions: list[int], visual: list[bool
 
 
 def influence(model, attention: _Attention, visual: list[bool]) -> tuple[Tensor, Tensor]:
-    """Cosine and L2 [V] of every visual token's contribution to the last token (METHOD.md, section 1)."""
+    """Cosine and L2 [V] of every visual token's contribution to the last token."""
     columns = [j for j in range(len(visual)) if visual[j]]
     weights = attention.probabilities[:, -1, columns]  # [H, V]
     values = per_query_head(model, attention.values)[:, columns]  # [H, V, d]

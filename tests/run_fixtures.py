@@ -1,4 +1,4 @@
-"""Made-up runs of the loader: answers files with true traces in them, and run files."""
+"""Artificial runs of the loader: answers files with real traces, and run files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where visual tokens lie on a picture, held against what the tokens really see; prompts, answers and their figures."""
+"""Image regions of visual tokens, compared with what the tokens depend on; prompts, answers and their figures."""
 
 import numpy as np
 import pytest

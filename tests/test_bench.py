@@ -1,4 +1,4 @@
-"""The bench: what it runs is what it says, in turn, and its figures follow from times and traces by hand."""
+"""The bench: it runs what it reports, in turn, and its figures equal those computed by hand from times and traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory: what stays in the cache after a prefill, what a prefill takes at most, and how both are measured."""
+"""Memory: bytes of the cache after a prefill, peak of a prefill, and their measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: predictions are the engine's plans, the search finds what it should, the claim is on other images."""
+"""Calibration: predictions equal the engine's plans, the search finds the optimum, held-out images are disjoint."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What all commands have in common: help without torch and transformers, errors and warnings of one line."""
+"""Properties of all commands: help without torch and transformers, errors and warnings of one line."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Face to face: every method meets its FLOPs, choices look at tuning questions alone, and a run resumes."""
+"""Comparison of methods: every method meets its budget, choices use tuning questions only, and a run resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: its kernels for packed prompts, and recorded layers. Elsewhere skipped."""
+"""CUDA only: kernels for packed prompts, and recorded layers. Skipped elsewhere."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The experiments as commands: all of them on the small model, their columns held against what they must be."""
+"""The experiments as commands, all on the small model, with the properties of their columns."""
 
 import csv
 import json

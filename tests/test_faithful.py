@@ -1,4 +1,4 @@
-"""The engine computes what the plain reading of METHOD.md (tests/reference.py) computes: every key, both presets."""
+"""The engine equals the slow reference (tests/reference.py): every key, both presets."""
 
 import pytest
 import reference

@@ -1,4 +1,4 @@
-"""Checkpoints in transformers' own layout: what loads, what is said of a damaged one, and which processor is taken."""
+"""Checkpoints in transformers' own layout: which load, errors of damaged ones, and the processor."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""Every way into a model: what has visual tokens is pruned or refused, and is never read as a dense prompt silently."""
+"""Every route into a model: a prompt with visual tokens is pruned or refused, never silently dense."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What goes wrong in long runs: kills, full disks, broken images and files, too little memory."""
+"""Faults in long runs: kills, full disks, broken images and files, out-of-memory."""
 
 import json
 import os

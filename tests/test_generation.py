@@ -1,4 +1,4 @@
-"""What surrounds the decoder: drafts, earlier turns, labels, checkpointing, compilation, adapters, offloading."""
+"""Features around the decoder: drafts, earlier turns, labels, checkpointing, compilation, adapters, offloading."""
 
 import copy
 from contextlib import nullcontext

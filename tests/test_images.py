@@ -1,4 +1,4 @@
-"""The image reader: what a viewer shows, or an error in one line that names the image."""
+"""The image reader: the picture as a viewer shows it, or a one-line error that names the image."""
 
 import io
 

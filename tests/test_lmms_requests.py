@@ -1,4 +1,4 @@
-"""What lmms-eval hands over: model arguments, generation settings, messages, and argument tuples of requests."""
+"""Input from lmms-eval: model arguments, generation settings, messages, and argument tuples of requests."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Question files: everything wrong with them, or with the command, is said before a model is loaded."""
+"""Question files: every mistake in them, or in the command, is reported before a model is loaded."""
 
 import json
 

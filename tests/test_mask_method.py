@@ -1,4 +1,4 @@
-"""The methods `mask` and `disturb` against a plain second reading: one prompt, full attention weights, loops."""
+"""The methods `mask` and `disturb` against a slow reference: one prompt, full attention weights, loops."""
 
 import pytest
 import torch

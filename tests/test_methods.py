@@ -1,4 +1,4 @@
-"""Every method against its plain reading (tests/methods_reading.py): cuts, logits, and a decoded token, in a batch."""
+"""Every method against its slow reference (tests/methods_reading.py): cuts, logits, and a decoded token, in a batch."""
 
 import methods_reading as plain
 import numpy as np

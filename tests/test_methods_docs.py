@@ -1,4 +1,4 @@
-"""docs/methods.md: its table is the code's keys and defaults; its example, followed to the letter, is a method."""
+"""docs/methods.md: its table has the code's keys and defaults; its example, run as it stands, is a method."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""Fitting FitPrune: the numbers reach the wanted saving on their own prompts, and ask no more than that."""
+"""Fitting FitPrune: the numbers of tokens reach the requested saving on the fitting prompts, and no more."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Settings of the methods: JSON round trips, depth fills what is open, mistakes give one line each, budgets."""
+"""Settings of the methods: JSON round trips, defaults by depth, one-line errors, budgets."""
 
 import json
 import warnings

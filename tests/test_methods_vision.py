@@ -1,4 +1,4 @@
-"""VisionZip against a plain reading of it, and how the image encoder's states find their way to the prompts."""
+"""VisionZip against a slow reference, and the assignment of the image encoder's states to prompts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A user's own questions: docs/your-own-data.md followed to the letter, the judges, and what is refused."""
+"""A user's own questions: the commands of docs/your-own-data.md, the judges, and errors."""
 
 import importlib
 import json

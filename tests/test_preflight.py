@@ -1,4 +1,4 @@
-"""What a checkpoint cannot run is said from its configuration files, without a weight at hand."""
+"""Unsupported checkpoints are refused from their configuration files, without weights."""
 
 import pytest
 import torch

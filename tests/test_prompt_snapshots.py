@@ -5,7 +5,7 @@ family's, spelled out in `FRAMES` from what was published with the model, and so
 each. The tokenizers are ours (a few hundred pieces, trained on a few words, as real ones cannot be shipped), and so are
 the numbers: the ids show how a prompt is cut, not the ids of a real checkpoint.
 
-    python tests/test_prompt_snapshots.py --write    # records the prompts anew; look at the diff
+    python tests/test_prompt_snapshots.py --write    # records the prompts again; look at the diff
 """
 
 import json

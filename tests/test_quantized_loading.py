@@ -1,4 +1,4 @@
-"""8 and 4 bits (bitsandbytes) on a CPU: the decoder's linear layers alone, pruned as ever, nothing on the screen."""
+"""8 and 4 bits (bitsandbytes) on a CPU: only the decoder's linear layers, pruned as always, no output."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sanity of the slow reference: against transformers where both can speak, against METHOD.md's rules elsewhere."""
+"""Sanity of the slow reference: against transformers where that applies, against the method's rules elsewhere."""
 
 import copy
 import functools
@@ -141,7 +141,7 @@ def test_half_zeroes_the_first_half_and_moves_no_mass():
 
 
 def test_influence_equals_its_closed_form():
-    """`‖c_j‖² = Σ_h A² ‖v‖²` and `O·c_j = Σ_h A (O_h·v_hj)` (METHOD.md, section 1)."""
+    """`‖c_j‖² = Σ_h A² ‖v‖²` and `O·c_j = Σ_h A (O_h·v_hj)`."""
     model = llama()
     embeds, visual = prompt("ttvvvvt")
     config = PruningConfig.from_dict({"mode": []})

@@ -1,4 +1,4 @@
-"""What every command shows its results with: a run read back, its costs and agreement, tables, units, plots."""
+"""Results of all commands: a run read back, its costs and agreement, tables, units, plots."""
 
 import csv
 import io

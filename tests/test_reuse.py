@@ -1,4 +1,4 @@
-"""Prefix reuse does not show: the same decisions, logits and tokens in every family, under every method."""
+"""The prefix cache changes nothing: the same decisions, logits and tokens in every family, under every method."""
 
 import dataclasses
 from functools import lru_cache

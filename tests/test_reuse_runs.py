@@ -1,4 +1,4 @@
-"""Prefix reuse where people meet it: the loader's batches and answers, the chat, and the bench of many questions."""
+"""The prefix cache in the loader's batches and answers, the chat, and the bench of many questions."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prefix reuse: which rows run, what is kept and for how long, what another prefix is, and who has to do without."""
+"""The prefix cache: rows that run, what is kept how long, which prefixes differ, methods that cannot use it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a review of every model through one engine found: each test stands for a defect that was there."""
+"""Regression tests: each covers a defect that a review of all models found."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""The shared store of several processes: values reach all, a failure and a silence end the waiting."""
+"""The shared store of several processes: values reach all; a failed or silent process ends the waiting."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Merging chunk answers: question order, exactly one answer a question, nothing lost from a line."""
+"""Merging chunk answers: question order, exactly one answer per question, nothing lost from a line."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What holds for the scorer of every benchmark; the rules of each are in test_scorer_NAME.py."""
+"""Properties of every benchmark's scorer; the rules of each are in test_scorer_NAME.py."""
 
 import importlib
 import json

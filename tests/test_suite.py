@@ -1,4 +1,4 @@
-"""The suite: benchmarks × configs from questions to table, JSON and picture; and how tuning chooses."""
+"""The suite: benchmarks × configs from questions to table, JSON and plot; and how tuning chooses."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Where the last prompt token learns to look: what a question concerns, which rows, and the loss."""
+"""The pointing loss: objects that a question concerns, rows, and the loss."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Tuning of the small model: the search asks few settings, the cheapest that loses little is chosen and written."""
+"""Tuning of the small model: the search tries few settings; the cheapest that loses little is chosen and written."""
 
 import json
 from types import SimpleNamespace

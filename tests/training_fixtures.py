@@ -1,4 +1,4 @@
-"""A tiny trainer that the tests of llava.train.tiny share: two layers of tower, six of decoder, seconds a run."""
+"""A tiny trainer that the tests of llava.train.tiny share: two layers of tower, six of decoder, seconds per run."""
 
 import torch
 

@@ -1,7 +1,7 @@
 """Which visual tokens reach the last prompt token: cosine and L2 influence at every layer (VisiPruner, section 4).
 
     found = influence_map(model, inputs)[0]             # nothing pruned
-    found = influence_map(model, inputs, config)[0]     # as a pruned run sees it; found.trace says what it decided
+    found = influence_map(model, inputs, config)[0]     # in a pruned run; found.trace has its decisions
 
 The figures are the engine's own (`llava.model.pruning.influence`), measured at every layer instead of the probed ones.
 """
@@ -52,8 +52,8 @@ def influence_map(
 ) -> list[InfluenceMap]:
     """Measure influence at every layer; one map per prompt, tokens labelled with their positions.
 
-    With a `config` the prompt is pruned on the way: each layer is measured on the tokens that it ran with, as dense
-    attention from its hidden states, also where it merges or skips the image.
+    With a `config` the prompt is pruned: each layer is measured on the tokens that it runs with, with dense attention
+    from its hidden states, even where it merges or skips the image.
 
     Raises:
         ValueError: what `prune` refuses, and a prompt without an image.

@@ -3,8 +3,8 @@
     words = logit_lens(model, inputs)[0]                 # what the last prompt token would say after each layer
     plot_words(words, tokenizer)
 
-Hidden states are taken where the layers leave them, so the last layer's is normed once like all others; the last entry
-of transformers' `hidden_states` is normed already.
+Hidden states are layer outputs, before the final norm, also that of the last layer (unlike the last entry of
+transformers' `hidden_states`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attention sinks: L1 norms of value vectors and the attention that their tokens receive (VisiPruner, App. E, F).
 
-An attention sink takes attention and gives nothing: its weight is high and its value vector short. `find_sinks` reads
-the two together, `remove_sinks` takes the sinks out of the prompt and says where the attention goes instead.
+An attention sink has a high attention weight and a short value vector. `find_sinks` combines the two; `remove_sinks`
+masks sinks and returns where the attention goes instead.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def find_sinks(found: ValueMap, layer: int, *, attention: float = 4.0, norm: flo
     """Return the positions of a layer's visual attention sinks, the most attended first.
 
     A visual token is one when it receives more than `attention` times the mean over visual tokens, and the L1 norm of
-    its value vector (heads added) is below `norm` times their median. The paper says that sinks' norms are
-    significantly lower and names no bound; both are choices of this project.
+    its value vector (heads added) is below `norm` times their median. The paper gives no bounds (sinks' norms are
+    significantly lower); both are choices of this project.
     """
     received = found.attention.values[layer, found.visual]
     norms = found.norms.values[layer].sum(0)[found.visual]

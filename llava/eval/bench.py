@@ -5,9 +5,9 @@ r"""Benchmark time, memory and FLOPs on this machine, dense and pruned: speed-up
     python -m llava.eval.bench --model-path playground/checkpoints/llava-tiny --batch-size 8 \
         --pruning-config playground/checkpoints/llava-tiny/pruning.json
 
-A shape is the decoder of a published model with random weights: nothing is downloaded, and the time is the same.
-Dense is transformers' own model with SDPA, untouched. Dense and all configs take turns, round after round; figures are
-medians over rounds with their range. docs/performance.md says what the columns mean.
+A shape is the decoder of a published model with random weights; nothing is downloaded. Dense is transformers' model
+with SDPA. Dense and all configs take turns; figures are medians over rounds with their range (columns:
+docs/performance.md).
 """
 
 from __future__ import annotations

@@ -38,14 +38,16 @@ class Options(ModelOptions, PlotOptions, OutputOptions):
     questions: str = option(help="JSONL with question_id, text and image; no answers are needed", metavar="FILE")
     images: str = option(help="folder that the questions' image paths are relative to", metavar="FOLDER")
     samples: int = option(64, help="questions whose influence is recorded (default 64)", type=number(int, 1))
-    confirm: int = option(1000, help="further ones to ask configs, at most (default 1000)", type=number(int, 0))
-    held_out: int = option(1000, help="questions for the claim, at most (default 1000)", type=number(int, 1))
+    confirm: int = option(1000, help="further questions for the trials, at most (default 1000)", type=number(int, 0))
+    held_out: int = option(
+        1000, help="questions that the final agreement is measured on, at most (default 1000)", type=number(int, 1)
+    )
     agreement: float = option(
         0.99, help="share of answers that must equal dense (default 0.99)", type=number(float, 0, 1)
     )
     trials: int = option(
         40,
-        help="configs to ask for real, at most (default 40); masking shallow layers may take two more",
+        help="trials of configs, at most (default 40); masking shallow layers may take two more",
         type=number(int, 1),
     )
     scale: Literal["absolute", "relative"] = option(
@@ -53,7 +55,7 @@ class Options(ModelOptions, PlotOptions, OutputOptions):
     )
     config: list[str] = option(
         [],
-        help="a config to set beside the calibrated one on the held-out questions, such as the model's pruning.json",
+        help="a config to compare with the calibrated one on the held-out questions, such as the model's pruning.json",
         metavar="NAME=CONFIG",
         repeated=True,
     )
@@ -66,8 +68,8 @@ class Options(ModelOptions, PlotOptions, OutputOptions):
     out: Path | None = option(None, help="folder to write to (default runs/calibrate/MODEL)")
     batch_size: int = option(8, help="questions per batch (default 8)", type=number(int, 1))
     max_new_tokens: int = option(128, help="longest answer in tokens (default 128)", type=number(int, 1))
-    seed: int = option(0, help="of the draw of questions (default 0)", type=number(int, 0))
-    overwrite: bool = option(False, help="start again, discarding what is in the folder")
+    seed: int = option(0, help="seed of the draw of questions (default 0)", type=number(int, 0))
+    overwrite: bool = option(False, help="discard the folder's content and start again")
 
 
 def work(options: Options) -> int:

@@ -30,7 +30,7 @@ Exit status: 0, 1 after one line on stderr, 2 for a wrong command line.
 class Options(OutputOptions):
     """What is compared, and how."""
 
-    run_a: str = option(help="what RUN_B is measured against, usually the dense run", positional=True)
+    run_a: str = option(help="the baseline of RUN_B, usually the dense run", positional=True)
     run_b: str = option(help="the other run, of the same question file", positional=True)
     benchmark: str | None = option(None, help="default: by the name of the question file's folder")
     references: str | None = option(None, help="default: where LLaVA's layout has them, beside the question file")

@@ -61,20 +61,22 @@ class Options(ModelOptions, PlotOptions, OutputOptions):
         "all", help="FLOPs of all tokens (default), or of visual ones as in papers"
     )
     methods: list[str] = option(list(METHODS), help="default: all", many=True, metavar="METHOD")
-    config: list[str] = option([], help="one more, as it is; may be given again", metavar="NAME=CONFIG", repeated=True)
-    trials: int = option(12, help="configs of a method asked at a target, at most (default 12)", type=number(int, 1))
+    config: list[str] = option(
+        [], help="one more config, not set to a budget; may be given again", metavar="NAME=CONFIG", repeated=True
+    )
+    trials: int = option(12, help="configs tried per method and target, at most (default 12)", type=number(int, 1))
     tune_limit: int = option(60, help="tuning questions of each benchmark (default 60)", type=number(int, 1))
     limit: int | None = option(
         None, help="only the first questions of each benchmark; scores are then partial", type=number(int, 1)
     )
-    points: float = option(1.0, help="loss that the last lines judge VisiPruner by (default 1)", type=number(float, 0))
+    points: float = option(1.0, help="tolerated loss in the verdict on VisiPruner (default 1)", type=number(float, 0))
     rounds: int = option(0, help="rounds of paired timing of all configs (default 0: none)", type=number(int, 0))
     timed_questions: int = option(
         24, help="questions of each benchmark that are timed (default 24)", type=number(int, 1)
     )
     batch_size: int = option(16, help="questions per batch (default 16)", type=number(int, 1))
     max_new_tokens: int = option(16, help="longest answer in tokens (default 16)", type=number(int, 1))
-    overwrite: bool = option(False, help="choose and answer again what is in the folder")
+    overwrite: bool = option(False, help="discard the folder's choices and answers")
 
 
 def methods_of(given: Sequence[str]) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Options(ModelOptions, GenerationOptions):
     question_file: str = option(help="JSONL with question_id, text and image (or images); without it: text alone")
     answers_file: str = option(help="JSONL to write or to continue")
     num_chunks: int = option(1, help="cut the questions into this many parts (default 1)", type=number(int, 1))
-    chunk_idx: int = option(0, help="which part to ask, from 0", type=number(int, 0))
+    chunk_idx: int = option(0, help="index of the part to answer, from 0", type=number(int, 0))
     max_new_tokens: int = option(128, help="longest answer in tokens (default 128)", type=number(int, 1))
     batch_size: int = option(1, help="questions per batch (default 1)", type=number(int, 1))
 

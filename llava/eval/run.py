@@ -77,7 +77,7 @@ class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
     )
     references: str | None = option(None, help="with --questions: JSONL with the right answers", metavar="FILE")
     judge: str | None = option(
-        None, help="with --references: how an answer is compared: exact, vqa, yes_no, choice, anls, contains"
+        None, help="with --references: rule of comparison: exact, vqa, yes_no, choice, anls, contains"
     )
     data_dir: str = option("playground/data/eval", help="folder of the benchmarks (default playground/data/eval)")
     split: str | None = option(
@@ -85,7 +85,7 @@ class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
     )
     config: list[str] = option(
         [],
-        help="a pruning config, set beside the dense model and other configs; may be given again",
+        help="a pruning config to compare with dense and other configs; may be given again",
         metavar="NAME=CONFIG",
         repeated=True,
     )

@@ -20,9 +20,9 @@ from llava.cli import ModelOptions, OutputOptions, number, option, print_json, r
 class Options(ModelOptions, OutputOptions):
     """Options of the command: questions and rounds."""
 
-    benchmark: str = option(help="whose questions are asked, e.g. textvqa or gqa_mini")
+    benchmark: str = option(help="source of the questions, e.g. textvqa or gqa_mini")
     data_dir: str = option("playground/data/eval", help="folder of the benchmarks (default playground/data/eval)")
-    limit: int = option(64, help="ask this many questions from the file's start (default 64)", type=number(int, 1))
+    limit: int = option(64, help="number of questions, from the file's start (default 64)", type=number(int, 1))
     batch_size: int = option(8, help="questions per batch, of both (default 8)", type=number(int, 1))
     max_new_tokens: int = option(16, help="longest answer in tokens (default 16)", type=number(int, 1))
     rounds: int = option(5, help="rounds that count (default 5)", type=number(int, 1))

@@ -1,7 +1,7 @@
 """The image reader of all commands: any file that Pillow opens, as RGB, as a viewer shows it.
 
-Upright as EXIF says, transparency on white, 16-bit greyscale scaled to 8 bits, of an animation the first frame.
-LLaVA's own loader does neither of the first two; docs/models.md says what that means for its published scores.
+EXIF orientation is applied, transparency becomes white, 16-bit greyscale is scaled to 8 bits, an animation gives its
+first frame. LLaVA's own loader does neither of the first two (effect on published scores: docs/models.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The parts of a checkpoint: configuration, weights, and a projector or a LoRA on top of a base model.
 
 LoRA checkpoints are LLaVA's (`--model-base` Vicuna: an adapter and `non_lora_trainables.bin`, which holds the
-projector) or plain PEFT folders on any model that loads here. The adapter is merged into the weights while they are
-read, W + scale · B · A in fp32, so that all that follows (quantization, several devices, pruning) sees a plain model.
+projector) or plain PEFT folders on any model that loads here. The adapter is merged while weights are read, W + scale ·
+B · A in fp32, so that quantization, several devices and pruning see a plain model.
 """
 
 from __future__ import annotations

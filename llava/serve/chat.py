@@ -70,7 +70,7 @@ class ShownImage:
 
 
 class Chat:
-    """One conversation. Every turn is a prompt with image and earlier turns: simple, and exact under pruning.
+    """One conversation. Every turn is a full prompt with image and earlier turns, so pruning is exact.
 
     `pruning` is applied while `pruning_on`. What a prompt has in common with the one before is kept, in at most
     `prefix_cache_bytes`, and not computed again, also without pruning. None: prompts run whole.

@@ -35,13 +35,12 @@ class Options(ModelOptions):
     image_file: str | None = option(None, help="the image to talk about; without it, text only", metavar="PATH|URL")
     no_pruning: bool = option(False, help="begin with pruning off")
     temperature: float = option(0.0, help="0 (default) is greedy; above, answers are sampled", type=number(float, 0))
-    top_p: float | None = option(None, help="sample from this much of the probability", type=number(float, 0, 1))
+    top_p: float | None = option(None, help="sample from the top tokens of this probability", type=number(float, 0, 1))
     max_new_tokens: int = option(512, help="longest answer in tokens (default 512)", type=number(int, 1))
-    seed: int | None = option(None, help="of the sampling", type=number(int, 0))
+    seed: int | None = option(None, help="seed of the sampling", type=number(int, 0))
     prefix_cache: str = option(
         "auto",
-        help="what a prompt has in common with the one before, image and earlier turns, is read once: auto (default: "
-        "2 GiB), off, or a number of bytes",
+        help="compute image and earlier turns of a conversation once: auto (default: 2 GiB), off, or a number of bytes",
         metavar="auto|off|BYTES",
         type=cache_size,
     )

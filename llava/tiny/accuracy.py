@@ -2,9 +2,9 @@
 
     python -m llava.tiny.accuracy [--model-path playground/checkpoints/llava-tiny] [--scenes 128]
 
-Prints a table (questions, share answered exactly right by greedy decoding) and as the last line one JSON object.
-Yes/no kinds ask as many questions with the answer yes as with no, so guessing gives 0.5 there. Signs, handwritten
-digits and some pairs of colour and shape are ones that training never shows (`llava.tiny.worlds`).
+Prints a table (questions, share answered exactly right by greedy decoding) and as the last line one JSON object. Yes/no
+kinds have as many answers yes as no, so guessing gives 0.5. Signs, handwritten digits and some pairs of colour and
+shape never appear in training (`llava.tiny.worlds`).
 """
 
 from __future__ import annotations

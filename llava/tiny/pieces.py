@@ -1,8 +1,8 @@
 """The trained model's tokenizer: a sentencepiece model with byte fallback, trained on the phrases of the questions.
 
-Every word of the questions is one piece; anything else falls apart into letters, and what is no letter of theirs into
-bytes, so that any text can be written and read back. Capitals and digits stand alone: a sign has three of them. The
-same phrases give the same bytes.
+Every word of the questions is one piece; other words become letters, and unknown characters bytes, so that any text can
+be encoded and decoded. Capitals and digits are single pieces, since a sign has three of them. The same phrases give the
+same bytes.
 """
 
 import io

@@ -1,8 +1,7 @@
 """Questions about a scene in the manner of GQA, MME and TextVQA, each with the one answer that the scene gives.
 
 "Object" means one of the four shapes: the sign and the card are never counted and never asked for by colour. Relations
-and positions are asked only where the distance along the asked axis is more than 10 px, so that no answer is a matter
-of taste.
+and positions need a distance of more than 10 px along their axis, so that answers are unambiguous.
 """
 
 import re

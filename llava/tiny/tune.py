@@ -7,9 +7,9 @@ The three stages, from the paper's `layer_threshold` on. For each number of shal
 the largest `tokens_threshold` under which no benchmark loses more than `--points` against dense; then, for the cheapest
 so far, the highest `layer_threshold` (more prompts filter at the first layer that may), then the lowest
 `exit_threshold`. Of all settings tried that stay within `--points` everywhere the one with the fewest prefill FLOPs
-(all tokens) is chosen; where none does, the one that loses least. Half a point is the default, so that other questions
-lose no more than one. Visual self-attention in the shallow layers, which the paper removes, is left alone only where
-nothing passes without it. About fifteen settings are asked; each is a resumable evaluation run.
+(all tokens) is chosen; where none does, the one that loses least. The default of half a point leaves a margin: other
+questions should lose no more than one. Visual self-attention in the shallow layers, which the paper removes, is kept
+only if nothing passes without it. About fifteen settings are tried; each is a resumable evaluation run.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
 def find_benchmark(spec: str | Mapping[str, Any]) -> Benchmark:
     """The benchmark of a name ("gqa"), a folder ("MME", "mm-vet", "gqa_tune"), or a file ("my/file.py:MY_BENCHMARK").
 
-    A folder that is only named like a benchmark holds its file formats, with any number of questions. A mapping has
-    the words of `question_set`: so `find_benchmark(benchmark.spec)` is the benchmark again.
+    A folder named after a benchmark (`gqa_tune`) has its file formats, with any number of questions. A mapping has the
+    arguments of `question_set`, so that `find_benchmark(benchmark.spec)` returns the same benchmark.
 
     Raises `UserError`: no benchmark has the name; the one that is meant is suggested.
     """

@@ -32,8 +32,8 @@ Term = dict[Key, tuple[float, float]]
 class Needed:
     """A file or folder that a benchmark needs.
 
-    `path` is relative to the benchmark's folder; `where` says where to get it; `use` says what needs it: asking the
-    questions ("run") or scoring the answers ("score").
+    `path`: relative to the benchmark's folder; `where`: its source; `use`: needed for answering ("run") or for scoring
+    ("score").
     """
 
     path: str

@@ -1,9 +1,9 @@
 """MMBench (dev, English): option letters, each question also with its options rotated.
 
-The table asks every question again with its options rotated (index + 1,000,000 and so on). "accuracy" is over the
-questions as they stand (single pass). "circular" counts a question only if all its rotations are answered rightly: this
-is the figure that papers quote (64.3 for LLaVA-1.5-7B), and lies well below the single pass. Where MMBench's evaluation
-would ask a language model to read an answer, the answer is wrong here and counted as "unreadable".
+The table repeats every question with its options rotated (index + 1,000,000 and so on). "accuracy" is over the
+questions as they stand (single pass). "circular" counts a question only if all its rotations are correct; papers quote
+it (64.3 for LLaVA-1.5-7B). Where MMBench's evaluation would ask a language model to parse an answer, the answer is
+wrong here and counted as "unreadable".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """MMStar: option letters on questions that cannot be answered without the image; six capabilities, eighteen axes.
 
-Letters are read by MMStar's own rule, and the overall figure is the share of all questions answered rightly, as there.
-(lmms-eval reads letters otherwise and averages over axes.) MMStar is not in LLaVA and gets MMBench's instruction.
+Letters are parsed by MMStar's own rule; the overall figure is the share of correct answers, as there. (lmms-eval parses
+letters differently and averages over axes.) MMStar is not in LLaVA and gets MMBench's instruction.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ class RequestAnswerer:
     def likelihoods(self, requests: Sequence[Request], progress: bool = False) -> list[Likelihood]:
         """Return the likelihood of each request's continuation after its prompt, in the order of `requests`.
 
-        The prompt is read pruned, by itself; the continuation's tokens follow one by one through the cache, as
-        generated ones would, so that pruning never sees them. Raises `RequestError` as `generate` does.
+        The prompt alone is pruned; the continuation's tokens pass through the cache one by one, like generated ones.
+        Raises `RequestError` as `generate` does.
         """
         return self._each(requests, self._likelihoods, progress)
 

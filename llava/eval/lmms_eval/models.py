@@ -21,9 +21,8 @@ from llava.model.preflight import check_model
 class Scored(tuple, GenerationResult):
     """`(value, greedy)`, as `loglikelihood` is to return it, in the only form that lmms-eval 0.7 leaves whole.
 
-    Its evaluator turns a plain tuple into text, which its own multiple-choice scoring then fails on; of a
-    `GenerationResult` it takes `text` as it is. The response cache must not keep the pair (what it gives back is turned
-    into text again) and does not keep a result whose stripped text is empty.
+    The evaluator converts a plain tuple to text, on which its multiple-choice scoring fails, but keeps the `text` of a
+    `GenerationResult`. The response cache would convert the pair, too; it skips results whose stripped text is empty.
     """
 
     def __new__(cls, value: float, greedy: bool) -> Scored:

@@ -1,7 +1,7 @@
 """Judges: the score of one answer, `judge(text, references) -> float` in [0, 1].
 
-`JUDGES` has those that a user's own data can name (`--judge`). `text` is the model's answer as it stands, `references`
-the accepted answers of the question; each docstring says what is normalised and where the rule comes from.
+`JUDGES` has the judges of `--judge`. `text` is the model's unchanged answer, `references` are the accepted answers;
+each docstring says what is normalised and the source of the rule.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ def prepare(
 ) -> tuple[State, Layout]:
     """Fill a benchmark's folder from what was downloaded, then check it.
 
-    Question and reference files come first, then what has to be converted, then images: so several sources may be given
-    in any order. A file that is there is kept (an image: if its size is right), so an interrupted call continues.
+    Question and reference files come first, then conversions, then images, so the order of sources does not matter.
+    Existing files are kept (images: if the size is right), so an interrupted call continues.
 
     Args:
         benchmark: one of `llava.eval.benchmarks.BENCHMARKS`.

@@ -30,9 +30,9 @@ class Options(OutputOptions):
     """Which benchmarks, from what, to where."""
 
     benchmark: str = option(positional=True, help="a benchmark's name, several with commas, or all")
-    sources: list[Path] = option([], positional=True, many=True, help="what was downloaded; none: only look")
+    sources: list[Path] = option([], positional=True, many=True, help="downloaded files or folders; none: only check")
     out: Path = option(Path("playground/data/eval"), help="the data folder (default playground/data/eval)")
-    overwrite: bool = option(False, help="replace question and reference files that are there")
+    overwrite: bool = option(False, help="replace existing question and reference files")
 
 
 def render(states: Sequence[State]) -> str:

@@ -18,8 +18,8 @@ _NAMED = 3
 class State:
     """What was found in a benchmark's folder.
 
-    `problems` are whole sentences that say what is missing and where to get it, empty when all is there; `misfit` is
-    the one that says why questions and references do not go together.
+    `problems`: sentences that name missing files and their sources, empty if complete; `misfit`: why questions and
+    references do not match.
     """
 
     benchmark: Benchmark

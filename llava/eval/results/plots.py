@@ -39,7 +39,7 @@ class Drawn:
 
     name: in the legend, one look per name; flops_share: prefill FLOPs over all tokens, percent of dense; accuracy:
     percent, None where the answers cannot be judged; tokens: int [prompts, layers], those that enter each layer;
-    filter_layers, exit_layers: int, -1 for none; kept: visual tokens left by the filter layer, all where there is none
+    filter_layers, exit_layers: int, -1 for none; kept: visual tokens left by the filter layer (all without one)
     """
 
     name: str

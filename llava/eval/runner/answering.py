@@ -32,15 +32,15 @@ WARM_UP_TOKENS = 2
 class Answerer:
     """Context manager that answers batches with a loaded model: pruned by `config`, dense without one.
 
-    With `prefix_cache`, a number of bytes, questions about the same image in one image group read it once; a dense
-    model then runs in the pruning engine, too, with nothing pruned.
+    With `prefix_cache` (bytes) questions about one image in an image group compute their common prefix once; dense then
+    runs in the pruning engine, too.
 
-    Sampling is seeded once per batch, with `seed` plus the index of the batch's first question: it can be repeated with
-    the same batch size. At temperature 0 answers do not depend on the batch (up to rounding in half precision).
+    Sampling is seeded per batch with `seed` + the index of its first question, so it is reproducible at the same batch
+    size. At temperature 0 answers do not depend on the batch (up to rounding in half precision).
 
     On out-of-memory the batch size is halved, repeatedly if needed, for the rest of the run; `halved` says where.
-    `spent`: milliseconds by stage since the block was entered, without the warm-up. `policies`: what the method
-    remembers of each prompt of the last batch.
+    `spent`: milliseconds per stage since the block was entered, without the warm-up. `policies`: the method's
+    `PromptState` per prompt of the last batch.
     """
 
     def __init__(

@@ -37,8 +37,8 @@ class AnswersFile:
     """LLaVA's answers JSONL, open for appending; `rows` are the answers that it held, `repaired` the bytes cut off.
 
     A context manager. Opening creates the file and its folder, locks it against other runs and cuts off a half-written
-    or garbled last line; a file that was created and is still empty when an exception leaves the block is removed
-    again. With `discard` what the file holds is neither read nor repaired.
+    or garbled last line; a new file that is still empty when an exception leaves the block is removed. With `discard`
+    existing content is neither read nor repaired.
 
     Raises:
         UserError: another run has the file open, it cannot be opened for writing, or a line other than the last is

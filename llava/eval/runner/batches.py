@@ -27,8 +27,7 @@ class Group:
     """The questions of one batch, in order.
 
     `image_group`: number of the consecutive batches that it belongs to. Within an image group an image is encoded once
-    and a prefix read once. An image group is never split between processes, so that what is computed together does not
-    depend on their number.
+    and a prefix computed once. A group is never split between processes, so results do not depend on their number.
     """
 
     questions: tuple[Question, ...]
@@ -39,9 +38,9 @@ class Group:
 class Batch:
     """Questions in order, with their prepared model inputs.
 
-    `rows`: a question's token ids, one marker per image (`Inputs.encode`); `pictures`: the images that no earlier batch
-    of the image group has; `finished`: those that no later one shows; `errors`: why an image could not be read;
-    `refused`: why a question cannot be asked (its row is empty).
+    `rows`: token ids per question, one marker per image (`Inputs.encode`); `pictures`: images that no earlier batch of
+    the image group has; `finished`: images that no later batch needs; `errors`: reasons of unreadable images;
+    `refused`: reasons of refused questions (their rows are empty).
     """
 
     questions: list[Question]

@@ -1,8 +1,7 @@
 """Costs of a run's prompts: sums over all answers' metadata, means per question, shares of dense.
 
-What was measured survives an interruption, because it is in the answers. This is the one place that says what a share
-of dense is: prefill FLOPs of the decoder (multiply-adds, `PruningTrace.flops`) or KV bytes, summed over questions,
-divided by the sum that the same prompts have dense.
+All measurements are in the answers, so they survive an interruption. A share of dense is: prefill FLOPs of the decoder
+(multiply-adds, `PruningTrace.flops`) or KV bytes, summed over questions, divided by the dense sum of the same prompts.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ STAGES = ("prefill", "decode", "vision")
 class Costs:
     """Running sums; `add` takes the `metadata` of one answer, or `PruningTrace.summary()`.
 
-    `sums` holds the sums of the keys `SUMMED`, `milliseconds` those of the `STAGES`, `kept` the visual tokens that
-    filter layers left (all of a prompt without one); the histograms count questions by layer, None for no such layer.
+    `sums`: sums of the keys `SUMMED`; `milliseconds`: sums of the `STAGES`; `kept`: visual tokens left by filter layers
+    (all of a prompt without one). The histograms count questions per layer, None for no such layer.
     """
 
     questions: int = 0

@@ -102,8 +102,8 @@ class Evaluator:
     ) -> Plan:
         """Check everything that needs no weights.
 
-        That is: the benchmark's files, its questions and images, a rehearsal of its scoring, the model's folder, the
-        config against the model, and the answers that are there against the settings.
+        These are the benchmark's files, questions and images, a rehearsal of its scoring, the model's folder, the
+        config against the model, and existing answers against the settings.
 
         Args:
             benchmark: what is asked.
@@ -177,8 +177,8 @@ class Evaluator:
     def run(self, plan: Plan) -> Run | None:
         """Answer open questions, gather and score the answers; return the run on rank 0, None elsewhere.
 
-        Every process calls this with the same plan. Raises what asking and scoring raise, and `RankError` when another
-        process fails; an interrupted run continues when it is run again.
+        Every process calls this with the same plan. Errors propagate, as `RankError` in the other processes. An
+        interrupted run continues when it is run again.
         """
         if not self._answer(plan):
             return None

@@ -20,9 +20,8 @@ from llava.model.pruning.prefix_cache import Reused
 class Generator:
     """Context manager: a loaded model, pruned by `config`, or left untouched without one.
 
-    With `prefix_cache`, a number of bytes, the prefix that prompts have in common is read once; a dense model then
-    runs in the pruning engine, too, with nothing pruned. `images` holds what the vision part made of images, by any key
-    that the caller chooses; the caller removes what no later prompt shows.
+    With `prefix_cache` (bytes) a common prefix is computed once; dense then runs in the pruning engine, too. `images`
+    holds encoded images by any key of the caller, who removes those that no later prompt shows.
     """
 
     def __init__(

@@ -126,8 +126,8 @@ class Ranks:
     def leave(self) -> None:
         """End together, in some seconds at most.
 
-        Rank 0, which holds the store, stays until the others have left; so does one that failed, because a
-        launcher ends the other processes of a machine as soon as one has failed, in the middle of what they write.
+        Rank 0, which holds the store, waits for the others. So does a failed process, because a launcher kills all
+        processes of a machine as soon as one fails, even while they write.
         """
         self._over.set()
         if self._store is None:
@@ -177,7 +177,7 @@ class Ranks:
 def together(device: str, work: Callable[[Ranks], None]) -> int:
     """Do `work` in every process that a launcher started, on `device`, and return the exit status.
 
-    A process alone raises what `work` raises; of several the one that fails says so, and the others stop.
+    A single process raises the exception of `work`; of several, the failing one prints it and the others stop.
     """
     ranks = Ranks.join(device)
     try:

@@ -1,8 +1,7 @@
 """`Run`: an evaluation run, just finished or read back from disk.
 
-A run is X.jsonl (answers with the prompts' traces) and X.run.json beside it (settings, totals, scores); what was
-measured lies in X.times.jsonl, and the answers of an unfinished run in X.parts. Chunks of one run (the same folder and
-settings, --chunk-idx 0, 1, …) are put together and count as one.
+A run is X.jsonl (answers with traces), X.run.json (settings, totals, scores) and X.times.jsonl (times); X.parts has the
+answers of an unfinished run. Chunks of one run (same folder and settings, --chunk-idx 0, 1, …) are merged.
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ class Run:
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     """Read all runs that `paths` name; of a folder, those anywhere inside it, sorted by path.
 
-    A chunk's answers or run file stands for that chunk alone; a folder puts its chunks together.
+    A chunk's answers or run file is read alone; a folder merges its chunks.
 
     Returns:
         The runs, and one line for each run inside a folder that cannot be read: which, and why.

@@ -1,9 +1,9 @@
 """`--force-plan`: thresholds with which VisiPruner, measuring as always, finds a given filter layer, on any weights.
 
-Random weights have no filter layer of their own. What a method costs can only be timed where it prunes, so thresholds
-are read off the prompts at hand: `layer_threshold` between the smallest cosine of the wanted layer and those of the
-layers probed before it; `tokens_threshold` between the K-th and the next largest L2 (the median over prompts, which
-then keep more or fewer than K each); and the exit by a vote in every layer, `exit_patience` of them.
+Random weights have no filter layer, but a method's cost can only be timed where it prunes. So thresholds are chosen on
+the given prompts: `layer_threshold` between the smallest cosine of the wanted layer and those of the layers probed
+before it; `tokens_threshold` between the K-th and the next largest L2 (median over prompts, so that single prompts may
+keep more or fewer than K); and an exit vote in every layer, `exit_patience` of them.
 """
 
 from __future__ import annotations

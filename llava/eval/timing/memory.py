@@ -1,9 +1,8 @@
 """Peak memory of a run's tensors, above weights and inputs.
 
-Two figures: of the whole run, and of the decoder's prefill alone (its activations and the keys and values that it
-leaves), above what was held when it began. CUDA counts by itself (`torch.cuda.max_memory_allocated`). On a CPU the
-allocator's events are summed, from one more run under torch's profiler, which is not timed. Both count tensors and
-the kernels' workspaces, not what an allocator keeps in reserve.
+Two figures, each above the memory allocated at its start: of the whole run, and of the decoder's prefill (activations,
+keys and values). CUDA has a counter (`torch.cuda.max_memory_allocated`); on a CPU the allocator's events of an extra,
+untimed run under torch's profiler are summed. Both count tensors and kernel workspaces, not an allocator's reserve.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class BenchOptions(ModelOptions, OutputOptions):
     )
     questions_per_image: int | None = option(
         None,
-        help="instead: ask so many questions about one image, --batch-size at a time; questions per second with and "
+        help="instead: answer so many questions about one image, --batch-size at a time; questions per second with and "
         f"without the prefix cache (--shape: {QUESTION_TOKENS} tokens per question)",
         type=COUNT,
         aliases=["--questions"],
@@ -90,7 +90,7 @@ class BenchOptions(ModelOptions, OutputOptions):
     )
     new_tokens: int = option(16, help="tokens generated per prompt (default 16)", type=COUNT)
     rounds: int = option(5, help="rounds after the warm-up (default 5)", type=COUNT, aliases=["--repeats"])
-    seed: int = option(0, help="of random weights and prompts (default 0)", type=number(int, 0))
+    seed: int = option(0, help="seed of random weights and prompts (default 0)", type=number(int, 0))
 
     @property
     def model(self) -> str:

@@ -127,8 +127,8 @@ PEAKED, FLAT = 6.0, 0.5
 def sharpen(layers, layer: int) -> None:
     """Rescale the queries of random layers, so that attention is peaked in `layer` and nearly even elsewhere.
 
-    Random attention is alike in all layers; so single tokens have an influence in that one, and in no other. With
-    normalised inputs the scores' standard deviation is σ_q σ_k D, σ of the weights and D the hidden size.
+    So single tokens have influence in that layer and in no other. With normalised inputs the standard deviation of the
+    scores is σ_q σ_k D, where σ is that of the weights and D the hidden size.
     """
     for index, block in enumerate(layers):
         query, key = block.self_attn.q_proj.weight, block.self_attn.k_proj.weight

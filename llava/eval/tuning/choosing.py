@@ -1,7 +1,7 @@
 """Choose every method's config at a budget, on tuning questions only.
 
-All methods are tried alike: of the settings that meet the budget (other layers, other thresholds) at most so many are
-asked on the tuning questions, and the highest accuracy wins; ties: the config closer to the budget.
+The same rule for all methods: at most `trials` settings that meet the budget (layers, thresholds) answer the tuning
+questions, and the highest accuracy wins; ties: the config closer to the budget.
 """
 
 from __future__ import annotations

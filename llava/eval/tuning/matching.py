@@ -1,8 +1,8 @@
 """Meet a FLOPs budget: bisection over the number of visual tokens; costs are counted without a model.
 
-How many tokens a method with a fixed schedule keeps depends on the prompt's length alone, neither on its words nor on
-the weights. So the engine itself counts tokens, on a decoder of the same depth and 8 wide, and FLOPs follow with the
-real decoder's dimensions. It says nothing about methods that decide by what they measure (VisiPruner).
+The number of tokens that a fixed schedule keeps depends on the prompt's length alone. So the engine counts tokens on a
+decoder of the same depth with hidden size 8, and FLOPs follow from the real dimensions. This does not hold for methods
+that decide by measurement (VisiPruner).
 """
 
 from __future__ import annotations

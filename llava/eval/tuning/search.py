@@ -2,12 +2,12 @@
 
 1. Where prompts may filter. With a quarter of the tokens kept and shallow layers dense, the earliest layer at which all
    may do so; then, for every earlier start of probing, the highest `layer_threshold` that passes: a staircase, since an
-   earlier start needs a lower threshold. What would not be cheaper than the steps before it is not asked.
+   earlier start needs a lower threshold. Steps that would not be cheaper than earlier ones are not tried.
 2. On each step, the one that might become cheapest first: whether the layers before it may be masked, then how few
-   tokens are enough, then how early the exit may come. A step that would not beat the best with one token and the
-   boldest exit is left out.
-3. From the best, single settings are made bolder again, one after another, until none passes: a question close to the
-   edge may pass with fewer tokens although it did not with more.
+   tokens are enough, then how early the exit may come. A step that would not beat the best even with one token and the
+   earliest exit is left out.
+3. From the best, single settings are made more aggressive, one after another, until none passes: agreement is not
+   strictly monotonic in the number of tokens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """VisiPruner at a budget: thresholds and boundaries to try, predicted from one dense pass.
 
-What its settings cost depends on what it measures: `Space` predicts the FLOPs of thousands of settings from the
-influence of every layer, and those near the budget are asked for real. Of the best ones the number of tokens that stay
-is then set to the budget as every method's is, by what asking shows it to cost.
+Its cost depends on what it measures: `Space` predicts the FLOPs of thousands of settings from the influence in every
+layer, and those near the budget are run. The best ones are then set to the budget by the number of tokens kept, like
+every method, at measured cost.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _place(one: Candidate) -> tuple[float, ...]:
 def plans(config: VisiPruner, costs: Costs, shape: DecoderShape, visual_tokens: int) -> list[Replay]:
     """Return VisiPruner's schedule as fixed plans: neither tokens nor layers are chosen per prompt.
 
-    config: resolved; costs: of prompts that it pruned. Filter and exit layer are the medians of what it chose; plans
-    with earlier filter layers follow, for where that would be too expensive. `with_budget` sets their tokens.
+    config: resolved; costs: of prompts that it pruned. Filter and exit layer are the medians of its decisions; plans
+    with earlier filter layers follow, in case the first is too expensive. `with_budget` sets their tokens.
     """
     filters, exits = ([*layers.elements()] for layers in (costs.filter_layers, costs.exit_layers))
     chosen = [layer for layer in filters if layer is not None]

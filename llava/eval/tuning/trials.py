@@ -50,8 +50,8 @@ class Trials:
     def __call__(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the trial of a config.
 
-        `asked`, `equal`: questions, and those answered as dense; `passed`: all were asked, and few enough differ;
-        `flops`: prefill FLOPs of those asked as a share of dense, all tokens.
+        `asked`, `equal`: number of questions, and of answers equal to dense; `passed`: all questions were answered, and
+        few enough differ; `flops`: their prefill FLOPs over all tokens as a share of dense.
         """
         config = PruningConfig.from_dict(settings).to_dict()
         key = _key(config)

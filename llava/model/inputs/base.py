@@ -41,8 +41,8 @@ class ProcessedImage:
 class ImageFeatures:
     """An image ready for batches: `content` holds its features, or the pixels to encode in every prefill.
 
-    `tokens`: length of what stands for it in a prompt; `visual`: how many of those tokens are visual, from the
-    `first` of them on; `grid`: rows and columns of the visual tokens where they are one row-major grid.
+    `tokens`: number of prompt tokens of the image, of which `visual` from number `first` on are visual; `grid`: rows
+    and columns if the visual tokens are one row-major grid.
     """
 
     tokens: int

@@ -62,8 +62,8 @@ def load_internvl_original(
 ) -> tuple[InternVLForConditionalGeneration, InternVLImageProcessor]:
     """Load a model in the original layout, in eval mode, and its processor (tokenizer, tiles, chat template).
 
-    `parts`: where the checkpoint is (a folder stands for itself); `options` go to `from_pretrained`. An answer ends at
-    `<|im_end|>`, the tokenizer's eos or a token that `generation_config.json` names.
+    `parts`: the checkpoint's parts or its folder; `options` go to `from_pretrained`. An answer ends at `<|im_end|>`,
+    the tokenizer's eos or a token that `generation_config.json` names.
 
     Beside the model, the host holds copies of InternLM2's queries, keys and values while it loads, about a tenth of the
     weights; the rest is read from the mapped files. Raises `ValueError` for a layout that is not supported before any

@@ -9,8 +9,8 @@ from torch import nn
 def execution_device(module: nn.Module) -> torch.device:
     """Return the device that `module` computes on.
 
-    Weights that accelerate offloads (`device_map` with `cpu` or `disk`) lie on the meta device between calls; the hook
-    of the module that owns them knows where they will run.
+    Weights that accelerate offloads (`device_map` with `cpu` or `disk`) are on the meta device between calls; the hook
+    of their module has the execution device.
     """
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)

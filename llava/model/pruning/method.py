@@ -11,10 +11,10 @@
         def select(self, layer, prompt, measured):
             return None if measured is None else strongest(measured.last, round((1 - self.r) * prompt.visual_tokens))
 
-A method says *what* (which tokens a row may read, what to measure, which tokens stay); the engine knows *how*. What a
-method sees and decides lives on the host, as numpy arrays over one prompt's visual tokens: a method is plain Python,
-and the engine synchronises with the device at most once per probed layer. Layers count from 0; layer −1 is the moment
-before layer 0, when the visual tokens are what the projector made of the image.
+A method says *what* (which tokens a row may read, what to measure, which tokens stay); the engine knows *how*. A method
+is plain Python: its inputs and decisions are numpy arrays over one prompt's visual tokens, and the engine synchronises
+with the device at most once per probed layer. Layers count from 0; layer −1 is the moment before layer 0, when the
+visual tokens are what the projector made of the image.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ class PromptState:
 class Method:
     """Base class of all pruning methods, and of all pruning configs: `PruningConfig` is another name for it.
 
-    A subclass is a frozen dataclass; `name` in its class line is what a config's `"method"` says. Fields check
-    themselves by their types (see `fields`). Everything below `check` may be overridden; without overriding, nothing is
-    measured, every token stays and every layer attends to everything.
+    A subclass is a frozen dataclass; `name` in its class line is the config's `"method"`. Fields check themselves by
+    their types (see `fields`). Every method from `check` on may be overridden; the defaults measure nothing, keep every
+    token and attend densely.
 
     before:
         a second method that prunes the visual tokens before the decoder reads them, None for none
@@ -186,7 +186,8 @@ class Method:
     def resolved(self, num_layers: int) -> Self:
         """Return the config with every open setting that depends on the decoder's depth filled in.
 
-        Itself where none is open. What runs is always a resolved config; `filled_in` says what was open.
+        Returns the config itself if nothing is open. The engine always runs a resolved config; `filled_in` lists the
+        open settings.
         """
         return self
 

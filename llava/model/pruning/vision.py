@@ -72,8 +72,8 @@ def clip_encoder(tower: nn.Module, select_layer: int, projector: nn.Module) -> E
 class EncoderHook:
     """Records the states of images that the encoder processes between `start` and `stop`.
 
-    The newest `REMEMBERED` are held, and in any case those that the last prompts showed and those encoded since: a
-    batch may have any number of images.
+    Keeps the newest `REMEMBERED` images, and always those of the last prompts and those encoded since, as a batch may
+    have any number of images.
     """
 
     def __init__(self, encoder: Encoder):

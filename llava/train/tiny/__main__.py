@@ -50,7 +50,7 @@ class Options:
         metavar=",".join(name.upper() for name in STAGE_NAMES),
     )
     device: str = option("auto", help="auto, cpu, mps, cuda, cuda:1 … (default auto)")
-    seed: int = option(0, help="of everything random (default 0)", type=number(int, 0))
+    seed: int = option(0, help="seed (default 0)", type=number(int, 0))
     images: int | None = option(None, help="pictures per batch (default 10, on CUDA 256)", type=number(int, 1))
     threads: int | None = option(
         None, help="CPU threads that train (default: one per core; on a busy machine 1 is faster)", type=number(int, 1)

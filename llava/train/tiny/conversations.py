@@ -78,8 +78,8 @@ def draw_questions(
 ) -> list[Question]:
     """Return `count` questions about a scene, different ones as far as it has them.
 
-    Kinds are drawn by `WEIGHTS`, or what `more` says instead; the answer of a yes/no question is drawn before the
-    question, so both are as frequent.
+    Kinds are drawn by `WEIGHTS`, overridden by `more`; the answer of a yes/no question is drawn before the question, so
+    both are equally frequent.
     """
     given = WEIGHTS | dict(more or {})
     weights = np.array([given[kind] for kind in kinds])

@@ -5,8 +5,8 @@ of S tokens are
 
     [n0 prefix rows | B·V visual rows | B·K·S text rows]
 
-A conversation reads the prefix, its image and itself. A `Plan` says where it does not: what pruning does, imitated in
-training on whole batches.
+A conversation reads the prefix, its image and itself. A `Plan` says where it does not, to imitate pruning in training
+on whole batches.
 """
 
 from dataclasses import dataclass

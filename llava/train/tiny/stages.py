@@ -102,7 +102,7 @@ STAGES = (
 
 
 def draw_plan(rng: np.random.Generator, layers: int, glance: float = 0.0) -> Plan:
-    """Draw what the pruning-aware recipe prunes in one batch (METHOD.md's `paper`, its parts, or nothing).
+    """Draw what the pruning-aware recipe prunes in one batch (the preset `paper`, its parts, or nothing).
 
     With 12 layers: shallow are 0–3, the filter layer is mostly 4, nothing reads the image from 8, 9 or 10 on. A model
     that may read the whole image at the filter layer soon reads it there once and for all and needs none of the tokens

@@ -5,10 +5,10 @@ nearest neighbour is farthest; then, until enough are chosen, the one whose near
 the earlier token where two are equal). The question plays no part. For several images the tokens of all are one set.
 
 The original code (vbdi/divprune) takes the share from an environment variable and rounds it to no token at all where it
-is small (here at least one stays), computes the cosines in the model's half precision (here fp32), and counts the
-remaining tokens' positions again from 0 (`"positions": "compact"`; here they stay, which is the default). A chosen
-token stays in the running there: equal vectors, and in bf16 merely similar ones, are chosen again and again. It prunes
-the first image only, after 35 tokens, and with a batch the first row's choice cuts every row.
+is small (here at least one stays), computes the cosines in the model's half precision (here fp32), and renumbers the
+remaining tokens' positions from 0 (`"positions": "compact"`; here they stay, which is the default). A chosen token
+stays in the running there: equal vectors, and in bf16 merely similar ones, are chosen again and again. It prunes the
+first image only, after 35 tokens, and with a batch the first row's choice cuts every row.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Replay a plan: a recorded trace, or filter layer, kept tokens and exit layer as given. Nothing is measured.
 
-For timing (what a decision costs is left out, what it saves is not) and for running one prompt's decisions on other
-weights. A plan that keeps positions repeats them and needs a prompt that has visual tokens there; a plan that keeps a
-number spreads them evenly over the visual tokens. Merged states (SparseVLM, VisionZip) are not recorded: their plans
-replay with the same numbers of tokens, each with its own state.
+For timing (without the cost of measuring) and for running one prompt's decisions on other weights. A plan that keeps
+positions repeats them and needs a prompt that has visual tokens there; a plan that keeps a number spreads them evenly
+over the visual tokens. Merged states (SparseVLM, VisionZip) are not recorded: their plans replay with the same numbers
+of tokens, each with its own state.
 """
 
 from __future__ import annotations
