@@ -194,7 +194,7 @@ def report_configs(options, evaluator, benchmarks, configs, runs, plans, out: Pa
 
     times = {}
     if options.rounds:
-        print(f"timing {', '.join(configs)} in turn, {options.rounds} rounds", file=sys.stderr)
+        print(f"timing {', '.join(configs)} in turn, rounds: {options.rounds}", file=sys.stderr)
         asked = [plans[DENSE, benchmark.name].selected[: options.timed_questions] for benchmark in benchmarks]
         batches = [batch for part in asked for batch in evaluator.batches(part)]
         resolved = {name: plans[name, benchmarks[0].name].config for name in configs}

@@ -20,10 +20,13 @@ from tqdm import tqdm
 
 from llava.analysis.paper_experiments import masking_windows
 from llava.cli import ModelOptions, UserError, number, option, run_command
+from llava.eval.results.plots import PlotOptions
 from llava.eval.results.table import csv_text
 from llava.tiny.accuracy import CHECKPOINT, measure, summarize
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from llava.model.loaded import LoadedModel
 
 EXPERIMENTS = {
@@ -53,7 +56,7 @@ def run(loaded: LoadedModel, name: str, scenes: int) -> list[dict]:
     return rows
 
 
-def draw(path: Path, rows: list[dict]) -> None:
+def draw(rows: list[dict]) -> Figure:
     """Draw the means, one chart per experiment, one line per checkpoint, dashed without a mask."""
     from matplotlib.figure import Figure
 
@@ -71,11 +74,11 @@ def draw(path: Path, rows: list[dict]) -> None:
         chart.set_ylim(0, 1.02)
     charts[0].set_ylabel("accuracy, mean of all kinds")
     charts[0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    return figure
 
 
 @dataclass(kw_only=True)
-class Options(ModelOptions):
+class Options(ModelOptions, PlotOptions):
     """Options of the command: checkpoints and number of scenes."""
 
     model_path: list[str] = option([CHECKPOINT], help="one or more checkpoints to compare", many=True)
@@ -99,8 +102,8 @@ def work(options: Options) -> None:
     for name, one in zip(names, each, strict=True):
         rows += run(LoadedModel.from_path(one), name, options.scenes)
     (options.out / "masks.csv").write_text(csv_text(rows), encoding="utf-8")
-    draw(options.out / "masks.png", rows)
-    print(f"wrote {options.out / 'masks.csv'} and {options.out / 'masks.png'}")
+    picture = options.save(draw(rows), options.out / "masks")
+    print(f"wrote {options.out / 'masks.csv'} and {picture}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
