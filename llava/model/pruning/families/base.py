@@ -31,12 +31,17 @@ class Family:
         (LLaVA's templates and image markers)
     needs_mask:
         True where only the caller can know which tokens are visual
+    token_grid:
+        how visual tokens lie over a picture, for drawing them: `square` (one grid over a padded or cropped square),
+        `grid` (one grid over the whole picture), `tiles` (InternVL's: equal tiles, then a thumbnail), `anyres`
+        (LLaVA-NeXT's: a thumbnail, then tiles with a newline token after each row); None: not known
     """
 
     models: ClassVar[str]
     model_types: ClassVar[dict[str, type[nn.Module]]] = {}
     inputs: ClassVar[str] = "chat_template"
     needs_mask: ClassVar[bool] = False
+    token_grid: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
         if "models" in vars(cls):

@@ -10,3 +10,4 @@ class InternVL(Placeholders):
 
     models = "InternVLForConditionalGeneration"
     model_types = {"internvl": InternVLForConditionalGeneration}
+    token_grid = "tiles"

@@ -14,6 +14,7 @@ class LlavaHF(Placeholders):
 
     models = "LlavaForConditionalGeneration"
     model_types = {"llava": LlavaForConditionalGeneration}
+    token_grid = "square"
 
     def encoder(self, model: nn.Module) -> Encoder | None:
         """Return the CLIP tower's selected layer and the projector; None where several layers are projected."""

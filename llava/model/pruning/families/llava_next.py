@@ -10,3 +10,4 @@ class LlavaNext(Placeholders):
 
     models = "LlavaNextForConditionalGeneration"
     model_types = {"llava_next": LlavaNextForConditionalGeneration}
+    token_grid = "anyres"

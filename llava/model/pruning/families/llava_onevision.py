@@ -10,4 +10,5 @@ class LlavaOnevision(Placeholders):
 
     models = "LlavaOnevisionForConditionalGeneration"
     model_types = {"llava_onevision": LlavaOnevisionForConditionalGeneration}
+    token_grid = "anyres"
     placeholders = ("image_token_id", "video_token_id")

@@ -14,6 +14,7 @@ class Qwen2VL(Placeholders):
     models = "Qwen2VLForConditionalGeneration and Qwen2_5_VLForConditionalGeneration"
     model_types = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
     placeholders = ("image_token_id", "video_token_id")
+    token_grid = "grid"
 
     def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Return [3, B, T], time, height and width.
