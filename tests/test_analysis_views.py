@@ -151,7 +151,9 @@ def test_an_overlay_needs_a_number_for_every_token(tiny):
 
 def test_an_unknown_grid_is_named(tiny):
     subject, prompt = tiny
-    decoder = LlamaForCausalLM(LlamaConfig(8, 8, 8, 1, 1))
+    decoder = LlamaForCausalLM(
+        LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
     with pytest.raises(ValueError, match="how visual tokens of LlamaForCausalLM lie over a picture is not known"):
         view_of(decoder, subject.inputs, [], [])
 
