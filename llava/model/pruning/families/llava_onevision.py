@@ -5,27 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import LlavaOnevisionForConditionalGeneration
+from torch import nn
 
 from ..grid import box
-from .placeholders import Placeholders
+from .placeholders import Placeholders, media_of
 
 
 class LlavaOnevision(Placeholders):
     """`llava-hf/llava-onevision-*-hf`, a Qwen2 decoder; image and video placeholders are visual, newlines too."""
 
-    models = "LlavaOnevisionForConditionalGeneration"
-    model_types = {"llava_onevision": LlavaOnevisionForConditionalGeneration}
-    placeholders = ("image_token_id", "video_token_id")
+    model_types = {"llava_onevision": "LlavaOnevisionForConditionalGeneration"}
+    token_grid = "anyres"
 
-    def cells(self, model: torch.nn.Module, inputs: dict[str, Any], kind: str) -> list[np.ndarray] | None:
+    def cells(self, model: nn.Module, inputs: dict[str, Any], kind: str) -> list[np.ndarray] | None:
         """Lay out a video's frames, pooled to half of the tower's rows and columns, and the newline after them."""
         if kind == "image":
             return None
         vision = model.config.vision_config
         side = -(-(vision.image_size // vision.patch_size) // 2)
-        pixels, encoded = (inputs.get("pixel_values_videos"), (inputs.get("mm_encoder_outputs") or {}).get("video"))
+        pixels, encoded = media_of(inputs, kind)
         count, frames = pixels.shape[:2] if encoded is None else encoded.pooler_output.shape[:2]
         frames = frames if encoded is None else (frames - 1) // side**2
         return [np.concatenate([box(frames, side, side), [[-1, -1, -1]]])] * count

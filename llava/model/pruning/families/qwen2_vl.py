@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
-from ..grid import box
 from .placeholders import Placeholders
 
 
 class Qwen2VL(Placeholders):
     """Image and video placeholders are visual; the vision start and end tokens around them are text."""
 
-    models = "Qwen2VLForConditionalGeneration and Qwen2_5_VLForConditionalGeneration"
-    model_types = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
-    placeholders = ("image_token_id", "video_token_id")
-
-    def cells(self, model: torch.nn.Module, inputs: dict[str, Any], kind: str) -> list[np.ndarray] | None:
-        """Read the merged patches of each image or video, and its temporal patches (two frames each), from its grid."""
-        merge = model.config.vision_config.spatial_merge_size
-        return [box(t, h // merge, w // merge) for t, h, w in inputs[f"{kind}_grid_thw"].tolist()]
+    model_types = {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
+    token_grid = "grid"
 
     def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Return [3, B, T], time, height and width.
