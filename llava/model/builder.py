@@ -122,7 +122,8 @@ def _load_llava(
 class LlavaFiles:
     """All of a LLaVA in its original layout but the weights.
 
-    `folder`: what errors name; `base`: where tokenizer and generation config are; `tower`: the vision tower.
+    `folder`: what errors name; `base`: where tokenizer and generation config are; `tower`: the vision tower;
+    `expected`: the weights' names and shapes, on the meta device.
     """
 
     config: LlavaConfig
@@ -132,25 +133,26 @@ class LlavaFiles:
     vision_config: CLIPVisionConfig
     tokenizer: PreTrainedTokenizerBase
     image_processor: BaseImageProcessor
+    expected: dict[str, torch.Tensor]
 
     @classmethod
     def find(cls, config: LlavaConfig, folder: Path, base: Path, hub: dict[str, Any]) -> LlavaFiles:
-        """Find vision tower, tokenizer and image processor; raises `ValueError` for what is missing."""
+        """Find all of it; raises `ValueError` for what is missing, and for a model that cannot be built."""
         tower = checkpoint.find_source(config.mm_vision_tower, "mm_vision_tower", hub, beside=folder)
         vision_config = read_vision_config(tower.folder, config)
         image_processor = _load_image_processor(tower.folder)
-        return cls(config, folder, base, tower, vision_config, load_tokenizer(base, config), image_processor)
+        tokenizer = load_tokenizer(base, config)
+        with torch.device("meta"):
+            expected = LlavaLlamaForCausalLM(config, vision_config).state_dict()
+        return cls(config, folder, base, tower, vision_config, tokenizer, image_processor, expected)
 
     def build(self, weights: Mapping[str, torch.Tensor], **options: Any) -> LlavaLlamaForCausalLM:
         """Build the model of exactly these weights, tower and projector among them (`build_model`)."""
-        config = self.config
-        with torch.device("meta"):
-            expected = LlavaLlamaForCausalLM(config, self.vision_config).state_dict()
-        weights = checkpoint.match_tower_names(weights, expected)
-        if config.tie_word_embeddings and "lm_head.weight" not in weights:
-            del expected["lm_head.weight"]
+        weights = checkpoint.match_tower_names(weights, self.expected)
+        tied = self.config.tie_word_embeddings and "lm_head.weight" not in weights
+        expected = {name: weight for name, weight in self.expected.items() if not (tied and name == "lm_head.weight")}
         checkpoint.check_weights(expected, weights, self.folder)
-        options |= {"config": config, "vision_config": self.vision_config}
+        options |= {"config": self.config, "vision_config": self.vision_config}
         model = build_model(LlavaLlamaForCausalLM, weights, self.base, self.tokenizer, **options)
         newline = getattr(model.model, "image_newline", None)
         if newline is not None and newline.is_meta and not has_offloaded_params(model.model):

@@ -41,8 +41,9 @@ PROJECTOR = "mm_projector."
 class Prepared:
     """A model before its weights are read.
 
-    `parts`: its files; `config`: its configuration; `inputs`: writes its prompts; `image_tokens`: size (width, height) → tokens of such an image,
-    None where only processing it says; `llava`: the files of LLaVA's layout, None for a model with a chat template.
+    `parts`: its files; `config`: its configuration; `inputs`: writes its prompts; `image_tokens`: size (width, height)
+    → tokens of such an image, None where only processing it says; `llava`: the files of LLaVA's layout, None for a
+    model with a chat template.
     """
 
     parts: Parts
