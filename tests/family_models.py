@@ -32,12 +32,14 @@ class Case:
         `placeholders` one id a visual token; `markers` one id an image (original LLaVA); `bare` embeddings and a mask
     plain:
         whether tests/reference.py knows the decoder's projections
+    media:
+        makes the pixels of a letter; returns its visual tokens, or those of each run that has a frame, and the inputs
     frame:
         text tokens before and after each image or video
     """
 
     make: Callable[[], torch.nn.Module]
-    media: Callable[[torch.nn.Module, str, torch.Generator], tuple[int, dict]]
+    media: Callable[[torch.nn.Module, str, torch.Generator], tuple[int | list[int], dict]]
     prompts: tuple[str, ...] = ("tttittt", "ttittjttt", "ttttt", "jttt")
     plain: bool = True
     frame: tuple[int, ...] = ()
@@ -92,7 +94,8 @@ class Batch:
                     marks.append(ids[-1])
                     continue
                 count, inputs = case.media(case.model, letter, generator)
-                ids += [*case.frame[:1], *[VIDEO if letter == "v" else IMAGE] * count, *case.frame[1:]]
+                for run in [count] if isinstance(count, int) else count:
+                    ids += [*case.frame[:1], *[VIDEO if letter == "v" else IMAGE] * run, *case.frame[1:]]
                 marks += [IMAGE_TOKEN_INDEX] * len(inputs.get("images", ()))
                 for name, value in inputs.items():
                     media.setdefault(name, []).append(value)
@@ -267,6 +270,22 @@ def qwen_media(model, letter, generator):
     return patches // 4, dict(zip(names, (pixels, torch.tensor([grid])), strict=True))
 
 
+def qwen3_vl(moe=False):
+    vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 48, "num_heads": 2, **PATCHES}
+    vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
+    rope = {**ROPE, "mrope_section": [2, 2, 2], "mrope_interleaved": True}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1]}
+    text = fields(rope_parameters=rope, head_dim=12, **(experts if moe else {}))
+    config = (hf.Qwen3VLMoeConfig if moe else hf.Qwen3VLConfig)(text_config=text, vision_config=vision, **QWEN)
+    return (hf.Qwen3VLMoeForConditionalGeneration if moe else hf.Qwen3VLForConditionalGeneration)(config)
+
+
+def qwen3_media(model, letter, generator):
+    """As Qwen2-VL's; time stamps are text between the frames of a video."""
+    count, inputs = qwen_media(model, letter, generator)
+    return [count // 3] * 3 if letter == "v" else count, inputs
+
+
 VIDEOS = ("tttittt", "ttittjttt", "ttttt", "ttvttjttt", "vtvtit")
 CASES = {
     "llava original": Case(llava_original, markers_media, layout="markers"),
@@ -285,6 +304,8 @@ CASES = {
     "internvl llama": Case(lambda: internvl(llama()), internvl_media),
     "qwen2_vl": Case(qwen2_vl, qwen_media, VIDEOS, frame=(START, END)),
     "qwen2_5_vl": Case(qwen2_5_vl, qwen_media, VIDEOS, frame=(START, END)),
+    "qwen3_vl": Case(qwen3_vl, qwen3_media, VIDEOS, frame=(START, END), plain=False),
+    "qwen3_vl_moe": Case(lambda: qwen3_vl(moe=True), qwen3_media, VIDEOS, frame=(START, END), plain=False),
     "bare llama": Case(lambda: hf.LlamaForCausalLM(llama()), bare_media, layout="bare"),
     "bare qwen3": Case(
         lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**fields(head_dim=12))), bare_media, plain=False, layout="bare"

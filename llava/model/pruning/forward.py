@@ -21,6 +21,7 @@ from .cache import RaggedCache
 from .families import Family
 from .flops import DecoderShape
 from .graphs import LayerGraphs
+from .layers import rotary_tables
 from .method import Method as PruningConfig
 from .method import PromptState
 from .packed import PackedTokens
@@ -29,6 +30,14 @@ from .prefill import Prefill
 from .prefix_cache import PrefixCache
 from .trace import PruningTrace
 from .vision import EncoderHook
+
+
+@dataclass
+class PrunedOutput(BaseModelOutputWithPast):
+    """What a decoder stack returns; fields that some stacks have in addition stay None."""
+
+    router_logits: None = None
+    shared_kv_states: None = None
 
 
 class PrunedForward:
@@ -72,6 +81,8 @@ class PrunedForward:
         self.policies: list[PromptState] = []
         self._text_config = self.decoder.config
         self._shape = DecoderShape.of(self._text_config)
+        self.kinds = family.layers(self.decoder)
+        self._tables = rotary_tables(self.decoder)
         self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
         self._lock = threading.Lock()
         self._prompt_width: int | None = None
@@ -96,11 +107,12 @@ class PrunedForward:
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         visual_mask: torch.Tensor | None = None,
+        blocks: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> PrunedOutput:
         """Replace the decoder stack's `forward`: prefill packed and pruned, or decode on a ragged cache.
 
         Raises:
@@ -114,6 +126,8 @@ class PrunedForward:
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if output_attentions:
             raise ValueError("attention weights are never formed while pruning; run without output_attentions")
+        if kwargs.pop("output_router_logits", getattr(self._text_config, "output_router_logits", False)):
+            raise ValueError("router logits are not collected while pruning; run without output_router_logits")
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("two threads run one pruned model at the same moment; give each a copy of the model")
         internal = self._text_config._attn_implementation
@@ -122,6 +136,7 @@ class PrunedForward:
                 inputs_embeds = self.decoder.embed_tokens(input_ids)
             if position_ids is not None:
                 position_ids = self.family.positions(position_ids)
+            added = self.family.added(kwargs, inputs_embeds)
             self._text_config._attn_implementation = NAME
             more = (output_hidden_states, kwargs)
             if isinstance(past_key_values, RaggedCache):
@@ -129,19 +144,20 @@ class PrunedForward:
             _check_cache(past_key_values)
             if use_cache is None:
                 use_cache = self._text_config.use_cache
+            given = (inputs_embeds, attention_mask, position_ids, visual_mask, added, blocks)
             width = self._prompt_width
             if width is not None and width < inputs_embeds.shape[1]:
-                return self._prefill_and_decode(
-                    width, inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, *more
-                )
-            return self._prefill(inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, *more)
+                return self._prefill_and_decode(width, *given, use_cache, *more)
+            return self._prefill(*given, use_cache, *more)
         finally:
             self._text_config._attn_implementation = internal
             self._lock.release()
 
-    def _prefill(self, embeds, attention_mask, position_ids, use_cache, visual_mask, want_hidden, kwargs):
+    def _prefill(
+        self, embeds, attention_mask, position_ids, visual_mask, added, blocks, use_cache, want_hidden, kwargs
+    ):
         visual_mask = self._mask_for(embeds, visual_mask)
-        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope)
+        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, added, blocks)
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
         if torch.is_grad_enabled() and any(layer.training and layer.gradient_checkpointing for layer in layers):
@@ -150,7 +166,7 @@ class PrunedForward:
         attach = None if self.prefix_cache is None else self._attach(embeds.device.type, want_hidden)
         graphs = None if self.graphs is None or want_hidden else self._ready_graphs(embeds.device.type)
         prefill = Prefill(
-            layers, self.config, self.backend, cache, self._rope, vision, attach, graphs, len(self.traces)
+            layers, self.kinds, self.config, self.backend, cache, self._rope, vision, attach, graphs, len(self.traces)
         )
         states = [] if want_hidden else None
         tokens = prefill.run(tokens, states, **kwargs)
@@ -161,10 +177,10 @@ class PrunedForward:
         hidden = None
         if want_hidden:
             hidden = (*(unpack(stream, lengths) for stream, lengths in states), last)
-        return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=hidden)
+        return PrunedOutput(last_hidden_state=last, past_key_values=cache, hidden_states=hidden)
 
     def _prefill_and_decode(
-        self, width, embeds, attention_mask, position_ids, use_cache, visual_mask, want_hidden, kwargs
+        self, width, embeds, attention_mask, position_ids, visual_mask, added, blocks, use_cache, want_hidden, kwargs
     ):
         """Read prompts of `width` tokens, and decode what `generate` has appended to them: drafts, or earlier answers.
 
@@ -175,13 +191,14 @@ class PrunedForward:
             return (None, None) if part is None else (part[..., :width], part[..., width:])
 
         (masks, more_masks), (places, more_places) = split(attention_mask), split(position_ids)
-        visual = split(visual_mask)[0]
-        prompt = self._prefill(embeds[:, :width], masks, places, True, visual, want_hidden, kwargs)
+        added = {layer: part[:, :width] for layer, part in added.items()}
+        beside = (split(visual_mask)[0], added, split(blocks)[0])
+        prompt = self._prefill(embeds[:, :width], masks, places, *beside, True, want_hidden, kwargs)
         cache = prompt.past_key_values
         more = self._decode(embeds[:, width:], more_masks, more_places, cache, None, want_hidden, kwargs)
         self._surviving = None
         pairs = zip(prompt.hidden_states, more.hidden_states, strict=True) if want_hidden else ()
-        return BaseModelOutputWithPast(
+        return PrunedOutput(
             last_hidden_state=torch.cat((prompt.last_hidden_state, more.last_hidden_state), 1),
             past_key_values=cache if use_cache else None,
             hidden_states=tuple(torch.cat(pair, 1) for pair in pairs) or None,
@@ -200,14 +217,14 @@ class PrunedForward:
         ropes = cache.ropes(position_ids, partial(self._rope, embeds))
         masks = cache.masks(new)
         hidden, states = embeds, []
-        for layer, mask, rope in zip(self.decoder.layers, masks, ropes, strict=False):
+        for layer, kind, mask, rope in zip(self.decoder.layers, self.kinds, masks, ropes, strict=False):
             if want_hidden:
                 states.append(hidden)
-            hidden = run_layer(layer, hidden, rope, DecodeCall(mask), kwargs, cache)
+            hidden = run_layer(layer, hidden, kind.rope(rope), DecodeCall(mask), kwargs, cache)
         cache.advance(new)
         last = self.decoder.norm(hidden)
         collected = (*states, last) if want_hidden else None
-        return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=collected)
+        return PrunedOutput(last_hidden_state=last, past_key_values=cache, hidden_states=collected)
 
     def _attach(self, device: str, want_hidden: bool) -> Callable[[PackedTokens], PackedTokens] | None:
         """Return what gives a prefill its known prefixes; None, and a warning, where it has to run whole."""
@@ -258,8 +275,11 @@ class PrunedForward:
         return pruned
 
     def _rope(self, hidden, position_ids):
-        """Return (cos, sin) of the positions that pruning counted itself, or that the model gave."""
-        return self.decoder.rotary_emb(hidden, self.family.positions(position_ids))
+        """Return (cos, sin), table after table, of the positions that pruning counted itself, or that the model gave."""
+        places = self.family.positions(position_ids)
+        if not self._tables:
+            return self.decoder.rotary_emb(hidden, places)
+        return tuple(part for name in self._tables for part in self.decoder.rotary_emb(hidden, places, name))
 
     def _mask_for(self, embeds, visual_mask):
         """Return which tokens of the prompts are visual, bool [B, T]; never guess that none are."""

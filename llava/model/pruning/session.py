@@ -215,9 +215,12 @@ class PruningSession:
 
     @torch.compiler.disable
     def _find_visual(self, module, args, kwargs):
-        """Forward pre-hook of the family's entry module: read the visual mask from its inputs and pass it down."""
+        """Forward pre-hook of the family's entry module: read visual mask and blocks from its inputs and pass them down."""
+        given = self._family.arguments(module, args, kwargs)
         if self._forward.visual_mask is None:
-            kwargs["visual_mask"] = self._family.visual_mask(self.model, self._family.arguments(module, args, kwargs))
+            kwargs["visual_mask"] = self._family.visual_mask(self.model, given)
+        if (blocks := self._family.blocks(self.model, given)) is not None:
+            kwargs["blocks"] = blocks
         return args, kwargs
 
 
