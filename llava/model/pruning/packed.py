@@ -45,6 +45,8 @@ class PackedTokens:
         [1, T, D] by layer: features that join the hidden states after that layer
     blocks:
         int [T], tokens of one number ≥ 0 in a prompt read each other both ways; None where none do
+    grid:
+        int [T, 4], where each token lies among images and frames (`pruning.grid`), before anything is pruned; else None
     prefix:
         what the prefix cache knows of the prompts (`prefix_cache.Prefix`), None without one
     """
@@ -57,6 +59,7 @@ class PackedTokens:
     tails: tuple[int, ...] | None = None
     added: Mapping[int, torch.Tensor] = field(default_factory=dict, repr=False)
     blocks: np.ndarray | None = None
+    grid: np.ndarray | None = field(default=None, repr=False)
     prefix: Any = field(default=None, repr=False)
     _memo: dict = field(default_factory=dict, repr=False)
 
@@ -164,6 +167,7 @@ class PackedTokens:
             position=self.position[mask],
             added={layer: part.index_select(1, index.to(part.device)) for layer, part in self.added.items()},
             blocks=None if self.blocks is None else self.blocks[mask],
+            grid=None,
             _memo={},
         )
 

@@ -17,14 +17,15 @@ def pack(
     position_ids: torch.Tensor | None,
     visual_mask: torch.Tensor,
     rotary: Rotary,
+    grid: np.ndarray | None = None,
     added: Mapping[int, torch.Tensor] = MappingProxyType({}),
     blocks: torch.Tensor | None = None,
 ) -> tuple[PackedTokens, torch.Tensor]:
     """Pack a padded batch (padding on either side). One host synchronisation.
 
     embeds [B, T, D]; attention_mask [B, T] or None; position_ids [B, T], [1, T], [3, B, T] (M-RoPE) or None for
-    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin); added [B, T, D] by layer, and
-    blocks int [B, T], as `PackedTokens` has them.
+    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin); grid int [B, T, 4], added
+    [B, T, D] by layer and blocks int [B, T] as `PackedTokens` has them.
     Returns the tokens and each prompt's next position, int64 [B].
 
     Raises:
@@ -72,6 +73,7 @@ def pack(
         position,
         added={layer: part.reshape(hidden.shape) for layer, part in added.items()},
         blocks=None if blocks is None else blocks.cpu().numpy()[valid],
+        grid=None if grid is None else grid[valid],
     ), following
 
 
