@@ -305,7 +305,6 @@ CASES = {
     "qwen2_vl": Case(qwen2_vl, qwen_media, VIDEOS, frame=(START, END)),
     "qwen2_5_vl": Case(qwen2_5_vl, qwen_media, VIDEOS, frame=(START, END)),
     "qwen3_vl": Case(qwen3_vl, qwen3_media, VIDEOS, frame=(START, END), plain=False),
-    "qwen3_vl_moe": Case(lambda: qwen3_vl(moe=True), qwen3_media, VIDEOS, frame=(START, END), plain=False),
     "bare llama": Case(lambda: hf.LlamaForCausalLM(llama()), bare_media, layout="bare"),
     "bare qwen3": Case(
         lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**fields(head_dim=12))), bare_media, plain=False, layout="bare"

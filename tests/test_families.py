@@ -26,7 +26,7 @@ PAPER = {
 }
 CONFIGS = {"paper": PAPER, "released": {**PAPER, "preset": "released"}}
 MIDDLE = {**PAPER, "mode": ["middle"], "layer_threshold": 1.0}  # every prompt with visual tokens filters at layer 2
-M_ROPE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+M_ROPE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 families = pytest.mark.parametrize("name", CASES)
 presets = pytest.mark.parametrize("preset", CONFIGS)

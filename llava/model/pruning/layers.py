@@ -63,7 +63,9 @@ def kinds_of(decoder: nn.Module) -> tuple[LayerKind, ...]:
     config, tables = decoder.config, rotary_tables(decoder)
     window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
     count = config.num_hidden_layers
-    types = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"] * count
+    types = (
+        getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"] * count
+    )
     if unknown := sorted(set(types) - set(KINDS)):
         raise ValueError(f"pruning does not know layers of {', '.join(unknown)} ({type(decoder).__name__})")
     kinds, newest = [], {}
