@@ -46,6 +46,9 @@ class PrunedForward:
         what earlier prompts left; recorded layers; states of the image encoder; None without
     traces, policies:
         a `PruningTrace` and a `PromptState` per prompt of every prefill so far
+    handed:
+        visual mask and attention mask [B, T] that the model around the decoder was called with, for a model that does
+        not pass keywords down; the next call takes them
     """
 
     def __init__(
@@ -73,9 +76,10 @@ class PrunedForward:
         self._text_config = self.decoder.config
         self._shape = DecoderShape.of(self._text_config)
         self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
+        self.handed: tuple[torch.Tensor | None, torch.Tensor | None] | None = None
         self._lock = threading.Lock()
         self._prompt_width: int | None = None
-        self._surviving: _Surviving | None = None
+        self._surviving: Surviving | None = None
 
     @contextmanager
     def prompt_of(self, width: int | None) -> Iterator[None]:
@@ -118,6 +122,8 @@ class PrunedForward:
             raise RuntimeError("two threads run one pruned model at the same moment; give each a copy of the model")
         internal = self._text_config._attn_implementation
         try:
+            if self.handed is not None:
+                (visual_mask, _), self.handed = self.handed, None
             if inputs_embeds is None:
                 inputs_embeds = self.decoder.embed_tokens(input_ids)
             if position_ids is not None:
@@ -157,7 +163,7 @@ class PrunedForward:
         last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
         self.policies[len(self.traces) :] = prefill.policies  # whoever empties the traces empties these
         self.traces += prefill.traces(self._shape, embeds.dtype)
-        self._surviving = _Surviving.of(tokens, embeds.shape[1], attention_mask)
+        self._surviving = Surviving.of(tokens, embeds.shape[1], attention_mask)
         hidden = None
         if want_hidden:
             hidden = (*(unpack(stream, lengths) for stream, lengths in states), last)
@@ -281,7 +287,7 @@ class PrunedForward:
 
 
 @dataclass(frozen=True)
-class _Surviving:
+class Surviving:
     """Which tokens the output of a prefill holds.
 
     position:
@@ -298,9 +304,9 @@ class _Surviving:
     attention_mask: torch.Tensor | None
 
     @staticmethod
-    def of(tokens: PackedTokens, width: int, attention_mask: torch.Tensor | None) -> _Surviving:
+    def of(tokens: PackedTokens, width: int, attention_mask: torch.Tensor | None) -> Surviving:
         lengths = tokens.lengths if tokens.tails == tokens.lengths else None
-        return _Surviving(tokens.position, lengths, width, attention_mask)
+        return Surviving(tokens.position, lengths, width, attention_mask)
 
     def targets(self, following: torch.Tensor, rows: int, ignore_index: int) -> torch.Tensor:
         """Return the ids that the `rows` tokens of the output predict, int64 [B, rows]; `following` [B, width].

@@ -16,7 +16,7 @@ from .cache import RaggedCache
 from .flops import DecoderShape
 from .graphs import LayerGraphs
 from .influence import Measurement
-from .method import EXIT, Method, PromptState, Selection
+from .method import EXIT, AttentionRule, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
 from .prefix_cache import prefix
 from .probes import LayerStates, Probe, run
@@ -74,15 +74,7 @@ class Prefill:
         """
         prompts = range(len(tokens.lengths))
         self.kwargs = kwargs
-        self.given, self.shift = tokens.lengths, None
-        self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b]) for b in prompts]
-        for stage in self.config.stages:
-            self.stage = stage
-            self.policies = [
-                PromptState(self.first + b, len(self.layers), len(places), places)
-                for b, places in enumerate(tokens.visual_positions)
-            ]
-            tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
+        tokens = self.before(tokens)
         if self.attach is not None:
             tokens = self.attach(tokens)
         for index, layer in enumerate(self.layers):
@@ -103,6 +95,25 @@ class Prefill:
             tokens = prefix.after_layer(tokens, output)
             tokens = self._prune(index, tokens, call, asked)
         return tokens
+
+    def before(self, tokens: PackedTokens) -> PackedTokens:
+        """Return the tokens that the decoder is to read: those that the config's methods leave before layer 0."""
+        self.given, self.shift = tokens.lengths, None
+        self.records = [_Record(*counts) for counts in zip(tokens.lengths, tokens.visual_counts, strict=True)]
+        for stage in self.config.stages:
+            self.stage = stage
+            self.policies = [
+                PromptState(self.first + b, len(self.layers), len(places), places)
+                for b, places in enumerate(tokens.visual_positions)
+            ]
+            tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
+        return tokens
+
+    def unchanged(self, tokens: PackedTokens) -> None:
+        """Write down that every layer reads `tokens` densely and keeps them all."""
+        for record, length, visual in zip(self.records, tokens.lengths, tokens.visual_counts, strict=True):
+            for _ in self.layers:
+                record.enter(length, visual, AttentionRule(), length)
 
     def _read(self, layer, tokens: PackedTokens, call: PrefillCall) -> torch.Tensor:
         """Return what the layer makes of the tokens that it runs: [1, R, D]."""
