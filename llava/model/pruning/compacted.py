@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,23 +43,20 @@ class CompactedForward(PrunedForward):
             inputs = self._signature.bind_partial(self.decoder, *args, **kwargs).arguments
             inputs.pop("self", None)
             inputs |= inputs.pop("kwargs", {})
-            handed, self.handed = self.handed, None
+            handed, self.handed = self.handed, {}
             cache = inputs.get("past_key_values")
             if isinstance(cache, ShortenedCache):
                 return self._continue(inputs, cache, handed)
-            return self._compact(inputs, cache, visual_mask, handed)
+            return self._compact(inputs, cache, {"visual_mask": visual_mask} | handed)
         finally:
             self._lock.release()
 
-    def _compact(self, inputs: dict[str, Any], cache: Cache | None, visual_mask, handed):
+    def _compact(self, inputs: dict[str, Any], cache: Cache | None, handed: dict[str, Any]):
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
             embeds = self.decoder.get_input_embeddings()(inputs["input_ids"])
         batch, width = embeds.shape[:2]
-        mask = inputs.get("attention_mask")
-        if handed is not None:
-            visual_mask = handed[0] if visual_mask is None else visual_mask
-            mask = handed[1]
+        mask, visual_mask = handed.get("attention_mask", inputs.get("attention_mask")), handed["visual_mask"]
         if cache is not None and cache.get_seq_length():
             if visual_mask is not None and visual_mask.any():
                 raise ValueError("an image in the middle of a conversation: read the whole prompt again instead")
@@ -70,7 +66,8 @@ class CompactedForward(PrunedForward):
             mask = torch.ones(batch, width, dtype=torch.long, device=embeds.device)
         if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
             raise ValueError(f"pruning takes a 2-D attention mask, {type(self.model).__name__} was given another one")
-        given, _ = pack(embeds, mask, None, visual, lambda hidden, positions: ())
+        grid = self._grid_for(visual, handed.get("visual_grid"))
+        given, _ = pack(embeds, mask, None, visual, lambda hidden, positions: (), grid)
         vision = None if self.encoder_hook is None else self.encoder_hook.find(given)
         layers = range(self._text_config.num_hidden_layers)
         prefill = Prefill(layers, self.config, self.backend, None, vision=vision, first=len(self.traces))
@@ -100,9 +97,10 @@ class CompactedForward(PrunedForward):
         batch, new = part.shape[:2]
         if batch != len(cache.filled):
             raise ValueError(f"the cache holds {len(cache.filled)} prompts, the new tokens are of {batch}")
-        if new > 1 and handed is not None and handed[0] is not None and handed[0].any():
+        visual, mask = handed.get("visual_mask"), handed.get("attention_mask")
+        if new > 1 and visual is not None and visual.any():
             raise ValueError("an image in the middle of a pruned conversation: read the whole prompt again instead")
-        if new > 1 and handed is not None and handed[1] is not None and not handed[1][:, -new:].all():
+        if new > 1 and mask is not None and not mask[:, -new:].all():
             raise ValueError("new tokens of a pruned prompt cannot be padded; continue the prompts one by one")
         if inputs.get("position_ids") is None:
             inputs["position_ids"] = cache.get_seq_length() + torch.arange(new, device=part.device)[None]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from .cache import RaggedCache
 from .families import Family
 from .flops import DecoderShape
 from .graphs import LayerGraphs
+from .grid import grid_of, runs_of
 from .method import Method as PruningConfig
 from .method import PromptState
 from .packed import PackedTokens
@@ -47,8 +49,8 @@ class PrunedForward:
     traces, policies:
         a `PruningTrace` and a `PromptState` per prompt of every prefill so far
     handed:
-        visual mask and attention mask [B, T] that the model around the decoder was called with, for a model that does
-        not pass keywords down; the next call takes them
+        keywords for the next call from a model that passes none down: `visual_mask`, `visual_grid`, and the
+        `attention_mask` [B, T] that it was called with
     """
 
     def __init__(
@@ -76,19 +78,26 @@ class PrunedForward:
         self._text_config = self.decoder.config
         self._shape = DecoderShape.of(self._text_config)
         self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
-        self.handed: tuple[torch.Tensor | None, torch.Tensor | None] | None = None
+        self.handed: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self.generating = False
         self._prompt_width: int | None = None
+        self._grid: np.ndarray | None = None
         self._surviving: Surviving | None = None
 
     @contextmanager
-    def prompt_of(self, width: int | None) -> Iterator[None]:
-        """Inside, prompts end after `width` tokens, padding included; None: where the tokens of a prefill end."""
-        before, self._prompt_width = self._prompt_width, width
+    def prompt_of(self, width: int | None, grid: np.ndarray | None = None) -> Iterator[None]:
+        """Around `generate`: prompts end after `width` tokens, padding included; None: where a prefill's tokens end.
+
+        grid:
+            where the prompts' visual tokens lie, int [B, width, 4]; the model itself no longer sees it in `generate`
+        """
+        before = self.generating, self._prompt_width, self._grid
+        self.generating, self._prompt_width, self._grid = True, width, grid
         try:
             yield
         finally:
-            self._prompt_width = before
+            self.generating, self._prompt_width, self._grid = before
 
     @torch.compiler.disable
     def forward(
@@ -100,6 +109,7 @@ class PrunedForward:
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         visual_mask: torch.Tensor | None = None,
+        visual_grid: np.ndarray | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -122,8 +132,8 @@ class PrunedForward:
             raise RuntimeError("two threads run one pruned model at the same moment; give each a copy of the model")
         internal = self._text_config._attn_implementation
         try:
-            if self.handed is not None:
-                (visual_mask, _), self.handed = self.handed, None
+            if self.handed:
+                visual_mask, visual_grid, self.handed = *map(self.handed.get, ("visual_mask", "visual_grid")), {}
             if inputs_embeds is None:
                 inputs_embeds = self.decoder.embed_tokens(input_ids)
             if position_ids is not None:
@@ -138,16 +148,19 @@ class PrunedForward:
             width = self._prompt_width
             if width is not None and width < inputs_embeds.shape[1]:
                 return self._prefill_and_decode(
-                    width, inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, *more
+                    width, inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, visual_grid, *more
                 )
-            return self._prefill(inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, *more)
+            return self._prefill(
+                inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, visual_grid, *more
+            )
         finally:
             self._text_config._attn_implementation = internal
             self._lock.release()
 
-    def _prefill(self, embeds, attention_mask, position_ids, use_cache, visual_mask, want_hidden, kwargs):
+    def _prefill(self, embeds, attention_mask, position_ids, use_cache, visual_mask, grid, want_hidden, kwargs):
         visual_mask = self._mask_for(embeds, visual_mask)
-        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope)
+        grid = self._grid_for(visual_mask, grid)
+        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, grid)
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
         if torch.is_grad_enabled() and any(layer.training and layer.gradient_checkpointing for layer in layers):
@@ -170,7 +183,7 @@ class PrunedForward:
         return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=hidden)
 
     def _prefill_and_decode(
-        self, width, embeds, attention_mask, position_ids, use_cache, visual_mask, want_hidden, kwargs
+        self, width, embeds, attention_mask, position_ids, use_cache, visual_mask, grid, want_hidden, kwargs
     ):
         """Read prompts of `width` tokens, and decode what `generate` has appended to them: drafts, or earlier answers.
 
@@ -181,8 +194,8 @@ class PrunedForward:
             return (None, None) if part is None else (part[..., :width], part[..., width:])
 
         (masks, more_masks), (places, more_places) = split(attention_mask), split(position_ids)
-        visual = split(visual_mask)[0]
-        prompt = self._prefill(embeds[:, :width], masks, places, True, visual, want_hidden, kwargs)
+        visual, grid = split(visual_mask)[0], None if grid is None else grid[:, :width]
+        prompt = self._prefill(embeds[:, :width], masks, places, True, visual, grid, want_hidden, kwargs)
         cache = prompt.past_key_values
         more = self._decode(embeds[:, width:], more_masks, more_places, cache, None, want_hidden, kwargs)
         self._surviving = None
@@ -267,6 +280,19 @@ class PrunedForward:
         """Return (cos, sin) of the positions that pruning counted itself, or that the model gave."""
         return self.decoder.rotary_emb(hidden, self.family.positions(position_ids))
 
+    def _grid_for(self, visual_mask, grid):
+        """Return where the visual tokens of the prompts lie, int [B, T, 4]; None where nobody asks."""
+        grid = self._grid if grid is None else grid
+        if grid is not None:  # beams repeat the prompts, a draft follows them
+            more = visual_mask.shape[1] - grid.shape[1]
+            return np.pad(
+                np.repeat(grid, len(visual_mask) // len(grid), 0), ((0, 0), (0, more), (0, 0)), constant_values=-1
+            )
+        if any(stage.reads_frames for stage in self.config.stages):
+            there = visual_mask.cpu().numpy()
+            return grid_of([(there, runs_of(there))])
+        return None
+
     def _mask_for(self, embeds, visual_mask):
         """Return which tokens of the prompts are visual, bool [B, T]; never guess that none are."""
         batch, width = embeds.shape[:2]
@@ -305,6 +331,7 @@ class Surviving:
 
     @staticmethod
     def of(tokens: PackedTokens, width: int, attention_mask: torch.Tensor | None) -> Surviving:
+        """Return what the output of a prefill that ended with `tokens` holds."""
         lengths = tokens.lengths if tokens.tails == tokens.lengths else None
         return Surviving(tokens.position, lengths, width, attention_mask)
 

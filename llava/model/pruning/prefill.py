@@ -15,6 +15,7 @@ from .attention import PeekCall, Peeked, PrefillCall, run_layer
 from .cache import RaggedCache
 from .flops import DecoderShape
 from .graphs import LayerGraphs
+from .grid import frames_of
 from .influence import Measurement
 from .method import EXIT, AttentionRule, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
@@ -99,11 +100,13 @@ class Prefill:
     def before(self, tokens: PackedTokens) -> PackedTokens:
         """Return the tokens that the decoder is to read: those that the config's methods leave before layer 0."""
         self.given, self.shift = tokens.lengths, None
-        self.records = [_Record(*counts) for counts in zip(tokens.lengths, tokens.visual_counts, strict=True)]
+        grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
+        given = zip(tokens.lengths, tokens.visual_counts, grids, strict=True)
+        self.records = [_Record(*one) for one in given]
         for stage in self.config.stages:
             self.stage = stage
             self.policies = [
-                PromptState(self.first + b, len(self.layers), len(places), places)
+                PromptState(self.first + b, len(self.layers), len(places), places, grids[b])
                 for b, places in enumerate(tokens.visual_positions)
             ]
             tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
@@ -246,8 +249,9 @@ def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates
 
 
 class _Record:
-    def __init__(self, tokens: int, visual: int):
+    def __init__(self, tokens: int, visual: int, grid: np.ndarray | None):
         self.given = (tokens, visual)
+        self.frames = [] if grid is None else frames_of(grid)
         self.tokens, self.visual, self.rules, self.kv, self.probes = [], [], [], [], []
         self.kept, self.influence, self.cuts = [], [], []
 
@@ -285,4 +289,5 @@ class _Record:
             probes=self.probes,
             cuts=self.cuts,
             given=self.given,
+            frames=self.frames,
         )

@@ -10,7 +10,7 @@ from torch import nn
 
 from .any_model import AnyModel, obstacle_of
 from .base import FAMILIES, Family
-from .decoder import check_attention, stack_in
+from .decoder import check_attention
 
 for page in iter_modules(__path__):  # each registers its family
     if page.name != "__main__":
@@ -21,7 +21,7 @@ def family_of(model: nn.Module) -> Family:
     """Return the adapter of `model`'s family, or the one for any model whose prompt holds visual tokens.
 
     Raises:
-        ValueError: nothing can be pruned in this model (the decoder in it that can be pruned by itself is named).
+        ValueError: nothing can be pruned in this model.
 
     """
     families = sorted(FAMILIES, key=lambda family: family.needs_mask)  # a model with images may be a decoder, too
@@ -30,9 +30,8 @@ def family_of(model: nn.Module) -> Family:
             return known()
     if (obstacle := obstacle_of(model)) is None:
         return AnyModel.of(model)
-    inside = stack_in(model)
-    way_out = "" if inside is None else f"; its decoder can be pruned: prune(model.{inside}, config, visual_mask=mask)"
-    raise ValueError(f"pruning cannot serve {type(model).__name__}: {obstacle}{way_out}")
+    listed = "python -m llava.model.pruning.families lists the models that can be pruned"
+    raise ValueError(f"pruning cannot serve {type(model).__name__}: {obstacle}; {listed}")
 
 
 def decoder_obstacle(model: nn.Module, family: Family) -> str | None:
