@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from family_models import CASES, Batch, clip, llama
+from family_case import Batch
+from family_models import CASES, clip, llama
 
 from llava import prune
 from llava.model.pruning.families import FAMILIES, family_of, model_class

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import transformers as hf
-from family_models import CASES, IMAGE, VIDEO, Batch, batch_of, clip, llama, llava_media
+from family_case import IMAGE, VIDEO, Batch
+from family_models import CASES, batch_of, clip, llama, llava_media
 
 from llava.model.pruning import prune
 
