@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,9 @@ class PrunedForward:
         what earlier prompts left; recorded layers; states of the image encoder; None without
     traces, policies:
         a `PruningTrace` and a `PromptState` per prompt of every prefill so far
+    handed:
+        keywords for the next call from a model that passes none down: `visual_mask`, `visual_grid`, and the
+        `attention_mask` [B, T] that it was called with
     """
 
     def __init__(
@@ -85,11 +89,12 @@ class PrunedForward:
         self.kinds = family.layers(self.decoder)
         self._tables = rotary_tables(self.decoder)
         self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
+        self.handed: dict[str, Any] = {}
         self._lock = threading.Lock()
         self.generating = False
         self._prompt_width: int | None = None
         self._grid: np.ndarray | None = None
-        self._surviving: _Surviving | None = None
+        self._surviving: Surviving | None = None
 
     @contextmanager
     def prompt_of(self, width: int | None, grid: np.ndarray | None = None) -> Iterator[None]:
@@ -141,6 +146,9 @@ class PrunedForward:
             raise RuntimeError("two threads run one pruned model at the same moment; give each a copy of the model")
         internal = self._text_config._attn_implementation
         try:
+            if self.handed:
+                visual_mask, visual_grid, blocks = map(self.handed.get, ("visual_mask", "visual_grid", "blocks"))
+                self.handed = {}
             if inputs_embeds is None:
                 inputs_embeds = self.decoder.embed_tokens(input_ids)
             if position_ids is not None:
@@ -165,13 +173,7 @@ class PrunedForward:
 
     def _prefill(self, embeds, attention_mask, position_ids, visual_mask, beside, use_cache, want_hidden, kwargs):
         visual_mask = self._mask_for(embeds, visual_mask)
-        grid = self._grid if beside["grid"] is None else beside["grid"]
-        if grid is not None:  # beams repeat the prompts
-            grid = np.repeat(grid, len(embeds) // len(grid), 0)
-        elif any(stage.reads_frames for stage in self.config.stages):
-            there = visual_mask.cpu().numpy()
-            grid = grid_of([(there, runs_of(there))])
-        beside = beside | {"grid": grid}
+        beside = beside | {"grid": self._grid_for(visual_mask, beside["grid"])}
         tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, **beside)
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
@@ -188,7 +190,7 @@ class PrunedForward:
         last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
         self.policies[len(self.traces) :] = prefill.policies  # whoever empties the traces empties these
         self.traces += prefill.traces(self._shape, embeds.dtype)
-        self._surviving = _Surviving.of(tokens, embeds.shape[1], attention_mask)
+        self._surviving = Surviving.of(tokens, embeds.shape[1], attention_mask)
         hidden = None
         if want_hidden:
             hidden = (*(unpack(stream, lengths) for stream, lengths in states), last)
@@ -292,11 +294,24 @@ class PrunedForward:
         return pruned
 
     def _rope(self, hidden, position_ids):
-        """Return (cos, sin), table after table, of the positions that pruning counted itself, or that the model gave."""
+        """Return (cos, sin), table after table, of positions that pruning counted itself, or that the model gave."""
         places = self.family.positions(position_ids)
         if not self._tables:
             return self.decoder.rotary_emb(hidden, places)
         return tuple(part for name in self._tables for part in self.decoder.rotary_emb(hidden, places, name))
+
+    def _grid_for(self, visual_mask, grid):
+        """Return where the visual tokens of the prompts lie, int [B, T, 4]; None where nobody asks."""
+        grid = self._grid if grid is None else grid
+        if grid is not None:  # beams repeat the prompts, a draft follows them
+            more = visual_mask.shape[1] - grid.shape[1]
+            return np.pad(
+                np.repeat(grid, len(visual_mask) // len(grid), 0), ((0, 0), (0, more), (0, 0)), constant_values=-1
+            )
+        if any(stage.reads_frames for stage in self.config.stages):
+            there = visual_mask.cpu().numpy()
+            return grid_of([(there, runs_of(there))])
+        return None
 
     def _mask_for(self, embeds, visual_mask):
         """Return which tokens of the prompts are visual, bool [B, T]; never guess that none are."""
@@ -318,7 +333,7 @@ class PrunedForward:
 
 
 @dataclass(frozen=True)
-class _Surviving:
+class Surviving:
     """Which tokens the output of a prefill holds.
 
     position:
@@ -335,9 +350,10 @@ class _Surviving:
     attention_mask: torch.Tensor | None
 
     @staticmethod
-    def of(tokens: PackedTokens, width: int, attention_mask: torch.Tensor | None) -> _Surviving:
+    def of(tokens: PackedTokens, width: int, attention_mask: torch.Tensor | None) -> Surviving:
+        """Return what the output of a prefill that ended with `tokens` holds."""
         lengths = tokens.lengths if tokens.tails == tokens.lengths else None
-        return _Surviving(tokens.position, lengths, width, attention_mask)
+        return Surviving(tokens.position, lengths, width, attention_mask)
 
     def targets(self, following: torch.Tensor, rows: int, ignore_index: int) -> torch.Tensor:
         """Return the ids that the `rows` tokens of the output predict, int64 [B, rows]; `following` [B, width].

@@ -19,15 +19,15 @@ KINDS = {
     "linear_attention": "recurrent",
     "conv": "recurrent",
 }
-"""What transformers calls a layer (`config.layer_types`), and its `LayerKind.attention`."""
+"""What transformers calls a layer (`config.layer_types`), and its `LayerKind.reads`."""
 
 
 @dataclass(frozen=True)
 class LayerKind:
     """What one layer does with the rows of a prompt. The default: plain causal attention.
 
-    attention:
-        `full` (causal) · `sliding`, the last `window` positions · `chunked`, the row's own chunk of `window` positions ·
+    reads:
+        `full` (causal) · `sliding`, the last `window` positions · `chunked`, the row's chunk of `window` positions ·
         `recurrent`, no attention at all: rows are read one after the other into a state
     window:
         positions of a sliding window, the row's own included, or of a chunk
@@ -39,7 +39,7 @@ class LayerKind:
         whether tokens of one block (`PackedTokens.blocks`) read each other beyond a sliding window, too
     """
 
-    attention: Literal["full", "sliding", "chunked", "recurrent"] = "full"
+    reads: Literal["full", "sliding", "chunked", "recurrent"] = "full"
     window: int | None = None
     table: int = 0
     keys_of: int | None = None

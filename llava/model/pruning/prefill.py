@@ -18,7 +18,7 @@ from .graphs import LayerGraphs
 from .grid import frames_of
 from .influence import Measurement
 from .layers import LayerKind
-from .method import EXIT, Method, PromptState, Selection
+from .method import EXIT, AttentionRule, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
 from .prefix_cache import prefix
 from .probes import LayerStates, Probe, run
@@ -77,16 +77,7 @@ class Prefill:
         """
         prompts = range(len(tokens.lengths))
         self.kwargs = kwargs
-        self.given, self.shift = tokens.lengths, None
-        grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
-        self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b], grids[b]) for b in prompts]
-        for stage in self.config.stages:
-            self.stage = stage
-            self.policies = [
-                PromptState(self.first + b, len(self.layers), len(places), places, grids[b])
-                for b, places in enumerate(tokens.visual_positions)
-            ]
-            tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
+        tokens = self.before(tokens)
         if self.attach is not None:
             tokens = self.attach(tokens)
         for index, layer in enumerate(self.layers):
@@ -109,6 +100,27 @@ class Prefill:
             tokens = prefix.after_layer(tokens, output)
             tokens = self._prune(index, tokens, call, asked)
         return tokens
+
+    def before(self, tokens: PackedTokens) -> PackedTokens:
+        """Return the tokens that the decoder is to read: those that the config's methods leave before layer 0."""
+        self.given, self.shift = tokens.lengths, None
+        grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
+        given = zip(tokens.lengths, tokens.visual_counts, grids, strict=True)
+        self.records = [_Record(*one) for one in given]
+        for stage in self.config.stages:
+            self.stage = stage
+            self.policies = [
+                PromptState(self.first + b, len(self.layers), len(places), places, grids[b])
+                for b, places in enumerate(tokens.visual_positions)
+            ]
+            tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
+        return tokens
+
+    def unchanged(self, tokens: PackedTokens) -> None:
+        """Write down that every layer reads `tokens` densely and keeps them all."""
+        for record, length, visual in zip(self.records, tokens.lengths, tokens.visual_counts, strict=True):
+            for _ in self.layers:
+                record.enter(length, visual, AttentionRule(), length)
 
     def _read(self, layer, tokens: PackedTokens, call: PrefillCall) -> torch.Tensor:
         """Return what the layer makes of the tokens that it runs: [1, R, D]."""
