@@ -6,17 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from family_checkpoints import write_family
 from llava_fixtures import prompts
 from training_runs import command, edited, losses, run, turns, write_world
 
-from llava import load_pretrained_model
+from llava import load_pretrained_model, prune
 from llava.cli import UserError
+from llava.train.data import ModalityGroups
+from llava.train.loss import answers_only
 from llava.train.trainer import LlavaTrainer
 
 pytest.importorskip("peft")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +142,77 @@ def test_padded_and_packed_steps_have_the_same_losses(world, tmp_path):
     packed, padded = (run(world, tmp_path / str(on), packed=on, max_steps=4) for on in (True, False))
     assert packed == pytest.approx(padded, rel=1e-4)
     assert losses(tmp_path / "True")[0] == packed[0]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "internvl", "llava_next"])
+def test_models_with_a_chat_template_train_a_lora(world, tmp_path, family):
+    base = write_family(tmp_path / "base", family)
+    settings = {"model_name_or_path": base, "learning_rate": 0.02, "model_max_length": 512, "max_steps": 6}
+    curve = run(world, tmp_path / "lora", **settings)
+    assert curve[-1] < 0.9 * curve[0]
+    tuned, before = load(tmp_path / "lora").state_dict(), load(base).state_dict()
+    moved = {name for name, tensor in tuned.items() if not torch.equal(tensor, before[name])}
+    assert moved and all(".layers." in name and "vis" not in name for name in moved)
+
+
+def test_the_loss_at_answers_alone_is_the_loss(world):
+    model = load(world / "llava")
+    ids, mask, images = prompts("titt", "ttt")
+    given = {"input_ids": ids, "attention_mask": mask, "images": images, "labels": ids.masked_fill(ids % 2 == 0, -100)}
+    expected = model(**given)
+    with answers_only(model), prune(model, {"method": "none"}):
+        output = model(**given)
+    torch.testing.assert_close(output.loss, expected.loss)
+    assert not output.logits.any() and model(**given).logits.any()
+
+
+def test_the_merged_model_is_the_lora(world, pretrained, tmp_path):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import merge_lora_weights
+
+    options = merge_lora_weights.Options(
+        model_path=str(pretrained), model_base=str(world / "vicuna"), save_model_path=tmp_path / "whole", device="cpu"
+    )
+    merge_lora_weights.work(options)
+    torch.testing.assert_close(logits(load(tmp_path / "whole")), logits(load(pretrained, world / "vicuna")))
+
+
+def llavas_groups(lengths, batch, world):
+    """LLaVA's rule with the permutations left out: megabatches by length, dealt into chunks of about equal sums."""
+    chunks = []
+    for size in range(0, len(lengths), batch * world):
+        part = sorted(range(size, min(size + batch * world, len(lengths))), key=lambda i: lengths[i], reverse=True)
+        if len(part) % world:
+            chunks.append([part[i::world] for i in range(world)])
+            continue
+        dealt, sums = [[] for _ in range(world)], [0] * world
+        for index in part:
+            least = sums.index(min(sums))
+            dealt[least].append(index)
+            sums[least] += lengths[index]
+            if len(dealt[least]) == len(part) / world:
+                sums[least] = float("inf")
+        chunks.append(dealt)
+    return [index for megabatch in chunks for chunk in megabatch for index in chunk]
+
+
+def test_groups_are_llavas(monkeypatch):
+    monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
+    lengths = [7, 3, 9, 1, 5, 5, 8, 2, 6, 4, 3]
+    assert list(ModalityGroups(lengths, 2, 2, 0)) == llavas_groups(lengths, 2, 2)
+    mixed = [n if i % 3 else -n for i, n in enumerate(lengths)]
+    shown, text = ([i for i, n in enumerate(mixed) if (n > 0) is kind] for kind in (True, False))
+    order = list(ModalityGroups(mixed, 2, 1, 0))
+    assert sorted(order) == list(range(11))
+    batches = [order[i : i + 2] for i in range(0, 11, 2)]
+    assert all(set(batch) <= set(shown) or set(batch) <= set(text) for batch in batches[:-1])
+    assert order[-1:] == sorted({shown[-1]} if len(shown) % 2 else {text[-1]})[-1:] or len(shown) % 2 == 0
+
+
+def test_a_steps_method_is_drawn_by_its_number():
+    drawn = SimpleNamespace(
+        config="method", args=SimpleNamespace(seed=3), model_options=SimpleNamespace(pruned_steps=0.9)
+    )
+    steps = [LlavaTrainer.step_config(drawn, step) == "method" for step in range(1000)]
+    assert 860 < sum(steps) < 940
+    assert steps == [LlavaTrainer.step_config(drawn, step) == "method" for step in range(1000)]

@@ -70,9 +70,11 @@ def _render(inputs: Inputs, turns: Sequence[Turn], place: str) -> tuple[str, lis
     for number, turn in enumerate(turns):
         prompt = inputs.prompt([*turns[:number], Turn(turn.question, turn.images)])
         whole = inputs.transcript(turns[: number + 1])
-        if not (prompt.startswith(rendered) and whole.startswith(prompt)):
+        if not (prompt.startswith(rendered) and _squeezed(whole).startswith(_squeezed(prompt))):
             raise UserError(f"{place}: the chat template writes turn {number + 1} differently once it is answered")
-        said = whole[len(prompt) :]
+        # LLaVA-OneVision's has a space before the answer's line that the model is not given when it answers
+        start = len(prompt) if whole.startswith(prompt) else max(whole.rfind(turn.answer.strip()), 0)
+        said = whole[start:]
         if turn.answer.strip() not in said:
             raise UserError(f"{place}: the chat template changes answer {number + 1}")
         ending, end_token = said.rstrip(), inputs.tokenizer.eos_token
@@ -83,6 +85,10 @@ def _render(inputs: Inputs, turns: Sequence[Turn], place: str) -> tuple[str, lis
         spans.append((len(text), len(text) + len(ending)))
         text, rendered = text + ending + tail, whole
     return text, spans
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _tokenize(inputs: Inputs, text: str) -> tuple[list[int], list[Span]]:

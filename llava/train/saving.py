@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 
 from llava.files import replacing, write_json
 from llava.model import checkpoint
+from llava.model.language_model.configuration_llava import LlavaConfig
+from llava.model.silence import silence
 from llava.train.models import PROJECTOR, Prepared
 
 _REST = "non_lora_trainables.bin"
@@ -52,10 +54,20 @@ def save(model: nn.Module, prepared: Prepared, folder: Path, state: State | None
     elif all(PROJECTOR in name for name in names):
         _write_bin(folder / "mm_projector.bin", {name: state[name].cpu().clone() for name in names})
     else:
-        model.save_pretrained(folder, state_dict=state)
-        _copy_beside(prepared, folder)
+        save_whole(model, prepared.parts.weights.folder, folder, state)
+        return
     if prepared.llava is not None:
         write_json(folder / "config.json", llava_config(model, dtype), indent=2)
+
+
+def save_whole(model: PreTrainedModel, beside: Path, folder: Path, state: State | None = None) -> None:
+    """Write a model's weights and configuration; tokenizer, processor and generation settings as `beside` has them."""
+    with silence():
+        model.save_pretrained(folder, state_dict=state)
+    for path in (path for pattern in _BESIDE for path in beside.glob(pattern) if path.is_file()):
+        shutil.copyfile(path, folder / path.name)
+    if model.config.model_type == LlavaConfig.model_type:
+        write_json(folder / "config.json", llava_config(model, None), indent=2)
 
 
 def llava_config(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -97,14 +109,6 @@ def _adapter(folder: Path) -> dict[str, torch.Tensor]:
 def _write_bin(path: Path, state: State) -> None:
     with replacing(path, "wb") as file:
         torch.save(dict(state), file)
-
-
-def _copy_beside(prepared: Prepared, folder: Path) -> None:
-    """Copy tokenizer, processor and generation settings as they are."""
-    for pattern in _BESIDE:
-        for path in prepared.parts.weights.folder.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

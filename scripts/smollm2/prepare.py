@@ -24,7 +24,7 @@ from llava.cli import UserError, number, option, run_command
 from llava.files import replacing, write_json
 from llava.tiny.scenes import render
 from llava.tiny.worlds import TRAINING
-from llava.train.tiny.conversations import STYLES, Turn, captions, draw_questions, as_turn
+from llava.train.tiny.conversations import STYLES, Turn, as_turn, captions, draw_questions
 
 TOWER = Path("playground/checkpoints/llava-tiny/vision_tower")
 SIGNS, CARDS = 0.75, 0.5
@@ -38,7 +38,9 @@ class Options:
 
     out: Path = option(Path("runs/smollm2"), help="folder of the recipe (default runs/smollm2)")
     pictures: int = option(12000, help="pictures (default 12000)", type=number(int, 1))
-    questions: int = option(12, help="questions about each, turns of one conversation (default 12)", type=number(int, 1))
+    questions: int = option(
+        12, help="questions about each, turns of one conversation (default 12)", type=number(int, 1)
+    )
     seed: int = option(0, help="of pictures, questions and projector (default 0)", type=number(int, 0))
 
 
