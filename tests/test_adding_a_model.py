@@ -9,7 +9,7 @@ import transformers as hf
 from family_models import CASES, Batch, clip, llama
 
 from llava import prune
-from llava.model.pruning.families import FAMILIES, transformers_classes
+from llava.model.pruning.families import FAMILIES, model_class
 
 PAGE = Path(__file__).parents[1] / "docs/adding-a-model.md"
 
@@ -25,7 +25,7 @@ def test_the_page_adds_a_family():
     before = list(FAMILIES)
     try:
         exec(re.search(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[1], {"__name__": "page"})
-        assert transformers_classes()["vipllava"] is hf.VipLlavaForConditionalGeneration
+        assert model_class("vipllava") is hf.VipLlavaForConditionalGeneration
         batch = Batch(CASES["llava"], "tttittt", "tittt")
         with torch.no_grad():
             dense = model(**batch.inputs).logits[:, -1]

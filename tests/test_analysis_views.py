@@ -8,6 +8,7 @@ from llava_fixtures import make_model, write_checkpoint, write_json
 from matplotlib.figure import Figure
 from PIL import Image
 from scene_fixtures import PATH, QUESTION, SCENE
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.analysis import (
     Subject,
@@ -150,11 +151,11 @@ def test_an_overlay_needs_a_number_for_every_token(tiny):
 
 def test_an_unknown_grid_is_named(tiny):
     subject, prompt = tiny
-    text = subject.model.model.layers[0]
-    text.config = type("Config", (), {"model_type": "other"})()
-    with pytest.raises(ValueError, match="how LlamaDecoderLayer lays its visual tokens .* is not known"):
-        view_of(text, subject.inputs, [], [])
-    del text.config
+    decoder = LlamaForCausalLM(
+        LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    with pytest.raises(ValueError, match="how visual tokens of LlamaForCausalLM lie over a picture is not known"):
+        view_of(decoder, subject.inputs, [], [])
 
 
 def test_words_are_found_in_the_prompt(tiny):

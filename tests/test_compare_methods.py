@@ -16,7 +16,7 @@ from PIL import Image
 from llava.eval import compare_methods
 from llava.eval.runner.costs import Costs
 from llava.eval.tuning import choosing
-from llava.eval.tuning.asking import Answered
+from llava.eval.tuning.benchmark_set import Answered
 from llava.eval.tuning.candidates import Candidate, Shallow, Space
 from llava.eval.tuning.choosing import schedules
 from llava.eval.tuning.fitted import fitted

@@ -12,7 +12,7 @@ from loader_fixtures import CONFIG, Bench, comparable, forbid_loading, questions
 
 import llava.model.loaded
 from llava.cli import UserError
-from llava.eval.runner.answers import AnswersFile
+from llava.eval.runner.answers_file import AnswersFile
 
 PRUNED = json.dumps(CONFIG)
 
@@ -190,7 +190,7 @@ def test_killed_for_real_while_answering(bench):
             [
                 sys.executable,
                 "-c",
-                f"from llava.eval.runner.answers import *\nAnswersFile({str(bench.part)!r}).__enter__()",
+                f"from llava.eval.runner.answers_file import *\nAnswersFile({str(bench.part)!r}).__enter__()",
             ],
             capture_output=True,
             text=True,

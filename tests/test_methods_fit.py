@@ -8,7 +8,7 @@ from conftest import Prompts
 from loader_fixtures import questions, write_images, write_jsonl, write_model
 
 from llava.eval.fit_fitprune import main
-from llava.eval.tuning.asking import evenly
+from llava.eval.tuning.benchmark_set import evenly
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.fitting import _Search, fit, spare
 from llava.model.pruning.method import PromptState

@@ -15,11 +15,11 @@ import llava.model.loaded
 from llava.cli import UserError
 from llava.eval import model_vqa_loader, run
 from llava.eval.benchmarks import find_benchmark
-from llava.eval.runner import answers as parts
+from llava.eval.runner import answers_file as parts
 from llava.eval.runner import session
 from llava.eval.runner.batches import IMAGE_GROUPS, group, share
+from llava.eval.runner.distributed import RankError, Ranks
 from llava.eval.runner.questions import Question
-from llava.eval.runner.ranks import RankError, Ranks
 from llava.eval.runner.run import Run
 from llava.tiny.accuracy import CHECKPOINT
 from llava.tiny.benchmarks import write_benchmarks

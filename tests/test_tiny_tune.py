@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from llava.eval.runner.evaluator import Evaluator
-from llava.eval.tuning.search import boldest
+from llava.eval.tuning.search import last_passing
 from llava.model.pruning import PruningConfig
 from llava.tiny import tune
 from llava.tiny.tune import EXITS, SHALLOW, TOKENS, choose, search
@@ -26,13 +26,13 @@ def test_tuning_takes_the_cheapest_that_loses_little_else_the_smallest_loss():
 @pytest.mark.parametrize("last", range(-1, 9))
 def test_bisection_finds_the_last_that_passes_in_few_questions(last):
     asked = []
-    found = boldest(range(9), lambda value: asked.append(value) or value <= last)
+    found = last_passing(range(9), lambda value: asked.append(value) or value <= last)
     assert found == (None if last < 0 else last)
     assert len(asked) <= 4
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["without self-attention", "with it only"])
-def test_the_search_finds_the_boldest_settings_that_pass_and_asks_few(reads):
+def test_the_search_finds_the_most_aggressive_passing_settings_with_few_trials(reads):
     asked, passed = [], []
 
     def ask(settings):

@@ -17,6 +17,7 @@ from PIL import Image
 from llava.model.anyres import select_best_resolution, unpad_image
 from llava.model.inputs import ImageFeatures, Inputs
 from llava.model.inputs.llava_hf import LlavaHFInputs
+from llava.model.pruning.families import family_of
 
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -77,28 +78,29 @@ def view_of(
     """Lay the visual tokens of a prompt over its pictures, encoded by `inputs`, in the prompt's order.
 
     Raises:
-        ValueError: a family whose grid is not known here, or a number of visual tokens that its grid does not explain.
+        ValueError: a family without `token_grid`, or a number of visual tokens that its grid does not explain.
 
     """
-    known = _FAMILIES.get(model.config.model_type)
-    if known is None:
+    grids = _GRIDS.get(family_of(model).token_grid)
+    if grids is None:
         raise ValueError(
-            f"how {type(model).__name__} lays its visual tokens over a picture is not known here; "
-            f"known are {', '.join(_FAMILIES)}"
+            f"how visual tokens of {type(model).__name__} lie over a picture is not known; its family's page would say "
+            f"it in `token_grid` ({', '.join(_GRIDS)})"
         )
     panels: list[Panel] = []
     start = 0
     for number, (picture, image) in enumerate(zip(pictures, seen, strict=True)):
-        for cells, box, thumbnail in known(model, inputs, picture.size, image):
+        for cells, box, thumbnail in grids(model, inputs, picture.size, image):
             panels.append(Panel(cells + start, box, number, thumbnail))
         start += image.visual
     return View(tuple(pictures), tuple(panels))
 
 
-Laid = list[tuple[np.ndarray, Box, bool]]
+Grids = list[tuple[np.ndarray, Box, bool]]
+"""(cells, box, whether it is a thumbnail), as in `Panel`."""
 
 
-def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
+def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Grids:
     """One grid over a square: the padded picture, or what a centre crop leaves of it; LLaVA-1.6 has tiles."""
     if getattr(model.config, "image_aspect_ratio", None) == "anyres":
         return _anyres(model, inputs, size, seen)
@@ -109,14 +111,14 @@ def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatur
     return [(_grid(rows, columns), (0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y), False)]
 
 
-def _one_grid(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
-    """Qwen2-VL: the picture, stretched to whole patches, `spatial_merge_size`² of them a token."""
+def _one_grid(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Grids:
+    """Qwen2-VL: the picture, stretched to whole patches, `spatial_merge_size`² of them per token."""
     _, height, width = seen.content.picture.arrays["image_grid_thw"][0].tolist()
     merge = model.config.vision_config.spatial_merge_size
     return [(_grid(height // merge, width // merge), WHOLE, False)]
 
 
-def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
+def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Grids:
     """InternVL: the picture stretched to c × r tiles, row by row, and a thumbnail after them.
 
     c and r follow from the number of tiles: those nearest to the picture's shape.
@@ -133,15 +135,15 @@ def _tiles(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeature
     wanted = size[0] / size[1]
     columns = min((c for c in range(1, tiles + 1) if tiles % c == 0), key=lambda c: abs(wanted - c * c / tiles))
     rows = tiles // columns
-    laid: Laid = []
+    grids: Grids = []
     for number in range(tiles):
         row, column = divmod(number, columns)
         box = (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
-        laid.append((_grid(side, side, number * side**2), box, False))
-    return [*laid, (_grid(side, side, tiles * side**2), WHOLE, True)] if thumbnail else laid
+        grids.append((_grid(side, side, number * side**2), box, False))
+    return [*grids, (_grid(side, side, tiles * side**2), WHOLE, True)] if thumbnail else grids
 
 
-def _anyres(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Laid:
+def _anyres(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Grids:
     """LLaVA-1.6 and OneVision: a thumbnail, then the tiles as one grid without the parts that only show padding."""
     config, pinpoints = model.config, model.config.image_grid_pinpoints
     if config.model_type == "llava_llama":
@@ -164,15 +166,7 @@ def _anyres(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatur
     return [(_grid(side, side), WHOLE, True), (numbers[:, :-1], box, False)]
 
 
-_FAMILIES = {
-    "llava_llama": _square,
-    "llava": _square,
-    "llava_next": _anyres,
-    "llava_onevision": _anyres,
-    "qwen2_vl": _one_grid,
-    "qwen2_5_vl": _one_grid,
-    "internvl": _tiles,
-}
+_GRIDS = {"square": _square, "grid": _one_grid, "tiles": _tiles, "anyres": _anyres}
 
 
 def _grid(rows: int, columns: int, start: int = 0) -> np.ndarray:

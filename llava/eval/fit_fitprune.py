@@ -44,7 +44,7 @@ def fitted_config(options: Options) -> dict[str, Any]:
     """Fit, write the config and return it; raises `UserError` for bad input, before the model loads."""
     from llava.eval.runner.evaluator import Evaluator
     from llava.eval.runner.questions import read_questions, require_images
-    from llava.eval.tuning.asking import evenly
+    from llava.eval.tuning.benchmark_set import evenly
     from llava.eval.tuning.fitted import reader
     from llava.files import write_json
     from llava.model.preflight import check_model

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llava.cli import GenerationOptions, ModelOptions, command_of, number, option, part_of, run_command
 
 if TYPE_CHECKING:
-    from llava.eval.runner.ranks import Ranks
+    from llava.eval.runner.distributed import Ranks
     from llava.eval.runner.run import Run
 
 PROG = "python -m llava.eval.model_vqa_loader"
@@ -87,7 +87,7 @@ def describe(run: Run) -> str:
 
 def work(options: Options) -> int:
     """Run the command; returns the exit status."""
-    from llava.eval.runner.ranks import together
+    from llava.eval.runner.distributed import together
 
     def ask(ranks: Ranks) -> None:
         run = answer(options, ranks)

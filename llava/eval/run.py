@@ -24,7 +24,7 @@ from llava.eval.benchmarks import BENCHMARKS, Benchmark, find_benchmarks, questi
 from llava.eval.results.plots import PlotOptions
 
 if TYPE_CHECKING:
-    from llava.eval.runner.ranks import Ranks
+    from llava.eval.runner.distributed import Ranks
     from llava.eval.runner.run import Run
     from llava.model.pruning import PruningConfig
 
@@ -102,7 +102,7 @@ class Options(ModelOptions, GenerationOptions, PlotOptions, OutputOptions):
 def work(options: Options, side_by_side: bool = False) -> int:
     """Run the command; returns the exit status."""
     benchmarks_of(options)  # mistakes in it are said before torch is imported
-    from llava.eval.runner.ranks import together
+    from llava.eval.runner.distributed import together
 
     return together(options.device, lambda ranks: evaluate(options, ranks, side_by_side or bool(options.config)))
 

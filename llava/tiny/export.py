@@ -80,9 +80,9 @@ def _check(name: str, given: State, expected: Mapping[str, torch.Size]) -> None:
         "unexpected": sorted(given.keys() - expected.keys()),
         "of another shape": [f"{k} {found} instead of {wanted}" for k, found, wanted in shapes if found != wanted],
     }
-    told = [f"{len(names)} {problem}: {', '.join(names[:4])}" for problem, names in problems.items() if names]
-    if told:
-        raise ValueError(f"weights of the {name} do not fit the architecture; {'; '.join(told)}")
+    wrong = [f"{len(names)} {problem}: {', '.join(names[:4])}" for problem, names in problems.items() if names]
+    if wrong:
+        raise ValueError(f"weights of the {name} do not fit the architecture; {'; '.join(wrong)}")
 
 
 def _shapes(architecture: Architecture) -> tuple[dict[str, torch.Size], dict[str, torch.Size], dict[str, torch.Size]]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 PROG = "python -m llava.tiny.tune"
 BASE = {"mode": ["shallow", "middle", "deep"]}
 SHALLOW = (4, 3)
-# from the most careful to the boldest
+# from the most careful to the most aggressive
 TOKENS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)
 LAYERS = (0.995, 0.998, 0.999, 0.9995, 0.9999)
 EXITS = (0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9)
@@ -50,7 +50,7 @@ VARIED = ("shallow_mid_layer", "shallow_visual", "tokens_threshold", "exit_thres
 
 def search(ask: Callable[[dict[str, Any]], float | None]) -> None:
     """Search for the most aggressive passing settings; `ask` returns the FLOPs of a passing one, else None."""
-    from llava.eval.tuning.search import boldest
+    from llava.eval.tuning.search import last_passing
 
     for visual in ("remove", "dense"):
         found: list[tuple[float, dict[str, Any]]] = []
@@ -64,11 +64,11 @@ def search(ask: Callable[[dict[str, Any]], float | None]) -> None:
         for shallow in SHALLOW:
             base = BASE | {"shallow_mid_layer": shallow, "shallow_visual": visual}
             base |= {"layer_threshold": LAYERS[0], "exit_threshold": EXITS[0]}
-            boldest([base | {"tokens_threshold": value} for value in TOKENS], passes)
+            last_passing([base | {"tokens_threshold": value} for value in TOKENS], passes)
         if found:
             for key, values in (("layer_threshold", LAYERS), ("exit_threshold", EXITS)):
                 _, cheapest = min(found, key=lambda passed: passed[0])
-                boldest([cheapest | {key: value} for value in values[1:]], passes)
+                last_passing([cheapest | {key: value} for value in values[1:]], passes)
             return
 
 

@@ -26,11 +26,11 @@ from transformers import AutoTokenizer
 
 from llava.cli import GenerationOptions, ModelOptions, UserError, part_of
 from llava.eval.benchmarks import Benchmark
-from llava.eval.runner import answers as files
-from llava.eval.runner.answers import AnswersFile
+from llava.eval.runner import answers_file as files
+from llava.eval.runner.answers_file import AnswersFile
 from llava.eval.runner.batches import Batch, BatchDataset, group
+from llava.eval.runner.distributed import Ranks
 from llava.eval.runner.questions import Question, Skipped, get_chunk, read_questions, require_images
-from llava.eval.runner.ranks import Ranks
 from llava.eval.runner.run import Run
 from llava.eval.runner.runfile import check_settings, fingerprint, read_run_file, run_file_of, write_run_file
 from llava.eval.runner.session import Plan, Session, costs_of

@@ -17,7 +17,7 @@ from typing import Any
 from llava.cli import UserError
 from llava.eval.metrics.answer_files import Answer, Key, parse_answer, read_jsonl
 from llava.eval.metrics.intervals import share_interval
-from llava.eval.runner.answers import parts_of, read_times
+from llava.eval.runner.answers_file import parts_of, read_times
 from llava.eval.runner.costs import Costs
 from llava.eval.runner.runfile import fingerprint, read_run_file, run_file_of
 

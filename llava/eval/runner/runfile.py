@@ -17,7 +17,7 @@ from typing import Any
 
 from llava import __version__
 from llava.cli import UserError
-from llava.eval.runner.answers import AGAIN, CONTINUE
+from llava.eval.runner.answers_file import AGAIN, CONTINUE
 from llava.files import fingerprint as fingerprint
 from llava.files import replacing
 

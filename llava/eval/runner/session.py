@@ -18,11 +18,11 @@ from tqdm import tqdm
 from llava.cli import GenerationOptions, ModelOptions, UserError
 from llava.eval.benchmarks import Benchmark
 from llava.eval.runner.answering import Answerer
-from llava.eval.runner.answers import AGAIN, AnswersFile
+from llava.eval.runner.answers_file import AGAIN, AnswersFile
 from llava.eval.runner.batches import Batch, BatchDataset, Group, group, prepared, share, shares_images
 from llava.eval.runner.costs import STAGES, Costs
+from llava.eval.runner.distributed import Ranks
 from llava.eval.runner.questions import Question, Skipped
-from llava.eval.runner.ranks import Ranks
 from llava.eval.runner.runfile import run_file_of, versions, write_run_file
 from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig

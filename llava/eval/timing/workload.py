@@ -171,7 +171,7 @@ def loaded_workload(options: BenchOptions, dtype: torch.dtype) -> Workload:
     if inputs.limit is not None and longest > inputs.limit:
         raise UserError(f"prompt and new tokens are {longest} tokens, the model takes {inputs.limit}; ask for fewer")
 
-    def asking(some: Sequence[Sequence[int]]) -> Ask:
+    def asker(some: Sequence[Sequence[int]]) -> Ask:
         def ask(new_tokens: int) -> Any:
             seen = shared * len(some) if count else encoded()
             return model.generate(
@@ -180,7 +180,7 @@ def loaded_workload(options: BenchOptions, dtype: torch.dtype) -> Workload:
 
         return ask
 
-    batches = [asking(rows[start : start + batch]) for start in range(0, len(rows), batch)]
+    batches = [asker(rows[start : start + batch]) for start in range(0, len(rows), batch)]
     return Workload(model, batches, sizes, None, False)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.methods import METHODS, VTW, AttentionTopK, DivPrune, RandomPruning, VisiPruner
 
-from .asking import Answered, BenchmarkSet
+from .benchmark_set import Answered, BenchmarkSet
 from .candidates import LAYER_THRESHOLDS, Candidate, Space
 from .fitted import fitted
 from .matching import Absent, DryRun, settle
@@ -179,7 +179,7 @@ class Chooser:
 
         best = settle(at, budget, self._asked_share, ASKED_STEPS)
         if best is None:
-            raise Absent("its boldest setting costs more")
+            raise Absent("its most aggressive setting costs more")
         if best.config == at(1.0):
             raise Absent("VisiPruner with these settings needs no help to save as much")
         return _entry(best.config, best.share, [])

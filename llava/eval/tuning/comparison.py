@@ -15,7 +15,7 @@ from llava.eval.runner.paired import paired_times
 from llava.files import write_json
 from llava.model.pruning import PruningConfig
 
-from .asking import BenchmarkSet
+from .benchmark_set import BenchmarkSet
 from .choosing import Chooser, Entry, schedules
 from .rows import Row, csv_text, draw, make_row, verdict
 

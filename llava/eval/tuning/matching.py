@@ -20,7 +20,7 @@ from llava.eval.timing.shapes import text_split
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.flops import DecoderShape
 
-from .asking import Count
+from .benchmark_set import Count
 
 STEPS = 14
 """Bisections of [0, 1]: no prompt of today's models has 2¹⁴ visual tokens."""
@@ -124,7 +124,7 @@ class DryRun:
         floors = [self.share(at(schedule)(0.0)) for schedule in schedules]
         within = [schedule for schedule, floor in zip(schedules, floors, strict=True) if floor <= budget]
         if not within:
-            raise Absent(f"its boldest setting still costs {100 * min(floors):.1f}% of dense")
+            raise Absent(f"its most aggressive setting still costs {100 * min(floors):.1f}% of dense")
         count = min(most, len(within))
         places = [round(place * (len(within) - 1) / max(count - 1, 1)) for place in range(count)]
         return [settle(at(within[place]), budget, self.share) for place in places]

@@ -12,7 +12,7 @@ from llava.eval.results.table import Column, Table
 from llava.eval.results.table import csv_text as csv_of
 from llava.eval.runner.run import Run
 
-from .asking import Count, costs_of
+from .benchmark_set import Count, costs_of
 
 MEAN = "mean"
 TOKENS: Mapping[Count, str] = {"all": "all tokens", "visual": "visual tokens"}

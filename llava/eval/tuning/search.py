@@ -25,7 +25,7 @@ PARTS = (0.25, 0.75)
 """Share of the visual tokens that the staircase keeps; the second where none passes with the first."""
 
 
-def boldest(choices: Sequence[T], passes: Callable[[T], bool]) -> T | None:
+def last_passing(choices: Sequence[T], passes: Callable[[T], bool]) -> T | None:
     """Return the last choice that passes, by bisection; assumes that all up to it pass and all after it fail."""
     passing, failing = -1, len(choices)
     while failing - passing > 1:
@@ -37,7 +37,7 @@ def boldest(choices: Sequence[T], passes: Callable[[T], bool]) -> T | None:
     return None if passing < 0 else choices[passing]
 
 
-class Asking:
+class TrialRunner:
     """Runs trials of candidates, at most `trials` (then none passes); remembers the cheapest that passed."""
 
     def __init__(self, attempt: Try, scale: str, trials: int):
@@ -68,7 +68,7 @@ def staircase(space: Space, part: float, passes: Callable[[Candidate], bool]) ->
     if place < 0:
         return []
     earlier = [at(start, LAYER_THRESHOLDS[place]) for start in range(latest - 1, -1, -1)]
-    steps = [boldest(earlier, passes) or at(latest, LAYER_THRESHOLDS[place])]
+    steps = [last_passing(earlier, passes) or at(latest, LAYER_THRESHOLDS[place])]
     for start in range(steps[0].shallow.layers - 1, -1, -1):
         while place >= 0:
             candidate = at(start, LAYER_THRESHOLDS[place])
@@ -106,7 +106,7 @@ def cheapest(space: Space, attempt: Try, trials: int) -> tuple[Candidate, dict[s
 
     `attempt` is called at most `trials` times.
     """
-    ask = Asking(attempt, space.scale, trials)
+    ask = TrialRunner(attempt, space.scale, trials)
     for part in PARTS:
         steps = staircase(space, part, ask)
         if steps:
@@ -114,9 +114,9 @@ def cheapest(space: Space, attempt: Try, trials: int) -> tuple[Candidate, dict[s
     return None
 
 
-def _narrowed(space: Space, steps: Sequence[Candidate], ask: Asking) -> tuple[Candidate, dict[str, Any]]:
+def _narrowed(space: Space, steps: Sequence[Candidate], ask: TrialRunner) -> tuple[Candidate, dict[str, Any]]:
     def bolder(one: Candidate, part: str) -> Candidate:
-        return boldest(cheaper(space, one, part), ask) or one
+        return last_passing(cheaper(space, one, part), ask) or one
 
     def limit(one: Candidate) -> float:
         for part in ("tokens_threshold", "exit"):

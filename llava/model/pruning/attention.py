@@ -188,8 +188,8 @@ def _without_unread(out, query, key, value, tokens: PackedTokens, unread: np.nda
     stream = upload(np.flatnonzero(~unread), query.device)
     rows = np.flatnonzero(~unread[tokens.live])
     read = (part.index_select(2, stream) for part in (key, value))
-    asking = query.index_select(2, upload(rows, query.device))
-    seen = kernel(asking, *read, tokens.left(~unread), True, scaling)
+    some = query.index_select(2, upload(rows, query.device))
+    seen = kernel(some, *read, tokens.left(~unread), True, scaling)
     text = np.flatnonzero(~tokens.live_visual[rows])
     return out.index_copy(1, upload(rows[text], query.device), seen.index_select(1, upload(text, query.device)))
 

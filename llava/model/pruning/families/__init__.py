@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
+import transformers
 from torch import nn
 
-from . import internvl, llava, llava_hf, llava_next, llava_onevision, qwen2_vl
 from .base import FAMILIES, Family
 from .decoder import check_attention, stack_in
+
+for page in iter_modules(__path__):  # each registers its family
+    import_module(f"{__name__}.{page.name}")
 
 
 def family_of(model: nn.Module) -> Family:
@@ -29,10 +35,22 @@ def family_of(model: nn.Module) -> Family:
     raise ValueError(f"pruning does not know {type(model).__name__}; it knows {known}{way_out}")
 
 
-def transformers_classes() -> dict[str, type[nn.Module]]:
-    """Return the `model_type` of every layout that transformers loads, and the class that loads it."""
+def model_types() -> dict[str, str | type[nn.Module]]:
+    """Return the `model_type` of every layout that transformers loads, and the class that loads it, or its name."""
     return {kind: loads for family in FAMILIES for kind, loads in family.model_types.items()}
 
 
-__all__ = ["FAMILIES", "Family", "family_of", "transformers_classes"]
-__all__ += ["internvl", "llava", "llava_hf", "llava_next", "llava_onevision", "qwen2_vl"]
+def model_class(model_type: str) -> type[nn.Module]:
+    """Return the class that loads a layout.
+
+    Raises:
+        ValueError: the installed transformers does not have it.
+
+    """
+    loads = model_types()[model_type]
+    if isinstance(loads, str) and not hasattr(transformers, loads):
+        raise ValueError(f"model_type {model_type!r} needs a newer transformers than {transformers.__version__}")
+    return getattr(transformers, loads) if isinstance(loads, str) else loads
+
+
+__all__ = ["FAMILIES", "Family", "family_of", "model_class", "model_types"]

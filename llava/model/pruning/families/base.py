@@ -19,33 +19,40 @@ FAMILIES: list[type[Family]] = []
 
 
 class Family:
-    """Adapter of one model family; a subclass that names its `models` is registered.
+    """Adapter of one model family; a subclass that names its `models` or `model_types` is registered.
 
-    models:
-        the model classes it serves, for messages
     model_types:
-        `model_type` of a checkpoint's config.json, and the transformers class that loads it; empty where this package
-        has a loader of its own
+        `model_type` of a checkpoint's config.json, and the class that loads it: its name in transformers (imported when
+        a model of it is loaded), or a class from elsewhere; empty where this package has a loader of its own
+    models:
+        the model classes it serves, for messages; those of `model_types` unless given
     inputs:
         how questions and images become inputs: `chat_template` (the checkpoint's processor), or `conversation`
         (LLaVA's templates and image markers)
     needs_mask:
         True where only the caller can know which tokens are visual
+    token_grid:
+        how visual tokens lie over a picture, for drawing them: `square` (one grid over a padded or cropped square),
+        `grid` (one grid over the whole picture), `tiles` (InternVL's: equal tiles, then a thumbnail), `anyres`
+        (LLaVA-NeXT's: a thumbnail, then tiles with a newline token after each row); None: not known
     """
 
     models: ClassVar[str]
-    model_types: ClassVar[dict[str, type[nn.Module]]] = {}
+    model_types: ClassVar[dict[str, str | type[nn.Module]]] = {}
     inputs: ClassVar[str] = "chat_template"
     needs_mask: ClassVar[bool] = False
+    token_grid: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
+        if "model_types" in vars(cls):
+            cls.models = vars(cls).get("models", ", ".join(dict.fromkeys(map(_name, cls.model_types.values()))))
         if "models" in vars(cls):
             FAMILIES.append(cls)
 
     @classmethod
     def knows(cls, model: nn.Module) -> bool:
         """Whether `model` is of this family."""
-        return isinstance(model, tuple(cls.model_types.values()))
+        return not {kind.__name__ for kind in type(model).__mro__}.isdisjoint(map(_name, cls.model_types.values()))
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """Return the decoder stack: `layers`, `norm`, `rotary_emb`, `embed_tokens`, `config`, and its `forward`."""
@@ -94,3 +101,7 @@ class Family:
 
         """
         return None
+
+
+def _name(kind: str | type) -> str:
+    return kind if isinstance(kind, str) else kind.__name__

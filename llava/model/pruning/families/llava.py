@@ -15,6 +15,7 @@ class Llava(Family):
 
     models = "LlavaLlamaForCausalLM"
     inputs = "conversation"
+    token_grid = "square"
 
     @classmethod
     def knows(cls, model: nn.Module) -> bool:

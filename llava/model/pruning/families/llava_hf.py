@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import LlavaForConditionalGeneration
 
 from ..vision import Encoder, clip_encoder
 from .placeholders import Placeholders
@@ -12,8 +11,8 @@ from .placeholders import Placeholders
 class LlavaHF(Placeholders):
     """`llava-hf/llava-1.5-*-hf`."""
 
-    models = "LlavaForConditionalGeneration"
-    model_types = {"llava": LlavaForConditionalGeneration}
+    model_types = {"llava": "LlavaForConditionalGeneration"}
+    token_grid = "square"
 
     def encoder(self, model: nn.Module) -> Encoder | None:
         """Return the CLIP tower's selected layer and the projector; None where several layers are projected."""

@@ -1,13 +1,10 @@
 """LLaVA-OneVision: AnyRes tiles with image newlines as in LLaVA-NeXT, several images, and video frames."""
 
-from transformers import LlavaOnevisionForConditionalGeneration
-
 from .placeholders import Placeholders
 
 
 class LlavaOnevision(Placeholders):
     """`llava-hf/llava-onevision-*-hf`, a Qwen2 decoder; image and video placeholders are visual, newlines too."""
 
-    models = "LlavaOnevisionForConditionalGeneration"
-    model_types = {"llava_onevision": LlavaOnevisionForConditionalGeneration}
-    placeholders = ("image_token_id", "video_token_id")
+    model_types = {"llava_onevision": "LlavaOnevisionForConditionalGeneration"}
+    token_grid = "anyres"

@@ -11,21 +11,21 @@ from .base import Family
 
 
 class Placeholders(Family):
-    """A transformers model with a `language_model` in its `model`, which sees the token ids.
+    """A transformers model whose base model sees the token ids and calls the decoder.
 
     placeholders:
-        config attributes that name the ids of visual tokens
+        config attributes that name the ids of visual tokens, of which a config may lack some
     """
 
-    placeholders: ClassVar[tuple[str, ...]] = ("image_token_id",)
+    placeholders: ClassVar[tuple[str, ...]] = ("image_token_id", "video_token_id")
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """Return the text model."""
-        return model.model.language_model
+        return model.get_decoder()
 
     def entry(self, model: nn.Module) -> nn.Module:
         """Return the multimodal model under the language-model head."""
-        return model.model
+        return model.base_model
 
     def visual_mask(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
         """Placeholders are visual, whatever part of an image they stand for; None where embeddings replace ids.
@@ -35,7 +35,8 @@ class Placeholders(Family):
         ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
         if ids is None or (cache is not None and cache.get_seq_length() and not _holds_images(inputs)):
             return None
-        names = {name: getattr(model.config, name) for name in self.placeholders}
+        names = {name: getattr(model.config, name, None) for name in self.placeholders}
+        names = {name: value for name, value in names.items() if value is not None}
         visual = torch.zeros_like(ids, dtype=torch.bool)
         for placeholder in names.values():
             visual |= ids == placeholder
@@ -50,5 +51,5 @@ class Placeholders(Family):
 
 def _holds_images(inputs: dict[str, Any]) -> bool:
     """Whether pixels came along, or the features that transformers' `generate` makes of them beforehand."""
-    encoded = (inputs.get("mm_encoder_outputs") or {}).values()
-    return any(part is not None for part in (inputs.get("pixel_values"), inputs.get("pixel_values_videos"), *encoded))
+    pixels = (value for name, value in inputs.items() if "pixel_values" in name)
+    return any(part is not None for part in (*pixels, *(inputs.get("mm_encoder_outputs") or {}).values()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 from .placeholders import Placeholders
 
@@ -11,9 +10,8 @@ from .placeholders import Placeholders
 class Qwen2VL(Placeholders):
     """Image and video placeholders are visual; the vision start and end tokens around them are text."""
 
-    models = "Qwen2VLForConditionalGeneration and Qwen2_5_VLForConditionalGeneration"
-    model_types = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
-    placeholders = ("image_token_id", "video_token_id")
+    model_types = {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
+    token_grid = "grid"
 
     def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Return [3, B, T], time, height and width.

@@ -6,16 +6,16 @@ import time
 import pytest
 import torch.distributed as dist
 
-from llava.eval.runner import ranks as ranks_module
-from llava.eval.runner.ranks import RankError, Ranks
+from llava.eval.runner import distributed
+from llava.eval.runner.distributed import RankError, Ranks
 
 
 @pytest.fixture
 def pair(monkeypatch):
     """Two ranks in one process, with connections of their own."""
-    monkeypatch.setattr(ranks_module, "SECONDS_BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr(ranks_module, "SECONDS_BETWEEN_PULSES", 0.05)
-    monkeypatch.setattr(ranks_module, "SECONDS_TO_LEAVE", 0.2)
+    monkeypatch.setattr(distributed, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(distributed, "SECONDS_BETWEEN_PULSES", 0.05)
+    monkeypatch.setattr(distributed, "SECONDS_TO_LEAVE", 0.2)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     other = dist.TCPStore("127.0.0.1", store.port, is_master=False)
     both = Ranks(0, 2, "cpu", store), Ranks(1, 2, "cpu", other)
@@ -66,7 +66,7 @@ def test_a_failure_ends_the_waiting_of_the_others_with_its_reason(pair):
 def test_a_rank_that_has_gone_silent_is_not_waited_for(pair, monkeypatch):
     first, second = pair
     first.take("pulse/1", 1)
-    monkeypatch.setattr(ranks_module, "SECONDS_WITHOUT_PULSE", 0.4)
+    monkeypatch.setattr(distributed, "SECONDS_WITHOUT_PULSE", 0.4)
     second._over.set()  # as a kill would end it
     start = time.monotonic()
     with pytest.raises(RankError, match="rank 1 has not been heard of"):
@@ -76,6 +76,6 @@ def test_a_rank_that_has_gone_silent_is_not_waited_for(pair, monkeypatch):
 
 def test_a_living_rank_is_waited_for(pair, monkeypatch):
     first, second = pair
-    monkeypatch.setattr(ranks_module, "SECONDS_WITHOUT_PULSE", 1.0)
+    monkeypatch.setattr(distributed, "SECONDS_WITHOUT_PULSE", 1.0)
     threading.Timer(2.0, lambda: second.publish("done/1", "late")).start()
     assert first.gather("done", "a") == ["a", "late"]
