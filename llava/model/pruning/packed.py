@@ -41,6 +41,8 @@ class PackedTokens:
         int [T], place of each token in its own prompt, counted from 0 without padding
     tails:
         rows that a layer runs, per prompt, summing to R; default: `lengths`
+    grid:
+        int [T, 4], where each token lies among images and frames (`pruning.grid`), before anything is pruned; else None
     prefix:
         what the prefix cache knows of the prompts (`prefix_cache.Prefix`), None without one
     """
@@ -51,6 +53,7 @@ class PackedTokens:
     visual: np.ndarray
     position: np.ndarray
     tails: tuple[int, ...] | None = None
+    grid: np.ndarray | None = field(default=None, repr=False)
     prefix: Any = field(default=None, repr=False)
     _memo: dict = field(default_factory=dict, repr=False)
 
@@ -156,6 +159,7 @@ class PackedTokens:
             tails=left.queries,
             visual=self.visual[mask],
             position=self.position[mask],
+            grid=None,
             _memo={},
         )
 

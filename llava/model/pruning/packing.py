@@ -14,11 +14,12 @@ def pack(
     position_ids: torch.Tensor | None,
     visual_mask: torch.Tensor,
     rotary: Rotary,
+    grid: np.ndarray | None = None,
 ) -> tuple[PackedTokens, torch.Tensor]:
     """Pack a padded batch (padding on either side). One host synchronisation.
 
     embeds [B, T, D]; attention_mask [B, T] or None; position_ids [B, T], [1, T], [3, B, T] (M-RoPE) or None for
-    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin).
+    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin); grid int [B, T, 4] or None.
     Returns the tokens and each prompt's next position, int64 [B].
 
     Raises:
@@ -57,7 +58,8 @@ def pack(
     elif position_ids.shape[-2:] == (batch, width):
         position_ids = position_ids.flatten(-2).unsqueeze(-2)
     hidden = embeds.reshape(1, -1, embeds.shape[-1])
-    tokens = PackedTokens(hidden, tuple(rotary(hidden, position_ids)), tuple(map(int, lengths)), visual, position)
+    rope, grid = tuple(rotary(hidden, position_ids)), None if grid is None else grid[valid]
+    tokens = PackedTokens(hidden, rope, tuple(map(int, lengths)), visual, position, grid=grid)
     return tokens, following
 
 

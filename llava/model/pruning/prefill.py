@@ -15,6 +15,7 @@ from .attention import PeekCall, Peeked, PrefillCall, run_layer
 from .cache import RaggedCache
 from .flops import DecoderShape
 from .graphs import LayerGraphs
+from .grid import frames_of
 from .influence import Measurement
 from .method import EXIT, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
@@ -75,11 +76,12 @@ class Prefill:
         prompts = range(len(tokens.lengths))
         self.kwargs = kwargs
         self.given, self.shift = tokens.lengths, None
-        self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b]) for b in prompts]
+        grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
+        self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b], grids[b]) for b in prompts]
         for stage in self.config.stages:
             self.stage = stage
             self.policies = [
-                PromptState(self.first + b, len(self.layers), len(places), places)
+                PromptState(self.first + b, len(self.layers), len(places), places, grids[b])
                 for b, places in enumerate(tokens.visual_positions)
             ]
             tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
@@ -235,8 +237,9 @@ def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates
 
 
 class _Record:
-    def __init__(self, tokens: int, visual: int):
+    def __init__(self, tokens: int, visual: int, grid: np.ndarray | None):
         self.given = (tokens, visual)
+        self.frames = [] if grid is None else frames_of(grid)
         self.tokens, self.visual, self.rules, self.kv, self.probes = [], [], [], [], []
         self.kept, self.influence, self.cuts = [], [], []
 
@@ -274,4 +277,5 @@ class _Record:
             probes=self.probes,
             cuts=self.cuts,
             given=self.given,
+            frames=self.frames,
         )
