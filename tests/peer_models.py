@@ -25,12 +25,33 @@ PREFIX = 35
 def make_model() -> tuple[LlavaLlamaForCausalLM, str]:
     """Return the model, and a fingerprint of its weights."""
     decoder, tower = _weights()
-    vision = CLIPVisionConfig(hidden_size=WIDTH, intermediate_size=MLP, num_hidden_layers=TOWER_LAYERS,
-                              num_attention_heads=4, image_size=SIDE, patch_size=PATCH, projection_dim=WIDTH)  # fmt: skip
-    config = LlavaConfig(**LLAVA | {"mm_hidden_size": WIDTH, "tokenizer_model_max_length": 2048, "hidden_size": WIDTH, "intermediate_size": MLP,
-                                    "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 4,
-                                    "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048,
-                                    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=MLP,
+        num_hidden_layers=TOWER_LAYERS,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
+        projection_dim=WIDTH,
+    )
+    config = LlavaConfig(
+        **LLAVA
+        | {
+            "mm_hidden_size": WIDTH,
+            "tokenizer_model_max_length": 2048,
+            "hidden_size": WIDTH,
+            "intermediate_size": MLP,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "vocab_size": VOCABULARY,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 2048,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
+    )
     model = LlavaLlamaForCausalLM(config, vision).eval()
     state = decoder | {TOWER + name: array for name, array in tower.items()}
     names = {name.replace("vision_model.", ""): name for name in model.state_dict()}  # releases differ in this level

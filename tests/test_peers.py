@@ -37,8 +37,13 @@ HERE = Path(__file__).parent / "peers"
 RECORDED = json.loads((HERE / "cases.json").read_text(encoding="utf-8"))
 ARRAYS = np.load(HERE / "recorded.npz")
 RUNS = {run["name"]: run for run in RECORDED["runs"]}
-DIFFERENT = {"visionzip random [476, 100]", "divprune random 0.0005", "divprune random two", "vtw random 20",
-             "vtw random two"}  # fmt: skip
+DIFFERENT = {
+    "visionzip random [476, 100]",
+    "divprune random 0.0005",
+    "divprune random two",
+    "vtw random 20",
+    "vtw random two",
+}
 TOLERANCE = 1e-4
 
 
@@ -57,8 +62,15 @@ def test_every_recorded_prompt_is_compared():
 @pytest.fixture(scope="module")
 def decoder():
     weights = {name: torch.from_numpy(ARRAYS[name]).float() for name in ARRAYS.files if name.endswith(".weight")}
-    config = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=20, num_attention_heads=4,
-                         num_key_value_heads=4, vocab_size=320, rms_norm_eps=1e-5)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=20,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=320,
+        rms_norm_eps=1e-5,
+    )
     model = LlamaForCausalLM(config).eval()
     model.load_state_dict(weights)
     return model
@@ -74,8 +86,15 @@ def generate(model, case, steps, more=()):
     first = prompt["prefix"] + case.get("shift", 0)
     visual[:, first : first + prompt["visual"]] = True
     with prune(model, case["config"], visual) as session:
-        output = model.generate(inputs_embeds=embeds, do_sample=False, max_new_tokens=steps, eos_token_id=None,
-                                output_logits=True, output_hidden_states=True, return_dict_in_generate=True)  # fmt: skip
+        output = model.generate(
+            inputs_embeds=embeds,
+            do_sample=False,
+            max_new_tokens=steps,
+            eos_token_id=None,
+            output_logits=True,
+            output_hidden_states=True,
+            return_dict_in_generate=True,
+        )
     return torch.cat(output.logits).numpy(), output.sequences[0].tolist(), session.traces[0], output.hidden_states[0]
 
 
@@ -162,8 +181,16 @@ def test_methods_before_and_beside_the_decoder(tiny, full_size, name):
     model, ids, mask, pixels, firsts = batch_of(run, tiny, full_size)
     steps = max(len(prompt["tokens"]) for prompt in run["prompts"])
     with prune(model, run["config"]) as session:
-        output = model.generate(ids, attention_mask=mask, images=pixels, do_sample=False, max_new_tokens=steps,
-                                output_logits=True, output_hidden_states=True, return_dict_in_generate=True)  # fmt: skip
+        output = model.generate(
+            ids,
+            attention_mask=mask,
+            images=pixels,
+            do_sample=False,
+            max_new_tokens=steps,
+            output_logits=True,
+            output_hidden_states=True,
+            return_dict_in_generate=True,
+        )
     logits, entered = torch.stack(output.logits, 1), output.hidden_states[0][0]
     for row, (prompt, first, trace) in enumerate(zip(run["prompts"], firsts, session.traces, strict=True)):
         assert output.sequences[row, : len(prompt["tokens"])].tolist() == prompt["tokens"]
