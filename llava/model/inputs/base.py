@@ -116,17 +116,12 @@ class Inputs(ABC):
         """Return the prompt text of a conversation, with one marker per image, up to the model's answer."""
 
     @abstractmethod
-<<<<<<< HEAD
     def transcript(self, turns: Sequence[Turn]) -> str:
         """Return the text of a conversation in which every turn has its answer, as models are trained on it."""
 
     @abstractmethod
-    def prepare(self, image: Image.Image) -> ProcessedImage:
-        """Preprocess one image (any mode); needs no model."""
-=======
     def prepare(self, image: Image.Image | Video) -> ProcessedImage:
         """Preprocess one image (any mode) or video; needs no model."""
->>>>>>> main
 
     @abstractmethod
     def encode_images(self, model: Any, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures]:

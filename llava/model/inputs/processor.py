@@ -114,26 +114,12 @@ class ProcessorInputs(Inputs):
     ) -> dict[str, Any]:
         """Return what the processor returns for the whole batch, left padded; features in place of its pixels."""
         pictures = [[image.content.picture for image in images] for images in seen]
-<<<<<<< HEAD
         batch = {name: value.to(execution_device(model)) for name, value in self._text(rows, pictures).items()}
         batch |= _arrays(list(chain.from_iterable(pictures)), execution_device(model), model.dtype)
-        features = [image.content.features for images in seen for image in images]
-        if features and features[0] is not None:
-            joined = torch.cat(features) if isinstance(features[0], torch.Tensor) else list(chain(*features))
-            batch[ENCODED] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
-=======
-        full = [self._expand(row, shown) for row, shown in zip(rows, pictures, strict=True)]
-        ids, mask = left_padded([ids for ids, _ in full], self.tokenizer.pad_token_id)
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if self._has_types:
-            batch[TOKEN_TYPES], _ = left_padded([types for _, types in full], 0)
-        batch = {name: value.to(execution_device(model)) for name, value in batch.items()}
-        batch |= _arrays(list(chain.from_iterable(pictures)), model)
         media = [image.content for images in seen for image in images if image.content.features is not None]
         for kind in dict.fromkeys(one.kind for one in media):
             joined = _joined([one.features for one in media if one.kind == kind])
             batch.setdefault(ENCODED, {})[kind] = BaseModelOutputWithPooling(pooler_output=joined)
->>>>>>> main
         return batch
 
     def training_batch(
@@ -143,8 +129,8 @@ class ProcessorInputs(Inputs):
         spread = []
         for row, own, pictures in zip(rows, labels, seen, strict=True):
             following = iter(pictures)
-            repeats = [len(next(following).ids) if token == self.marker else 1 for token in row]
-            ignored = [IGNORE_INDEX if token == self.marker else label for token, label in zip(row, own, strict=True)]
+            repeats = [len(next(following).ids) if token in self._markers else 1 for token in row]
+            ignored = [IGNORE_INDEX if one in self._markers else label for one, label in zip(row, own, strict=True)]
             spread.append(np.repeat(ignored, repeats))
         batch = self._text(rows, seen) | {"labels": left_padded(spread, IGNORE_INDEX)[0]}
         return batch | _arrays(list(chain.from_iterable(seen)), torch.device("cpu"), None)
@@ -181,27 +167,16 @@ class ProcessorInputs(Inputs):
         return self.tokenizer(prompt, add_special_tokens=not begun).input_ids
 
 
-<<<<<<< HEAD
 def _arrays(
     pictures: Sequence[ProcessedImage], device: torch.device, dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
-    """Return the arrays of pictures, joined, on a device, floats in `dtype` (None: their own)."""
+    """Return the arrays of pictures, joined, on a device; pixels in `dtype` (None: their own)."""
     names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
-    joined = {name: _stack([picture.arrays[name] for picture in pictures]) for name in names if name != TOKEN_TYPES}
-    return {
-        name: torch.from_numpy(array).to(device, dtype if array.dtype.kind == "f" else None)
-        for name, array in joined.items()
-=======
-def _arrays(pictures: Sequence[ProcessedImage], model: Any) -> dict[str, torch.Tensor]:
-    """Return the arrays of pictures, joined, on the model's device; pixels in its dtype."""
-    names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
-    device = execution_device(model)
     arrays = {name: [one.arrays[name] for one in pictures if name in one.arrays] for name in names}
     return {
-        name: torch.from_numpy(_stack(parts)).to(device, model.dtype if name in _PIXELS.values() else None)
+        name: torch.from_numpy(_stack(parts)).to(device, dtype if name in _PIXELS.values() else None)
         for name, parts in arrays.items()
         if name != TOKEN_TYPES
->>>>>>> main
     }
 
 
