@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..layers import LayerKind, kinds_of
 from ..vision import Encoder
 
 FAMILIES: list[type[Family]] = []
@@ -32,6 +33,8 @@ class Family:
         (LLaVA's templates and image markers)
     needs_mask:
         True where only the caller can know which tokens are visual
+    passes_keywords:
+        whether the entry module's `forward` passes unknown keywords down to the decoder
     token_grid:
         how visual tokens lie over a picture, for drawing them: `square` (one grid over a padded or cropped square),
         `grid` (one grid over the whole picture), `tiles` (InternVL's: equal tiles, then a thumbnail), `anyres`
@@ -42,6 +45,7 @@ class Family:
     model_types: ClassVar[dict[str, str | type[nn.Module]]] = {}
     inputs: ClassVar[str] = "chat_template"
     needs_mask: ClassVar[bool] = False
+    passes_keywords: ClassVar[bool] = True
     token_grid: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
@@ -60,7 +64,7 @@ class Family:
         raise NotImplementedError
 
     def entry(self, model: nn.Module) -> nn.Module | None:
-        """Return the module whose inputs show the visual tokens and whose `forward` passes unknown keywords down.
+        """Return the module whose inputs show the visual tokens.
 
         None where the model sends `visual_mask` to its decoder by itself.
         """
@@ -105,6 +109,24 @@ class Family:
         position_ids [B, T], or whatever leading rows the model gives to its decoder.
         """
         return position_ids
+
+    def layers(self, decoder: nn.Module) -> tuple[LayerKind, ...]:
+        """Return what each layer of the decoder stack does."""
+        return kinds_of(decoder)
+
+    def added(self, given: dict[str, Any], embeds: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Take features that the decoder adds after layers out of the keywords `given` to it.
+
+        Returns [B, T, D] by the layer after which it is added; `embeds` [B, T, D].
+        """
+        return {}
+
+    def blocks(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Return int [B, T] from the entry module's inputs: tokens of one number ≥ 0 read each other both ways.
+
+        None where every token reads those before it alone.
+        """
+        return None
 
     def encoder(self, model: nn.Module) -> Encoder | None:
         """Return where the image encoder is, for methods that read it; None where it is not as `Encoder` says.
