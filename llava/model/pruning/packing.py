@@ -7,6 +7,9 @@ import torch
 
 from .packed import PackedTokens, Rotary, upload
 
+IGNORE = -100
+"""The label of tokens that no loss counts, as in LLaVA and transformers."""
+
 
 def pack(
     embeds: torch.Tensor,
@@ -14,11 +17,13 @@ def pack(
     position_ids: torch.Tensor | None,
     visual_mask: torch.Tensor,
     rotary: Rotary,
+    targets: torch.Tensor | None = None,
 ) -> tuple[PackedTokens, torch.Tensor]:
     """Pack a padded batch (padding on either side). One host synchronisation.
 
     embeds [B, T, D]; attention_mask [B, T] or None; position_ids [B, T], [1, T], [3, B, T] (M-RoPE) or None for
-    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin).
+    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin); targets int64 [B, T], the
+    label of each next token (−100: none), or None.
     Returns the tokens and each prompt's next position, int64 [B].
 
     Raises:
@@ -32,10 +37,15 @@ def pack(
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; pruning takes a 2-D mask, here {(batch, width)}"
         )
+    if targets is not None and targets.shape != (batch, width):
+        raise ValueError(f"labels have shape {list(targets.shape)}, expected {[batch, width]}: one per token as given")
     device = embeds.device
     if attention_mask is None:
         attention_mask = torch.ones_like(visual_mask)
-    valid, visual = torch.stack((attention_mask.to(device).bool(), visual_mask.to(device).bool())).cpu().numpy()
+    planes = [attention_mask.to(device).bool(), visual_mask.to(device).bool()]
+    planes += [] if targets is None else [targets.to(device)]
+    valid, visual, *targets = torch.stack(planes).cpu().numpy()
+    valid, visual = valid.astype(bool), visual.astype(bool)
     lengths = valid.sum(1)
     if not lengths.all():
         raise ValueError(f"prompt {int(np.flatnonzero(lengths == 0)[0])} of the batch has no tokens")
@@ -57,8 +67,15 @@ def pack(
     elif position_ids.shape[-2:] == (batch, width):
         position_ids = position_ids.flatten(-2).unsqueeze(-2)
     hidden = embeds.reshape(1, -1, embeds.shape[-1])
-    tokens = PackedTokens(hidden, tuple(rotary(hidden, position_ids)), tuple(map(int, lengths)), visual, position)
-    return tokens, following
+    labels = [targets[0][valid], _answers(targets[0][valid], position)] if targets else []
+    rope = tuple(rotary(hidden, position_ids))
+    return PackedTokens(hidden, rope, tuple(map(int, lengths)), visual, position, *labels), following
+
+
+def _answers(targets: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Return where answers begin, bool [T]: at tokens with a label after one without; a prompt's first has none."""
+    labelled = np.concatenate([[False], targets[:-1] != IGNORE]) & (position > 0)
+    return labelled & ~np.concatenate([[False], labelled[:-1]])
 
 
 def unpack(hidden: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:

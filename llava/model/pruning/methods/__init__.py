@@ -8,6 +8,7 @@ from .fastv import FastV
 from .fitprune import FitPrune
 from .pyramiddrop import PyramidDrop
 from .replay import Replay
+from .schedule import Schedule
 from .sparsevlm import SparseVLM
 from .visionzip import VisionZip
 from .visipruner import VisiPruner
@@ -15,5 +16,5 @@ from .vtw import VTW
 
 __all__ = [
     "METHODS", "VisiPruner", "FastV", "PyramidDrop", "SparseVLM", "VTW", "FitPrune", "AttentionTopK", "VisionZip",
-    "DivPrune", "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
+    "DivPrune", "Schedule", "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
 ]  # fmt: skip
