@@ -18,7 +18,7 @@ VICA = {"method": "schedule", "frozen": True, "read": [0, 2, 3], "system": "zero
 CASES = {
     "hidrop": HIDROP,
     "enter alone": {"method": "schedule", "enter": 3},
-    "thinned to nothing": {"method": "schedule", "keep": {"1": 12, "2": 5, "4": 0}},
+    "thinned to nothing": {"method": "schedule", "keep": {"1": 7, "2": 5, "4": 0}},
     "vica": VICA,
     "vica 13B": {"method": "schedule", "frozen": True, "read": [0, 1, 5]},
     "frozen in all layers": {"method": "schedule", "frozen": True},

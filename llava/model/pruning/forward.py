@@ -20,6 +20,7 @@ from .cache import RaggedCache
 from .families import Family
 from .flops import DecoderShape
 from .graphs import LayerGraphs
+from .grid import grid_of, runs_of
 from .method import Method as PruningConfig
 from .method import PromptState
 from .packed import PackedTokens, upload
@@ -73,18 +74,25 @@ class PrunedForward:
         self._shape = DecoderShape.of(self._text_config)
         self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
         self._lock = threading.Lock()
+        self.generating = False
         self._prompt_width: int | None = None
         self._labels: torch.Tensor | None = None
         self._targets: np.ndarray | str | None = None
+        self._grid: np.ndarray | None = None
 
     @contextmanager
-    def prompt_of(self, width: int | None) -> Iterator[None]:
-        """Inside, prompts end after `width` tokens, padding included; None: where the tokens of a prefill end."""
-        before, self._prompt_width = self._prompt_width, width
+    def prompt_of(self, width: int | None, grid: np.ndarray | None = None) -> Iterator[None]:
+        """Around `generate`: prompts end after `width` tokens, padding included; None: where a prefill's tokens end.
+
+        grid:
+            where the prompts' visual tokens lie, int [B, width, 4]; the model itself no longer sees it in `generate`
+        """
+        before = self.generating, self._prompt_width, self._grid
+        self.generating, self._prompt_width, self._grid = True, width, grid
         try:
             yield
         finally:
-            self._prompt_width = before
+            self.generating, self._prompt_width, self._grid = before
 
     def labelled(self, forward: Callable) -> Callable:
         """Return a model's `forward` that also shows the decoder what each token is to predict."""
@@ -112,6 +120,7 @@ class PrunedForward:
         use_cache: bool | None = None,
         visual_mask: torch.Tensor | None = None,
         token_labels: torch.Tensor | None = None,
+        visual_grid: np.ndarray | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -150,16 +159,24 @@ class PrunedForward:
             width = self._prompt_width
             if width is not None and width < inputs_embeds.shape[1]:
                 return self._prefill_and_decode(
-                    width, inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, *more
+                    width, inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, visual_grid, *more
                 )
-            return self._prefill(inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, *more)
+            return self._prefill(
+                inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, visual_grid, *more
+            )
         finally:
             self._text_config._attn_implementation = internal
             self._lock.release()
 
-    def _prefill(self, embeds, attention_mask, position_ids, use_cache, visual_mask, want_hidden, kwargs):
+    def _prefill(self, embeds, attention_mask, position_ids, use_cache, visual_mask, grid, want_hidden, kwargs):
         visual_mask = self._mask_for(embeds, visual_mask)
-        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, self._labels)
+        grid = self._grid if grid is None else grid
+        if grid is not None:  # beams repeat the prompts
+            grid = np.repeat(grid, len(embeds) // len(grid), 0)
+        elif any(stage.reads_frames for stage in self.config.stages):
+            there = visual_mask.cpu().numpy()
+            grid = grid_of([(there, runs_of(there))])
+        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, grid, self._labels)
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
         if torch.is_grad_enabled() and any(layer.training and layer.gradient_checkpointing for layer in layers):
@@ -188,7 +205,7 @@ class PrunedForward:
         return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=hidden)
 
     def _prefill_and_decode(
-        self, width, embeds, attention_mask, position_ids, use_cache, visual_mask, want_hidden, kwargs
+        self, width, embeds, attention_mask, position_ids, use_cache, visual_mask, grid, want_hidden, kwargs
     ):
         """Read prompts of `width` tokens, and decode what `generate` has appended to them: drafts, or earlier answers.
 
@@ -199,8 +216,8 @@ class PrunedForward:
             return (None, None) if part is None else (part[..., :width], part[..., width:])
 
         (masks, more_masks), (places, more_places) = split(attention_mask), split(position_ids)
-        visual = split(visual_mask)[0]
-        prompt = self._prefill(embeds[:, :width], masks, places, True, visual, want_hidden, kwargs)
+        visual, grid = split(visual_mask)[0], None if grid is None else grid[:, :width]
+        prompt = self._prefill(embeds[:, :width], masks, places, True, visual, grid, want_hidden, kwargs)
         cache = prompt.past_key_values
         more = self._decode(embeds[:, width:], more_masks, more_places, cache, None, want_hidden, kwargs)
         self._targets = None

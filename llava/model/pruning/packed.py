@@ -46,6 +46,8 @@ class PackedTokens:
         bool [T], True where an answer begins: the first label after a token without one; None without labels
     tails:
         rows that a layer runs, per prompt, summing to R; default: `lengths`
+    grid:
+        int [T, 4], where each token lies among images and frames (`pruning.grid`), before anything is pruned; else None
     prefix:
         what the prefix cache knows of the prompts (`prefix_cache.Prefix`), None without one
     """
@@ -58,6 +60,7 @@ class PackedTokens:
     targets: np.ndarray | None = None
     answers: np.ndarray | None = None
     tails: tuple[int, ...] | None = None
+    grid: np.ndarray | None = field(default=None, repr=False)
     prefix: Any = field(default=None, repr=False)
     _memo: dict = field(default_factory=dict, repr=False)
 
@@ -165,6 +168,7 @@ class PackedTokens:
             position=self.position[mask],
             targets=None if self.targets is None else self.targets[mask],
             answers=None if self.answers is None else self.answers[mask],
+            grid=None,
             _memo={},
         )
 

@@ -17,13 +17,14 @@ def pack(
     position_ids: torch.Tensor | None,
     visual_mask: torch.Tensor,
     rotary: Rotary,
+    grid: np.ndarray | None = None,
     targets: torch.Tensor | None = None,
 ) -> tuple[PackedTokens, torch.Tensor]:
     """Pack a padded batch (padding on either side). One host synchronisation.
 
     embeds [B, T, D]; attention_mask [B, T] or None; position_ids [B, T], [1, T], [3, B, T] (M-RoPE) or None for
-    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin); targets int64 [B, T], the
-    label of each next token (−100: none), or None.
+    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin); grid int [B, T, 4] or None;
+    targets int64 [B, T], the label of each next token (−100: none), or None.
     Returns the tokens and each prompt's next position, int64 [B].
 
     Raises:
@@ -68,8 +69,8 @@ def pack(
         position_ids = position_ids.flatten(-2).unsqueeze(-2)
     hidden = embeds.reshape(1, -1, embeds.shape[-1])
     labels = [targets[0][valid], _answers(targets[0][valid], position)] if targets else []
-    rope = tuple(rotary(hidden, position_ids))
-    return PackedTokens(hidden, rope, tuple(map(int, lengths)), visual, position, *labels), following
+    rope, grid = tuple(rotary(hidden, position_ids)), None if grid is None else grid[valid]
+    return PackedTokens(hidden, rope, tuple(map(int, lengths)), visual, position, *labels, grid=grid), following
 
 
 def _answers(targets: np.ndarray, position: np.ndarray) -> np.ndarray:

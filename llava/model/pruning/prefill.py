@@ -15,6 +15,7 @@ from .attention import FrozenTokens, PeekCall, Peeked, PrefillCall, run_layer
 from .cache import RaggedCache
 from .flops import DecoderShape
 from .graphs import LayerGraphs
+from .grid import frames_of
 from .influence import Measurement
 from .method import EXIT, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
@@ -76,12 +77,13 @@ class Prefill:
         self.kwargs = kwargs
         self.given, self.shift = tokens.lengths, None
         image_starts = tuple(int(places[0]) if len(places) else 0 for places in tokens.visual_positions)
-        self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b]) for b in prompts]
+        grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
+        self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b], grids[b]) for b in prompts]
         answers = [None if tokens.answers is None else int(tokens.answers[a:b].sum()) for a, b in tokens.spans]
         for stage in self.config.stages:
             self.stage = stage
             self.policies = [
-                PromptState(self.first + b, len(self.layers), len(places), places, answers[b])
+                PromptState(self.first + b, len(self.layers), len(places), places, answers[b], grids[b])
                 for b, places in enumerate(tokens.visual_positions)
             ]
             tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
@@ -252,8 +254,9 @@ def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates
 
 
 class _Record:
-    def __init__(self, tokens: int, visual: int):
+    def __init__(self, tokens: int, visual: int, grid: np.ndarray | None):
         self.given = (tokens, visual)
+        self.frames = [] if grid is None else frames_of(grid)
         self.tokens, self.visual, self.frozen, self.rules, self.kv, self.probes = [], [], [], [], [], []
         self.kept, self.influence, self.cuts = [], [], []
 
@@ -294,4 +297,5 @@ class _Record:
             cuts=self.cuts,
             given=self.given,
             frozen_per_layer=self.frozen if any(self.frozen) else [],
+            frames=self.frames,
         )

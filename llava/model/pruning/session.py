@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig
 
@@ -126,6 +127,7 @@ class PruningSession:
         choose(backend, execution_device(self._decoder), dtype, DecoderShape.of(text_config).head_dim)
         if graphs is not None:
             graphs.check(self._decoder)
+        self._reads_frames = any(stage.reads_frames for stage in self.config.stages)
         self._encoder_hook = self._hook_for_encoder()
         self._check_positions()
         if prefix_cache is not None and (stage := next((s for s in self.config.stages if s.no_reuse), None)):
@@ -188,7 +190,9 @@ class PruningSession:
                     raise ValueError(f"{name}={value!r} does not go with pruning: {reason}; leave it out")
             given = [kwargs[key] for key in ("inputs_embeds", "input_ids") if kwargs.get(key) is not None]
             given += [] if inputs is None else [inputs]
-            with self._forward.prompt_of(self._family.prompt_width(given[0]) if given else None):
+            ids = kwargs.get("input_ids", inputs)
+            grid = None if ids is None else self._grid(kwargs | {"input_ids": ids})
+            with self._forward.prompt_of(self._family.prompt_width(given[0]) if given else None, grid):
                 return generate(inputs, *args, **kwargs)
 
         return pruned
@@ -216,10 +220,19 @@ class PruningSession:
 
     @torch.compiler.disable
     def _find_visual(self, module, args, kwargs):
-        """Forward pre-hook of the family's entry module: read the visual mask from its inputs and pass it down."""
+        """Forward pre-hook of the family's entry module: find the visual tokens in its inputs and pass them down."""
         if self._forward.visual_mask is None:
-            kwargs["visual_mask"] = self._family.visual_mask(self.model, self._family.arguments(module, args, kwargs))
+            inputs = self._family.arguments(module, args, kwargs)
+            kwargs["visual_mask"] = mask = self._family.visual_mask(self.model, inputs)
+            if mask is not None and not self._forward.generating:
+                kwargs["visual_grid"] = self._grid(inputs)
         return args, kwargs
+
+    def _grid(self, inputs: dict[str, Any]) -> np.ndarray | None:
+        """Return where the visual tokens of a batch lie, for prompts with a video and for methods that ask."""
+        if self._reads_frames or self._family.holds_video(inputs):
+            return self._family.grid(self.model, inputs)
+        return None
 
 
 _REFUSED = {

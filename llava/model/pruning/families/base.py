@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -78,6 +79,18 @@ class Family:
 
         """
         return None
+
+    def grid(self, model: nn.Module, inputs: dict[str, Any]) -> np.ndarray | None:
+        """Return int [B, T, 4] from the entry module's inputs: image or video of the prompt, frame, row, column.
+
+        −1 for text and for what is not known. None where the inputs do not show it; each run of visual tokens is then
+        taken for an image.
+        """
+        return None
+
+    def holds_video(self, inputs: dict[str, Any]) -> bool:
+        """Whether the entry module's inputs hold a video."""
+        return False
 
     def prompt_width(self, inputs: torch.Tensor) -> int | None:
         """Return the width of prompts given to `generate` as ids [B, T] or embeddings [B, T, D], in decoder tokens.

@@ -1,6 +1,14 @@
 """LLaVA-OneVision: AnyRes tiles with image newlines as in LLaVA-NeXT, several images, and video frames."""
 
-from .placeholders import Placeholders
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..grid import box
+from .placeholders import Placeholders, media_of
 
 
 class LlavaOnevision(Placeholders):
@@ -8,3 +16,14 @@ class LlavaOnevision(Placeholders):
 
     model_types = {"llava_onevision": "LlavaOnevisionForConditionalGeneration"}
     token_grid = "anyres"
+
+    def cells(self, model: nn.Module, inputs: dict[str, Any], kind: str) -> list[np.ndarray] | None:
+        """Lay out a video's frames, pooled to half of the tower's rows and columns, and the newline after them."""
+        if kind == "image":
+            return None
+        vision = model.config.vision_config
+        side = -(-(vision.image_size // vision.patch_size) // 2)
+        pixels, encoded = media_of(inputs, kind)
+        count, frames = pixels.shape[:2] if encoded is None else encoded.pooler_output.shape[:2]
+        frames = frames if encoded is None else (frames - 1) // side**2
+        return [np.concatenate([box(frames, side, side), [[-1, -1, -1]]])] * count

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
+from ..grid import box, grid_of, runs_of
 from .base import Family
 
 
@@ -47,6 +49,42 @@ class Placeholders(Family):
                 f"pruned; build the prompt with the processor of this {type(model).__name__}"
             )
         return visual
+
+    def grid(self, model: nn.Module, inputs: dict[str, Any]) -> np.ndarray:
+        """Put what `cells` knows of each image and video at its placeholders, in the order of the batch.
+
+        Raises:
+            ValueError: `cells` explains another number of tokens than the batch has.
+
+        """
+        ids = inputs["input_ids"].cpu().numpy()
+        parts = []
+        for name in self.placeholders:
+            there, kind = ids == getattr(model.config, name, None), name.removesuffix("_token_id")
+            parts.append((there, (self.cells(model, inputs, kind) if there.any() else None) or runs_of(there)))
+        return grid_of(parts)
+
+    def cells(self, model: nn.Module, inputs: dict[str, Any], kind: str) -> list[np.ndarray] | None:
+        """Return (frame, row, column) of the visual tokens of each `kind` ("image" or "video"): int [V, 3] each.
+
+        By default from the grids of patches that Qwen2-VL and its successors are given (a video's first number counts
+        pairs of frames). None where they are not known: each run of placeholders is then taken for one image.
+        """
+        patches = inputs.get(f"{kind}_grid_thw")
+        merge = getattr(getattr(model.config, "vision_config", None), "spatial_merge_size", None)
+        if patches is None or merge is None:
+            return None
+        return [box(t, h // merge, w // merge) for t, h, w in patches.tolist()]
+
+    def holds_video(self, inputs: dict[str, Any]) -> bool:
+        """Whether a video's pixels or features are among the inputs."""
+        return any(part is not None for part in media_of(inputs, "video"))
+
+
+def media_of(inputs: dict[str, Any], kind: str) -> list[Any]:
+    """Return the pixels and the features of one kind of media, None for what is not there."""
+    pixels = {"image": "pixel_values", "video": "pixel_values_videos"}[kind]
+    return [inputs.get(pixels), (inputs.get("mm_encoder_outputs") or {}).get(kind)]
 
 
 def _holds_images(inputs: dict[str, Any]) -> bool:
