@@ -10,7 +10,8 @@ import pytest
 import reference
 import torch
 import transformers as hf
-from family_models import CASES, LAYERS, batch_of, fields, internvl, llava_next, qwen2_vl
+from family_case import LAYERS, fields
+from family_models import CASES, batch_of, internvl, llava_next, qwen2_vl
 
 from llava.model.pruning import PruningConfig, prune
 

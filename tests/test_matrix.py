@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from family_models import CASES, LAYERS, batch_of
+from family_case import LAYERS
+from family_models import CASES, batch_of
 from method_examples import EXAMPLES
 
 from llava.model.pruning import PruningConfig

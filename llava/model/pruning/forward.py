@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,9 @@ class PrunedForward:
         what earlier prompts left; recorded layers; states of the image encoder; None without
     traces, policies:
         a `PruningTrace` and a `PromptState` per prompt of every prefill so far
+    handed:
+        keywords for the next call from a model that passes none down: `visual_mask`, `visual_grid`, and the
+        `attention_mask` [B, T] that it was called with
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class PrunedForward:
         self._text_config = self.decoder.config
         self._shape = DecoderShape.of(self._text_config)
         self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
+        self.handed: dict[str, Any] = {}
         self._lock = threading.Lock()
         self.generating = False
         self._prompt_width: int | None = None
@@ -143,6 +148,8 @@ class PrunedForward:
             raise RuntimeError("two threads run one pruned model at the same moment; give each a copy of the model")
         internal = self._text_config._attn_implementation
         try:
+            if self.handed:
+                visual_mask, visual_grid, self.handed = *map(self.handed.get, ("visual_mask", "visual_grid")), {}
             if inputs_embeds is None:
                 inputs_embeds = self.decoder.embed_tokens(input_ids)
             if position_ids is not None:
@@ -170,12 +177,7 @@ class PrunedForward:
 
     def _prefill(self, embeds, attention_mask, position_ids, use_cache, visual_mask, grid, want_hidden, kwargs):
         visual_mask = self._mask_for(embeds, visual_mask)
-        grid = self._grid if grid is None else grid
-        if grid is not None:  # beams repeat the prompts
-            grid = np.repeat(grid, len(embeds) // len(grid), 0)
-        elif any(stage.reads_frames for stage in self.config.stages):
-            there = visual_mask.cpu().numpy()
-            grid = grid_of([(there, runs_of(there))])
+        grid = self._grid_for(visual_mask, grid)
         tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, grid, self._labels)
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
@@ -196,7 +198,7 @@ class PrunedForward:
             self._targets = tokens.targets[None, places]
         else:
             last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
-            self._targets = _targets(tokens)
+            self._targets = targets_of(tokens)
         self.policies[len(self.traces) :] = prefill.policies  # whoever empties the traces empties these
         self.traces += prefill.traces(self._shape, embeds.dtype)
         hidden = None
@@ -305,6 +307,19 @@ class PrunedForward:
         """Return (cos, sin) of the positions that pruning counted itself, or that the model gave."""
         return self.decoder.rotary_emb(hidden, self.family.positions(position_ids))
 
+    def _grid_for(self, visual_mask, grid):
+        """Return where the visual tokens of the prompts lie, int [B, T, 4]; None where nobody asks."""
+        grid = self._grid if grid is None else grid
+        if grid is not None:  # beams repeat the prompts, a draft follows them
+            more = visual_mask.shape[1] - grid.shape[1]
+            return np.pad(
+                np.repeat(grid, len(visual_mask) // len(grid), 0), ((0, 0), (0, more), (0, 0)), constant_values=-1
+            )
+        if any(stage.reads_frames for stage in self.config.stages):
+            there = visual_mask.cpu().numpy()
+            return grid_of([(there, runs_of(there))])
+        return None
+
     def _mask_for(self, embeds, visual_mask):
         """Return which tokens of the prompts are visual, bool [B, T]; never guess that none are."""
         batch, width = embeds.shape[:2]
@@ -329,7 +344,7 @@ def next_labels(labels: torch.Tensor) -> torch.Tensor:
     return F.pad(labels, (0, 1), value=IGNORE)[:, 1:]
 
 
-def _targets(tokens: PackedTokens) -> np.ndarray | str | None:
+def targets_of(tokens: PackedTokens) -> np.ndarray | str | None:
     """Return what the rows of an output predict, int64 [B, rows] as `unpack` makes it; a string says why it cannot."""
     if tokens.targets is None:
         return None

@@ -17,7 +17,7 @@ from .flops import DecoderShape
 from .graphs import LayerGraphs
 from .grid import frames_of
 from .influence import Measurement
-from .method import EXIT, Method, PromptState, Selection
+from .method import EXIT, AttentionRule, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
 from .prefix_cache import prefix
 from .probes import LayerStates, Probe, run
@@ -75,18 +75,7 @@ class Prefill:
         """
         prompts = range(len(tokens.lengths))
         self.kwargs = kwargs
-        self.given, self.shift = tokens.lengths, None
-        image_starts = tuple(int(places[0]) if len(places) else 0 for places in tokens.visual_positions)
-        grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
-        self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b], grids[b]) for b in prompts]
-        answers = [None if tokens.answers is None else int(tokens.answers[a:b].sum()) for a, b in tokens.spans]
-        for stage in self.config.stages:
-            self.stage = stage
-            self.policies = [
-                PromptState(self.first + b, len(self.layers), len(places), places, answers[b], grids[b])
-                for b, places in enumerate(tokens.visual_positions)
-            ]
-            tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
+        tokens = self.before(tokens)
         if self.attach is not None:
             tokens = self.attach(tokens)
         tokens, waiting, frozen = self._set_apart(tokens)
@@ -100,7 +89,7 @@ class Prefill:
             asked = self._asked(index, tokens)
             tokens = prefix.enter(tokens, unread, _whole(asked))
             read = frozen if frozen is not None and self.config.reads(index) else None
-            call = PrefillCall(tokens, rule, self.backend, unread, read, image_starts)
+            call = PrefillCall(tokens, rule, self.backend, unread, read, self.image_starts)
             output = self._read(layer, tokens, call)
             held = tokens if read is None else read.tokens
             if self.cache is not None:
@@ -113,6 +102,29 @@ class Prefill:
             tokens = prefix.after_layer(tokens, output)
             tokens = self._prune(index, tokens, call, asked)
         return tokens
+
+    def before(self, tokens: PackedTokens) -> PackedTokens:
+        """Return the tokens that the decoder is to read: those that the config's methods leave before layer 0."""
+        self.given, self.shift = tokens.lengths, None
+        self.image_starts = tuple(int(places[0]) if len(places) else 0 for places in tokens.visual_positions)
+        grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
+        answers = [None if tokens.answers is None else int(tokens.answers[a:b].sum()) for a, b in tokens.spans]
+        given = zip(tokens.lengths, tokens.visual_counts, grids, strict=True)
+        self.records = [_Record(*one) for one in given]
+        for stage in self.config.stages:
+            self.stage = stage
+            self.policies = [
+                PromptState(self.first + b, len(self.layers), len(places), places, answers[b], grids[b])
+                for b, places in enumerate(tokens.visual_positions)
+            ]
+            tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
+        return tokens
+
+    def unchanged(self, tokens: PackedTokens) -> None:
+        """Write down that every layer reads `tokens` densely and keeps them all."""
+        for record, length, visual in zip(self.records, tokens.lengths, tokens.visual_counts, strict=True):
+            for _ in self.layers:
+                record.enter(length, visual, AttentionRule(), length)
 
     def _set_apart(self, tokens: PackedTokens) -> tuple[PackedTokens, PackedTokens | None, FrozenTokens | None]:
         """Return the tokens that layer 0 runs, all tokens while the visual ones wait outside, and frozen ones."""
@@ -260,7 +272,7 @@ class _Record:
         self.tokens, self.visual, self.frozen, self.rules, self.kv, self.probes = [], [], [], [], [], []
         self.kept, self.influence, self.cuts = [], [], []
 
-    def enter(self, tokens, visual, rule, kv, frozen):
+    def enter(self, tokens, visual, rule, kv, frozen=0):
         self.tokens.append(tokens)
         self.visual.append(visual)
         self.frozen.append(frozen)

@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from .compacted import CompactedForward
 from .devices import execution_device
-from .families import Family, family_of
+from .families import Family, decoder_obstacle, family_of
 from .flops import DecoderShape
 from .forward import PrunedForward, warn_no_prefix_cache
 from .graphs import LayerGraphs
 from .kernels import choose
+from .method import METHODS, PromptState
 from .method import Method as PruningConfig
-from .method import PromptState
+from .methods import NoPruning
 from .prefix_cache import PrefixCache
 from .trace import PruningTrace
 from .vision import EncoderHook
@@ -111,9 +113,12 @@ class PruningSession:
         self.model = model = _without_adapters(model)
         self._family: Family = family_of(model)
         self._decoder = self._family.decoder(model)
+        self._obstacle = decoder_obstacle(model, self._family)
         text_config = self._decoder.config
         self.config = config.resolved(text_config.num_hidden_layers)
         self.config.check_layers(text_config.num_hidden_layers)
+        if self._obstacle is not None:
+            _check_before_decoder(model, self.config, self._obstacle)
         if visual_mask is None and self._family.needs_mask:
             raise ValueError(
                 f"{type(model).__name__} does not know which tokens are visual: "
@@ -124,7 +129,10 @@ class PruningSession:
                 f"visual_mask must be bool [batch, tokens], got {visual_mask.dtype} {list(visual_mask.shape)}"
             )
         dtype = next(self._decoder.parameters()).dtype
-        choose(backend, execution_device(self._decoder), dtype, DecoderShape.of(text_config).head_dim)
+        if self._obstacle is None:
+            choose(backend, execution_device(self._decoder), dtype, DecoderShape.of(text_config).head_dim)
+        elif graphs is not None:
+            raise ValueError(f"cuda_graphs needs a decoder that the engine runs ({self._obstacle}); leave it out")
         if graphs is not None:
             graphs.check(self._decoder)
         self._reads_frames = any(stage.reads_frames for stage in self.config.stages)
@@ -133,8 +141,12 @@ class PruningSession:
         if prefix_cache is not None and (stage := next((s for s in self.config.stages if s.no_reuse), None)):
             warn_no_prefix_cache(f"method {stage.method!r} {stage.no_reuse}")
             prefix_cache = None
+        if prefix_cache is not None and self._obstacle is not None:
+            warn_no_prefix_cache(self._obstacle)
+            prefix_cache = None
         self.prefix_cache, self._lasting = prefix_cache, lasting
-        self._forward = PrunedForward(
+        kind = PrunedForward if self._obstacle is None else CompactedForward
+        self._forward = kind(
             model, self._family, self.config, visual_mask, backend, prefix_cache, graphs, self._encoder_hook
         )
         self.traces: list[PruningTrace] = self._forward.traces
@@ -223,9 +235,13 @@ class PruningSession:
         """Forward pre-hook of the family's entry module: find the visual tokens in its inputs and pass them down."""
         if self._forward.visual_mask is None:
             inputs = self._family.arguments(module, args, kwargs)
-            kwargs["visual_mask"] = mask = self._family.visual_mask(self.model, inputs)
-            if mask is not None and not self._forward.generating:
-                kwargs["visual_grid"] = self._grid(inputs)
+            found = {"visual_mask": self._family.visual_mask(self.model, inputs)}
+            if found["visual_mask"] is not None and not self._forward.generating:
+                found["visual_grid"] = self._grid(inputs)
+            if self._obstacle is None and self._family.passes_keywords:
+                kwargs |= found
+            else:
+                self._forward.handed = found | {"attention_mask": inputs.get("attention_mask")}
         return args, kwargs
 
     def _grid(self, inputs: dict[str, Any]) -> np.ndarray | None:
@@ -233,6 +249,19 @@ class PruningSession:
         if self._reads_frames or self._family.holds_video(inputs):
             return self._family.grid(self.model, inputs)
         return None
+
+
+def _check_before_decoder(model: torch.nn.Module, config: PruningConfig, obstacle: str) -> None:
+    """Raise `ValueError` for a config that needs more of a decoder than its inputs."""
+    for stage in config.stages:
+        if stage.before_decoder is not True and type(stage) is not NoPruning:
+            able = ", ".join(name for name, cls in METHODS.items() if cls.before_decoder is not False)
+            raise ValueError(
+                f"{type(model).__name__} takes methods that prune before the decoder only ({able}, naming no layer), "
+                f"not {stage.method!r}: {obstacle}"
+            )
+        if stage.positions == "compact":
+            raise ValueError(f"'positions' is 'compact', which the engine's own decoders renumber: {obstacle}")
 
 
 _REFUSED = {

@@ -32,6 +32,8 @@ class Family:
         (LLaVA's templates and image markers)
     needs_mask:
         True where only the caller can know which tokens are visual
+    passes_keywords:
+        whether the entry module's `forward` passes unknown keywords down to the decoder
     token_grid:
         how visual tokens lie over a picture, for drawing them: `square` (one grid over a padded or cropped square),
         `grid` (one grid over the whole picture), `tiles` (InternVL's: equal tiles, then a thumbnail), `anyres`
@@ -42,6 +44,7 @@ class Family:
     model_types: ClassVar[dict[str, str | type[nn.Module]]] = {}
     inputs: ClassVar[str] = "chat_template"
     needs_mask: ClassVar[bool] = False
+    passes_keywords: ClassVar[bool] = True
     token_grid: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
@@ -60,7 +63,7 @@ class Family:
         raise NotImplementedError
 
     def entry(self, model: nn.Module) -> nn.Module | None:
-        """Return the module whose inputs show the visual tokens and whose `forward` passes unknown keywords down.
+        """Return the module whose inputs show the visual tokens.
 
         None where the model sends `visual_mask` to its decoder by itself.
         """

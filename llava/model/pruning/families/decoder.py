@@ -43,11 +43,6 @@ class BareDecoder(Family):
         return model if isinstance(model, STACKS) else model.model
 
 
-def stack_in(model: nn.Module) -> str | None:
-    """Return the name of the first module of `model` that could be pruned by itself, None where there is none."""
-    return next((name for name, module in model.named_modules() if name and isinstance(module, STACKS)), None)
-
-
 def check_attention(model: nn.Module, decoder: nn.Module) -> None:
     """Refuse a decoder whose attention the engine would compute differently from the model itself.
 
