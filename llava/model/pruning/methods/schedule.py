@@ -15,7 +15,9 @@ in eager attention while training. HiDrop ranks with scores rounded to the model
 tokens tie; here they are fp32. In its training, a batch that mixes image and text samples takes the number of tokens
 of one sample for another. ViCA's training code zeroes the attention of the first 576 rows of a prompt without image,
 and its accelerated code of 3B and 13B that of system rows in later layers; here such prompts run dense, and such rows
-attend.
+attend. A label right behind an image (the first token of a caption, in LLaVA's first stage) belongs to the last visual
+token, and counts only where that token runs to the end: HiDrop lets the token before the image predict it, ViCA what
+the projector made.
 """
 
 from __future__ import annotations
