@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from .kernels import Kernel, by_segment, choose
+from .layers import LayerKind
 from .layouts import first_half, merge_passes, text_stretches, visual_runs
 from .method import AttentionRule
 from .packed import PackedTokens, Segments, upload
@@ -29,12 +30,14 @@ NAME = "visipruner"
 class PrefillCall:
     """One layer reading the prompts: what it needs to attend, and the states it leaves behind for probe and cache.
 
-    `unread`: visual tokens that text rows do not read, bool [T], None for none. `frozen`: visual tokens that do not run
-    but are read, None for none; `key` and `value` are of text and visual tokens then. `image_starts`: position of each
-    prompt's first visual token as given (0 without any), for rules with `before`. `norm`: the layer's, of its input.
+    `kind`: what the layer does. `unread`: visual tokens that text rows do not read, bool [T], None for none. `frozen`:
+    visual tokens that do not run but are read, None for none; `key` and `value` are of text and visual tokens then.
+    `image_starts`: position of each prompt's first visual token as given (0 without any), for rules with `before`.
+    `norm`: the layer's, of its input.
     """
 
     tokens: PackedTokens
+    kind: LayerKind
     rule: AttentionRule
     backend: str
     unread: np.ndarray | None = None
@@ -232,9 +235,9 @@ def _with_frozen(module, query: torch.Tensor, call: PrefillCall, kernel: Kernel)
     are not computed.
     """
     visual = call.frozen.visual
-    peek = PeekCall(visual, AttentionRule(), call.backend)
+    peek, rope = PeekCall(visual, call.kind, AttentionRule(), call.backend), call.kind.rope(visual.rope)
     with suppress(Peeked), _no_queries(module):
-        module.forward(call.norm(visual.hidden), position_embeddings=visual.rope, attention_mask=None, pruning=peek)
+        module.forward(call.norm(visual.hidden), position_embeddings=rope, attention_mask=None, pruning=peek)
     both = [torch.cat(pair, 2) for pair in ((call.key, peek.key), (call.value, peek.value))]
     layout, device = text_stretches(call.tokens, call.frozen.tokens), query.device
     read = (part.index_select(2, upload(layout.keys, device)) for part in both)
