@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from family_models import PATCHES, ROPE, clip, fields
+from family_case import fields, peaked
+from family_models import PATCHES, ROPE, clip
 from llava_fixtures import write_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.utils import logging
@@ -34,18 +35,21 @@ QWEN_TEMPLATE = (
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
     "{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% elif part['type'] == 'video' %}{{ '<|vision_start|><|video_pad|><|vision_end|>' }}"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 INTERNVL_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
+    "{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 ONEVISION_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
     "{% for part in m['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in m['content'] if part['type'] == 'video' %}{{ '<video>' }}{% endfor %}"
     "{% for part in m['content'] if part['type'] == 'text' %}{{ '\n' + part['text'] }}{% endfor %}"
     "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -213,14 +217,7 @@ def write_family(folder: Path, name: str, layers: int | None = None) -> Path:
     """Write a checkpoint of one family, its attention peaked enough that single tokens matter."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    model = FAMILIES[name](folder).eval().requires_grad_(False)
-    for parameter_name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or parameter_name.endswith(("norm.weight", "cls_token", "position_embeddings")):
-            continue
-        gain = 1.5 if "language_model" in parameter_name else 1.0
-        gain = 0.5 if "lm_head" in parameter_name else gain
-        std = 1.0 if "embed_tokens" in parameter_name else gain * parameter[0].numel() ** -0.5
-        torch.nn.init.normal_(parameter, std=std)
+    model = peaked(FAMILIES[name](folder))
     tokenizer = hf.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     words = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
     for token, word in enumerate(words):  # answers are readable: bytes of broken characters are not chosen

@@ -1,147 +1,18 @@
-"""A small random model of every family, and left-padded batches for it: what the family tests and the matrix run on.
+"""The `Case` of every family, by name: what the family tests and the matrix run on. A new family is one more.
 
-A prompt is spelled as a word: t text, i image, j larger image, v video. `Batch` writes the placeholders and makes the
-pixels that each family's processor would, so that no processor has to be loaded. A new family is one `Case`.
+The first families are here, the others in tests/family_models_*.py with the checkpoints that they load from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Literal
+from functools import lru_cache
 
 import torch
 import transformers as hf
+from family_case import END, IMAGE, START, VIDEO, Batch, Case, fields
 
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.language_model.configuration_llava import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.pruning import PruningSession, prune
-from llava.model.pruning.families import family_of
-
-START, END, IMAGE, VIDEO, VOCABULARY = 93, 94, 95, 96, 97
-LAYERS = 6
-
-
-@dataclass(frozen=True)
-class Case:
-    """One family: how to make its model, the tokens and pixels of its media, and the media it reads.
-
-    layout:
-        `placeholders` one id a visual token; `markers` one id an image (original LLaVA); `bare` embeddings and a mask
-    plain:
-        whether tests/reference.py knows the decoder's projections
-    frame:
-        text tokens before and after each image or video
-    """
-
-    make: Callable[[], torch.nn.Module]
-    media: Callable[[torch.nn.Module, str, torch.Generator], tuple[int, dict]]
-    prompts: tuple[str, ...] = ("tttittt", "ttittjttt", "ttttt", "jttt")
-    plain: bool = True
-    frame: tuple[int, ...] = ()
-    layout: Literal["placeholders", "markers", "bare"] = "placeholders"
-
-    @cached_property
-    def model(self) -> torch.nn.Module:
-        """The model, its attention peaked enough that single tokens matter."""
-        torch.manual_seed(0)
-        model = self.make().eval().requires_grad_(False)
-        for name, parameter in model.named_parameters():
-            if name.endswith(("q_norm.weight", "k_norm.weight")):
-                torch.nn.init.constant_(parameter, 1.6)
-            if parameter.ndim < 2 or name.endswith(("norm.weight", "cls_token", "position_embeddings")):
-                continue
-            gain = 1.5 if "language_model" in name or name.startswith("model.layers") else 1.0
-            gain = 0.5 if "lm_head" in name else gain
-            std = 1.0 if "embed_tokens" in name else gain * parameter[0].numel() ** -0.5
-            torch.nn.init.normal_(parameter, std=std)
-        model.generation_config.eos_token_id = None
-        model.generation_config.pad_token_id = 0
-        return model
-
-    @property
-    def decoder(self) -> torch.nn.Module:
-        """The decoder stack."""
-        return family_of(self.model).decoder(self.model)
-
-    def prune(self, config, batch: Batch, **options) -> PruningSession:
-        """Open a session for the prompts of one batch."""
-        return prune(self.model, config, batch.visual if self.layout == "bare" else None, **options)
-
-
-class Batch:
-    """`words` as a left-padded batch; a word alone gives the ids and pixels that it has among others.
-
-    ids, attention_mask, visual:
-        [B, T] as the decoder sees the prompts, placeholders at visual tokens
-    inputs:
-        keywords of the model's `forward` and `generate`
-    """
-
-    def __init__(self, case: Case, *words: str):
-        rows, marked, media = [], [], {}
-        for word in words:
-            generator = torch.Generator().manual_seed(sum(map(ord, word)))
-            ids: list[int] = []
-            marks: list[int] = []
-            for letter in word:
-                if letter == "t":
-                    ids.append(int(torch.randint(5, 90, (), generator=generator)))
-                    marks.append(ids[-1])
-                    continue
-                count, inputs = case.media(case.model, letter, generator)
-                ids += [*case.frame[:1], *[VIDEO if letter == "v" else IMAGE] * count, *case.frame[1:]]
-                marks += [IMAGE_TOKEN_INDEX] * len(inputs.get("images", ()))
-                for name, value in inputs.items():
-                    media.setdefault(name, []).append(value)
-            rows.append(ids)
-            marked.append(marks)
-        self.words, self.lengths = words, [len(ids) for ids in rows]
-        self.ids, self.attention_mask = pad_left(rows)
-        self.visual = (self.ids == IMAGE) | (self.ids == VIDEO)
-        self.inputs = {"input_ids": self.ids, "attention_mask": self.attention_mask}
-        self.inputs |= {name: torch.cat(values) for name, values in media.items()}
-        if case.layout == "markers":
-            self.inputs |= dict(zip(("input_ids", "attention_mask"), pad_left(marked), strict=True))
-        if case.layout == "bare":
-            embeds = case.model.get_input_embeddings()(self.inputs.pop("input_ids"))
-            embeds[self.visual] = self.inputs.pop("features", embeds[:0, 0])
-            self.inputs["inputs_embeds"] = embeds
-        if "qwen" in case.model.config.model_type and case.layout == "placeholders":
-            self.inputs["mm_token_type_ids"] = (self.ids == IMAGE).int() + 2 * (self.ids == VIDEO).int()
-
-    def positions(self, case: Case) -> torch.Tensor:
-        """Positions of the untouched model: int64 [B, T], or [3, B, T] from its own M-RoPE."""
-        if "mm_token_type_ids" in self.inputs:
-            named = {k: v for k, v in self.inputs.items() if "pixel" not in k}
-            return case.model.model.get_rope_index(**named)[0]
-        return (self.attention_mask.cumsum(-1) - 1).clamp_min(0)
-
-
-def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as [B, T] with zeros before the shorter ones, and their attention mask."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-
-
-def fields(**kwargs) -> dict:
-    """Fields that the text configs share."""
-    return {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-        **kwargs,
-    }
 
 
 def llama():
@@ -267,6 +138,23 @@ def qwen_media(model, letter, generator):
     return patches // 4, dict(zip(names, (pixels, torch.tensor([grid])), strict=True))
 
 
+def qwen3_vl(moe=False):
+    vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 48, "num_heads": 2, **PATCHES}
+    vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
+    rope = {**ROPE, "mrope_section": [2, 2, 2], "mrope_interleaved": True}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1]}
+    text = fields(rope_parameters=rope, head_dim=12, **(experts if moe else {}))
+    config = (hf.Qwen3VLMoeConfig if moe else hf.Qwen3VLConfig)(text_config=text, vision_config=vision, **QWEN)
+    return (hf.Qwen3VLMoeForConditionalGeneration if moe else hf.Qwen3VLForConditionalGeneration)(config)
+
+
+def qwen3_media(model, letter, generator):
+    """As Qwen2-VL's; a time stamp is text between the frames of a video."""
+    count, inputs = qwen_media(model, letter, generator)
+    frame = [VIDEO] * (count // 3)
+    return [*frame, END, 7, START, *frame, END, 8, START, *frame] if letter == "v" else count, inputs
+
+
 VIDEOS = ("tttittt", "ttittjttt", "ttttt", "ttvttjttt", "vtvtit")
 CASES = {
     "llava original": Case(llava_original, markers_media, layout="markers"),
@@ -285,6 +173,7 @@ CASES = {
     "internvl llama": Case(lambda: internvl(llama()), internvl_media),
     "qwen2_vl": Case(qwen2_vl, qwen_media, VIDEOS, frame=(START, END)),
     "qwen2_5_vl": Case(qwen2_5_vl, qwen_media, VIDEOS, frame=(START, END)),
+    "qwen3_vl": Case(qwen3_vl, qwen3_media, VIDEOS, frame=(START, END), plain=False),
     "bare llama": Case(lambda: hf.LlamaForCausalLM(llama()), bare_media, layout="bare"),
     "bare qwen3": Case(
         lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**fields(head_dim=12))), bare_media, plain=False, layout="bare"

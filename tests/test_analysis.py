@@ -7,7 +7,8 @@ import pytest
 import reference
 import torch
 from conftest import FULL, MIXED, Prompts, random_llama
-from family_models import CASES, Batch
+from family_case import Batch
+from family_models import CASES
 
 from llava.analysis import attention_map, influence_map, logit_lens, remove_sinks, value_norms, value_output
 from llava.analysis.arrays import NamedArray

@@ -19,7 +19,7 @@ from llava.model.formats import read_layout
 from llava.model.inputs import inputs_for
 from llava.model.loaded import LoadedModel
 from llava.model.preflight import check_model
-from llava.model.pruning.families import transformers_classes
+from llava.model.pruning.families import model_class
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -47,11 +47,11 @@ def test_every_family_loads_as_llava_does_and_says_nothing(family, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tokenizer, model, processor, context = load(folder)
-    assert type(model) is transformers_classes()[name] and not model.training and model.dtype == torch.float32
+    assert type(model) is model_class(name) and not model.training and model.dtype == torch.float32
     assert isinstance(processor, hf.ProcessorMixin) and processor.tokenizer is tokenizer
     assert tokenizer.padding_side == "left" and tokenizer.pad_token_id is not None and context == 1024
     assert model.config._attn_implementation == "sdpa" and model.generation_config.top_k == 1
-    written = transformers_classes()[name].from_pretrained(folder).state_dict()
+    written = model_class(name).from_pretrained(folder).state_dict()
     assert all(torch.equal(written[key], tensor) for key, tensor in model.state_dict().items())
     assert read_layout(folder).layers == model.config.get_text_config().num_hidden_layers == 6
     capfd.readouterr()

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers as hf
-from family_models import CASES, IMAGE, VIDEO, Batch, batch_of, clip, llama, llava_media
+from family_case import IMAGE, VIDEO, Batch
+from family_models import CASES, batch_of, clip, llama, llava_media
 
 from llava.model.pruning import prune
-from llava.model.pruning.families import FAMILIES
 
 DROP = {"mode": ["deep"], "mid_deep_layer": 3}
 LAYOUT = {kind: [n for n, case in CASES.items() if case.layout == kind] for kind in ("placeholders", "markers", "bare")}
@@ -116,16 +116,8 @@ def test_an_image_after_a_pruned_prompt_is_refused(name):
             case.model(**{**batch.inputs, "attention_mask": None}, past_key_values=output.past_key_values)
 
 
-def test_an_unknown_model_is_told_every_family():
-    with pytest.raises(ValueError, match="does not know Linear") as caught:
-        prune(torch.nn.Linear(2, 2), DROP)
-    for family in FAMILIES:
-        assert family.models in str(caught.value)
-    assert "\n" not in str(caught.value) and "can be pruned" not in str(caught.value)
-
-
-def test_the_decoder_inside_an_unknown_model_can_be_pruned():
-    """The message names it; what the model around it generates is pruned, and is the same where nothing is."""
+def test_a_model_without_a_page_is_pruned_as_its_decoder_is():
+    """`prune` finds the decoder and the placeholders of any model; the decoder alone takes a mask."""
     torch.manual_seed(0)
     config = hf.VipLlavaConfig(
         vision_config=clip(), text_config=llama(), image_token_index=IMAGE, vision_feature_layers=[-2, -3]
@@ -135,11 +127,12 @@ def test_the_decoder_inside_an_unknown_model_can_be_pruned():
     inputs = {"input_ids": torch.tensor([[5, 6, *[IMAGE] * 16, 7, 8]])}
     inputs["pixel_values"] = llava_media(model, "i", torch.Generator().manual_seed(0))[1]["pixel_values"]
     mask = inputs["input_ids"] == IMAGE
-    with pytest.raises(ValueError, match=r"prune\(model\.model\.language_model, config, visual_mask=mask\)"):
-        prune(model, DROP, mask)
     expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     with prune(model.model.language_model, {"mode": []}, mask):
         assert model.generate(**inputs, max_new_tokens=4, do_sample=False).tolist() == expected.tolist()
-    with prune(model.model.language_model, DROP, mask) as session:
-        model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    assert session.traces[0].tokens_per_layer == [20] * 3 + [4] * 3
+    answers = []
+    for session in (prune(model.model.language_model, DROP, mask), prune(model, DROP)):
+        with session:
+            answers.append(model.generate(**inputs, max_new_tokens=4, do_sample=False).tolist())
+        assert session.traces[0].tokens_per_layer == [20] * 3 + [4] * 3
+    assert answers[0] == answers[1]

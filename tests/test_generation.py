@@ -7,7 +7,8 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_module
-from family_models import CASES, Batch
+from family_case import Batch
+from family_models import CASES
 from transformers import GenerationConfig
 
 from llava import prune

@@ -5,7 +5,8 @@ from functools import lru_cache
 
 import pytest
 import torch
-from family_models import CASES, Batch, pad_left
+from family_case import Batch, pad_left
+from family_models import CASES
 from method_examples import EXAMPLES
 from reuse_fixtures import decisions
 

@@ -27,7 +27,7 @@ from llava.model.loading import build_model, quantization_config
 from llava.model.parts import Parts, find_parts
 from llava.model.processors import check_pixels, check_tokenizer, load_processor
 from llava.model.pruning.devices import execution_device
-from llava.model.pruning.families import transformers_classes
+from llava.model.pruning.families import model_class
 from llava.utils import pick_device, pick_dtype
 
 DEFAULT_CONTEXT_LENGTH = 2048
@@ -98,7 +98,7 @@ def load_pretrained_model(
         processor = load_processor(parts.config.folder, config, *pixels)
         weights = parts.read_weights()
         checkpoint.check_floating(weights, parts.config.folder)
-        kind = transformers_classes()[config.model_type]
+        kind = model_class(config.model_type)
         options |= {"config": config, "ignore_mismatched_sizes": True}
         model = build_model(kind, weights, parts.config.folder, processor.tokenizer, **options)
     return processor.tokenizer, model, processor, model.config.get_text_config().max_position_embeddings

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from llava.conversation import find_template
 from llava.model.language_model.configuration_llava import MODEL_TYPES, read_config, read_json
-from llava.model.pruning.families import transformers_classes
+from llava.model.pruning.families import model_types
 from llava.model.silence import silence
 
 INTERNVL_ORIGINAL = "internvl_chat"
@@ -59,11 +59,11 @@ def read_layout(folder: Path) -> Layout:
         if not isinstance(layers, int):
             raise ValueError(f"{path} has no num_hidden_layers in llm_config: expected InternVL's original layout")
         return Layout("internvl", kind, layers, decoder.get("max_position_embeddings"))
-    if kind in transformers_classes() and (kind not in MODEL_TYPES or "text_config" in raw):
+    if kind in model_types() and (kind not in MODEL_TYPES or "text_config" in raw):
         decoder = read_transformers_config(folder).get_text_config()
         return Layout("transformers", kind, decoder.num_hidden_layers, decoder.max_position_embeddings)
     if kind not in MODEL_TYPES:
-        known = ", ".join(dict.fromkeys((*MODEL_TYPES, *transformers_classes(), INTERNVL_ORIGINAL)))
+        known = ", ".join(dict.fromkeys((*MODEL_TYPES, *model_types(), INTERNVL_ORIGINAL)))
         raise ValueError(f"{path} has model_type {kind!r}, which is not known here; known are {known}")
     config = read_config(folder)
     return Layout("llava", kind, config.num_hidden_layers, config.tokenizer_model_max_length)

@@ -21,7 +21,7 @@ from llava.model.loading import quantization_config
 from llava.model.parts import find_parts
 from llava.model.processors import check_pixels
 from llava.model.pruning import PruningConfig, prune
-from llava.model.pruning.families import transformers_classes
+from llava.model.pruning.families import model_class
 from llava.model.silence import silence
 from llava.utils import pick_device, pick_dtype
 
@@ -118,4 +118,4 @@ def skeleton(source: checkpoint.Source, layout: Layout) -> PreTrainedModel:
             config = internvl.read_config(source.folder, read_json(source.folder / "config.json"))
             return transformers.InternVLForConditionalGeneration(config)
         config = read_transformers_config(source.folder)
-        return transformers_classes()[config.model_type](config)
+        return model_class(config.model_type)(config)

@@ -118,6 +118,10 @@ class PromptState:
         visual tokens that this method was given: those of the prompt, or what `before` left of them
     positions:
         int [V], places in the prompt of the visual tokens that are left now
+    grid:
+        int [L, 4], where every token of the prompt lies: image or video, frame, row, column (see `media`, `frames`,
+        `cells`), −1 for text and for what is not known; None unless the prompt holds a video or the method
+        `reads_frames`
     filter_layer:
         the layer after which the method chose among the visual tokens for the first time, None before that
     memory:
@@ -128,8 +132,27 @@ class PromptState:
     num_layers: int
     visual_tokens: int
     positions: np.ndarray
+    grid: np.ndarray | None = None
     filter_layer: int | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def media(self) -> np.ndarray:
+        """Which image or video of the prompt, from 0, each visual token that is left belongs to: int [V]."""
+        return self.grid[self.positions, 0]
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Frame of its video, from 0, that each visual token that is left shows: int [V].
+
+        0 for an image; −1 for a token of no frame (LLaVA-OneVision's newline after a video).
+        """
+        return self.grid[self.positions, 1]
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Row and column in its frame of each visual token that is left: int [V, 2]; −1 where they are not known."""
+        return self.grid[self.positions, 2:]
 
 
 @dataclass(frozen=True)
@@ -150,8 +173,12 @@ class Method:
     """Its name, or for a class without one the reference `module:Class` that loads it."""
     before_decoder = False
     """Whether all that this config does happens before layer 0, so that it can stand as another's `before`."""
-    reads_vision = False
-    """Whether its probe reads what the image encoder left behind."""
+    reads_vision: ClassVar[tuple[Any, ...]] = ()
+    """What its probe reads of the image encoder: `EncoderReading`s."""
+    encoder_needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Encoder` that must be true for it: `class_token`, `patchwise`."""
+    reads_frames = False
+    """Whether it asks which frame a visual token is of (`PromptState.frames`), so that the engine finds that out."""
     no_reuse: ClassVar[str | None] = None
     """Why no prefix can be reused under this method, as the end of a sentence that its name begins; None: it can."""
     positions = "original"

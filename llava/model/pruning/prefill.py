@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,8 +15,10 @@ from .attention import PeekCall, Peeked, PrefillCall, run_layer
 from .cache import RaggedCache
 from .flops import DecoderShape
 from .graphs import LayerGraphs
+from .grid import frames_of
 from .influence import Measurement
-from .method import EXIT, Method, PromptState, Selection
+from .layers import LayerKind
+from .method import EXIT, AttentionRule, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
 from .prefix_cache import prefix
 from .probes import LayerStates, Probe, run
@@ -26,8 +28,8 @@ from .trace import ProbeRecord, PruningTrace
 class Prefill:
     """One prefill of a batch: states and records of its prompts, from the first layer to the last.
 
-    layers:
-        the decoder's layers, called as they are
+    layers, kinds:
+        the decoder's layers, called as they are, and what each of them does
     cache:
         an empty `RaggedCache` to fill, or None
     rotary:
@@ -47,6 +49,7 @@ class Prefill:
     def __init__(
         self,
         layers,
+        kinds: Sequence[LayerKind],
         config: Method,
         backend: str,
         cache: RaggedCache | None,
@@ -56,7 +59,7 @@ class Prefill:
         graphs: LayerGraphs | None = None,
         first: int = 0,
     ):
-        self.layers = layers
+        self.layers, self.kinds = layers, kinds
         self.config = config
         self.backend = backend
         self.cache = cache
@@ -74,15 +77,7 @@ class Prefill:
         """
         prompts = range(len(tokens.lengths))
         self.kwargs = kwargs
-        self.given, self.shift = tokens.lengths, None
-        self.records = [_Record(tokens.lengths[b], tokens.visual_counts[b]) for b in prompts]
-        for stage in self.config.stages:
-            self.stage = stage
-            self.policies = [
-                PromptState(self.first + b, len(self.layers), len(places), places)
-                for b, places in enumerate(tokens.visual_positions)
-            ]
-            tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
+        tokens = self.before(tokens)
         if self.attach is not None:
             tokens = self.attach(tokens)
         for index, layer in enumerate(self.layers):
@@ -92,7 +87,7 @@ class Prefill:
             unread = self._unread(index, tokens) if rule.text == "dense" else None
             asked = self._asked(index, tokens)
             tokens = prefix.enter(tokens, unread, _whole(asked))
-            call = PrefillCall(tokens, rule, self.backend, unread)
+            call = PrefillCall(tokens, self.kinds[index], rule, self.backend, unread)
             output = self._read(layer, tokens, call)
             if self.cache is not None:
                 kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index), self.shift, unread)
@@ -100,15 +95,38 @@ class Prefill:
                 kept = tokens.lengths
             for b in prompts:
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b])
+            if index in tokens.added:
+                tokens, output = tokens.with_added(index, output)
             tokens = prefix.after_layer(tokens, output)
             tokens = self._prune(index, tokens, call, asked)
         return tokens
+
+    def before(self, tokens: PackedTokens) -> PackedTokens:
+        """Return the tokens that the decoder is to read: those that the config's methods leave before layer 0."""
+        self.given, self.shift = tokens.lengths, None
+        grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
+        given = zip(tokens.lengths, tokens.visual_counts, grids, strict=True)
+        self.records = [_Record(*one) for one in given]
+        for stage in self.config.stages:
+            self.stage = stage
+            self.policies = [
+                PromptState(self.first + b, len(self.layers), len(places), places, grids[b])
+                for b, places in enumerate(tokens.visual_positions)
+            ]
+            tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
+        return tokens
+
+    def unchanged(self, tokens: PackedTokens) -> None:
+        """Write down that every layer reads `tokens` densely and keeps them all."""
+        for record, length, visual in zip(self.records, tokens.lengths, tokens.visual_counts, strict=True):
+            for _ in self.layers:
+                record.enter(length, visual, AttentionRule(), length)
 
     def _read(self, layer, tokens: PackedTokens, call: PrefillCall) -> torch.Tensor:
         """Return what the layer makes of the tokens that it runs: [1, R, D]."""
         if self.graphs is not None and self.graphs.fit(tokens, call, self.kwargs):
             return self.graphs.run(layer, tokens, call, self.kwargs)
-        return run_layer(layer, tokens.hidden, tokens.live_rope, call, self.kwargs)
+        return run_layer(layer, tokens.hidden, call.kind.rope(tokens.live_rope), call, self.kwargs)
 
     def _unread(self, index: int, tokens: PackedTokens) -> np.ndarray | None:
         """Ask the method which visual tokens text rows of layer `index` do not read: bool [T], None for none."""
@@ -123,9 +141,10 @@ class Prefill:
     def _peek(self, index: int, tokens: PackedTokens, whole: bool) -> LayerStates:
         """Return query, key and value that layer `index` makes of the tokens; the layer goes no further."""
         tokens = prefix.enter(tokens, queries=whole, peek=True)
-        call = PeekCall(tokens, self.config.attention(index), self.backend)
+        kind = self.kinds[index]
+        call = PeekCall(tokens, kind, self.config.attention(index), self.backend)
         with suppress(Peeked):
-            run_layer(self.layers[index], tokens.hidden, tokens.live_rope, call, self.kwargs)
+            run_layer(self.layers[index], tokens.hidden, kind.rope(tokens.live_rope), call, self.kwargs)
         return _states(tokens, call, whole)
 
     def _asked(self, index: int, tokens: PackedTokens) -> dict[int, Probe]:
@@ -235,8 +254,9 @@ def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates
 
 
 class _Record:
-    def __init__(self, tokens: int, visual: int):
+    def __init__(self, tokens: int, visual: int, grid: np.ndarray | None):
         self.given = (tokens, visual)
+        self.frames = [] if grid is None else frames_of(grid)
         self.tokens, self.visual, self.rules, self.kv, self.probes = [], [], [], [], []
         self.kept, self.influence, self.cuts = [], [], []
 
@@ -274,4 +294,5 @@ class _Record:
             probes=self.probes,
             cuts=self.cuts,
             given=self.given,
+            frames=self.frames,
         )

@@ -9,17 +9,20 @@ from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from .compacted import CompactedForward
 from .devices import execution_device
-from .families import Family, family_of
+from .families import Family, decoder_obstacle, family_of
 from .flops import DecoderShape
 from .forward import PrunedForward, warn_no_prefix_cache
 from .graphs import LayerGraphs
 from .kernels import choose
+from .method import METHODS, PromptState
 from .method import Method as PruningConfig
-from .method import PromptState
+from .methods import NoPruning
 from .prefix_cache import PrefixCache
 from .trace import PruningTrace
 from .vision import EncoderHook
@@ -110,9 +113,12 @@ class PruningSession:
         self.model = model = _without_adapters(model)
         self._family: Family = family_of(model)
         self._decoder = self._family.decoder(model)
+        self._obstacle = decoder_obstacle(model, self._family)
         text_config = self._decoder.config
         self.config = config.resolved(text_config.num_hidden_layers)
         self.config.check_layers(text_config.num_hidden_layers)
+        if self._obstacle is not None:
+            _check_before_decoder(model, self.config, self._obstacle)
         if visual_mask is None and self._family.needs_mask:
             raise ValueError(
                 f"{type(model).__name__} does not know which tokens are visual: "
@@ -123,16 +129,24 @@ class PruningSession:
                 f"visual_mask must be bool [batch, tokens], got {visual_mask.dtype} {list(visual_mask.shape)}"
             )
         dtype = next(self._decoder.parameters()).dtype
-        choose(backend, execution_device(self._decoder), dtype, DecoderShape.of(text_config).head_dim)
+        if self._obstacle is None:
+            choose(backend, execution_device(self._decoder), dtype, DecoderShape.of(text_config).head_dim)
+        elif graphs is not None:
+            raise ValueError(f"cuda_graphs needs a decoder that the engine runs ({self._obstacle}); leave it out")
         if graphs is not None:
             graphs.check(self._decoder)
+        self._reads_frames = any(stage.reads_frames for stage in self.config.stages)
         self._encoder_hook = self._hook_for_encoder()
         self._check_positions()
         if prefix_cache is not None and (stage := next((s for s in self.config.stages if s.no_reuse), None)):
             warn_no_prefix_cache(f"method {stage.method!r} {stage.no_reuse}")
             prefix_cache = None
+        if prefix_cache is not None and self._obstacle is not None:
+            warn_no_prefix_cache(self._obstacle)
+            prefix_cache = None
         self.prefix_cache, self._lasting = prefix_cache, lasting
-        self._forward = PrunedForward(
+        kind = PrunedForward if self._obstacle is None else CompactedForward
+        self._forward = kind(
             model, self._family, self.config, visual_mask, backend, prefix_cache, graphs, self._encoder_hook
         )
         self.traces: list[PruningTrace] = self._forward.traces
@@ -187,7 +201,9 @@ class PruningSession:
                     raise ValueError(f"{name}={value!r} does not go with pruning: {reason}; leave it out")
             given = [kwargs[key] for key in ("inputs_embeds", "input_ids") if kwargs.get(key) is not None]
             given += [] if inputs is None else [inputs]
-            with self._forward.prompt_of(self._family.prompt_width(given[0]) if given else None):
+            ids = kwargs.get("input_ids", inputs)
+            grid = None if ids is None else self._grid(kwargs | {"input_ids": ids})
+            with self._forward.prompt_of(self._family.prompt_width(given[0]) if given else None, grid):
                 return generate(inputs, *args, **kwargs)
 
         return pruned
@@ -202,25 +218,63 @@ class PruningSession:
 
     def _hook_for_encoder(self) -> EncoderHook | None:
         """Return the hook on the image encoder, for a config that reads it."""
-        reading = [stage.method for stage in self.config.stages if stage.reads_vision]
+        reading = [stage for stage in self.config.stages if stage.reads_vision]
         if not reading:
             return None
-        encoder = self._family.encoder(self.model)
+        encoder, name = self._family.encoder(self.model), type(self.model).__name__
         if encoder is None:
             raise ValueError(
-                f"method {reading[0]!r} reads a CLIP image encoder with a class token and one visual token per patch, "
-                f"which this {type(self.model).__name__} lacks; 'divprune' and 'random' prune before any decoder"
+                f"method {reading[0].method!r} reads the image encoder, which pruning cannot in this {name}; "
+                "'cdpruner', 'divprune' and 'random' prune before any decoder"
             )
-        return EncoderHook(encoder)
+        for stage in reading:
+            missing = [_NEEDS[need] for need in stage.encoder_needs if not getattr(encoder, need)]
+            if missing:
+                raise ValueError(
+                    f"method {stage.method!r} needs an image encoder with {' and '.join(missing)}, which this {name} "
+                    "lacks; 'vispruner' and 'hiprune' do without"
+                )
+        return EncoderHook(encoder, [one for stage in reading for one in stage.reads_vision])
 
     @torch.compiler.disable
     def _find_visual(self, module, args, kwargs):
-        """Forward pre-hook of the family's entry module: read the visual mask from its inputs and pass it down."""
+        """Forward pre-hook of the family's entry module: find the visual tokens in its inputs and pass them down."""
+        inputs = self._family.arguments(module, args, kwargs)
+        found = {}
         if self._forward.visual_mask is None:
-            kwargs["visual_mask"] = self._family.visual_mask(self.model, self._family.arguments(module, args, kwargs))
+            found["visual_mask"] = self._family.visual_mask(self.model, inputs)
+            if found["visual_mask"] is not None and not self._forward.generating:
+                found["visual_grid"] = self._grid(inputs)
+        if self._obstacle is None and (blocks := self._family.blocks(self.model, inputs)) is not None:
+            found["blocks"] = blocks
+        if self._obstacle is None and self._family.passes_keywords:
+            kwargs |= found
+        else:
+            self._forward.handed = found | {"attention_mask": inputs.get("attention_mask")}
         return args, kwargs
 
+    def _grid(self, inputs: dict[str, Any]) -> np.ndarray | None:
+        """Return where the visual tokens of a batch lie, for prompts with a video and for methods that ask."""
+        if self._reads_frames or self._family.holds_video(inputs):
+            return self._family.grid(self.model, inputs)
+        return None
 
+
+def _check_before_decoder(model: torch.nn.Module, config: PruningConfig, obstacle: str) -> None:
+    """Raise `ValueError` for a config that needs more of a decoder than its inputs."""
+    for stage in config.stages:
+        if stage.before_decoder is not True and type(stage) is not NoPruning:
+            able = ", ".join(name for name, cls in METHODS.items() if cls.before_decoder is not False)
+            raise ValueError(
+                f"{type(model).__name__} takes methods that prune before the decoder only ({able}, naming no layer), "
+                f"not {stage.method!r}: {obstacle}"
+            )
+        if stage.positions == "compact":
+            raise ValueError(f"'positions' is 'compact', which the engine's own decoders renumber: {obstacle}")
+
+
+_NEEDS = {"class_token": "a class token", "patchwise": "one visual token per patch"}
+"""Fields of `Encoder` in words."""
 _REFUSED = {
     "prefill_chunk_size": "the engine reads a prompt in one piece, because decisions are made at its last token",
     "cache_implementation": "the engine makes its own cache",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .flops import DecoderShape
+from .grid import Frame
 from .method import AttentionRule
 
 
@@ -42,6 +43,8 @@ class PruningTrace:
         that remained
     given:
         tokens of the prompt and the visual ones among them, before anything was pruned; None: as in layer 0
+    frames:
+        images and frames of a prompt with a video, in order (`grid.Frame`); of other prompts where the method read them
     """
 
     shape: DecoderShape
@@ -57,6 +60,7 @@ class PruningTrace:
     probes: list[ProbeRecord]
     cuts: list[tuple[int, list[int]]] = dataclasses.field(default_factory=list)
     given: tuple[int, int] | None = None
+    frames: list[Frame] = dataclasses.field(default_factory=list)
 
     @property
     def prompt_tokens(self) -> int:
@@ -67,6 +71,23 @@ class PruningTrace:
     def visual_tokens(self) -> int:
         """Visual tokens of the prompt as it was given."""
         return self.visual_per_layer[0] if self.given is None else self.given[1]
+
+    def remaining(self, layer: int | None = None) -> list[int] | None:
+        """Return the positions of the visual tokens that enter `layer`; None where all given ones do.
+
+        Without a layer: of those that the last choice left, an exit from vision aside.
+        """
+        made = [positions for after, positions in self.cuts if layer is None or after < layer]
+        if layer is None:
+            made = [positions for positions in made if positions]
+        return made[-1] if made else None
+
+    def kept_per_frame(self, layer: int | None = None) -> list[int]:
+        """Return how many visual tokens of each of `frames` are among those of `remaining(layer)`."""
+        left = self.remaining(layer)
+        if left is None:
+            return [frame.tokens for frame in self.frames]
+        return [sum(frame.start <= place < frame.start + frame.tokens for place in left) for frame in self.frames]
 
     def flops(self, count: Literal["visual", "all"] = "visual") -> float:
         """Multiply-adds of the prefill as it ran.
@@ -101,12 +122,16 @@ class PruningTrace:
     def summary(self) -> dict[str, Any]:
         """Return the trace in a dozen numbers, JSON-ready: what an answers file keeps of every question.
 
-        `cuts` are there where filter and exit layer do not tell the whole plan.
+        `cuts` are there where filter and exit layer do not tell the whole plan; tokens per frame, as given and as the
+        last choice left them, where there are `frames`.
         """
         plan = [] if self.filter_layer is None else [(self.filter_layer, self.kept)]
         if self.exit_layer is not None and (self.kept or self.filter_layer is None):
             plan.append((self.exit_layer - 1, []))
         more = {} if self.cuts in ([], plan) else {"cuts": self.cuts}
+        if self.frames:
+            counts = [frame.tokens for frame in self.frames]
+            more |= {"frame_tokens": counts, "kept_per_frame": self.kept_per_frame()}
         return {
             "prompt_tokens": self.prompt_tokens,
             "visual_tokens": self.visual_tokens,

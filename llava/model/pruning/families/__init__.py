@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
+import transformers
 from torch import nn
 
-from . import internvl, llava, llava_hf, llava_next, llava_onevision, qwen2_vl
+from .any_model import AnyModel, obstacle_of
 from .base import FAMILIES, Family
-from .decoder import check_attention, stack_in
+from .decoder import check_attention
+
+for page in iter_modules(__path__):  # each registers its family
+    if page.name != "__main__":
+        import_module(f"{__name__}.{page.name}")
 
 
 def family_of(model: nn.Module) -> Family:
-    """Return the adapter of `model`'s family.
+    """Return the adapter of `model`'s family, or the one for any model whose prompt holds visual tokens.
 
     Raises:
-        ValueError: no family knows this model (the decoder in it that can be pruned by itself is named), or its
-            decoder's attention is not one that the engine computes.
+        ValueError: nothing can be pruned in this model.
 
     """
     families = sorted(FAMILIES, key=lambda family: family.needs_mask)  # a model with images may be a decoder, too
     for known in families:
         if known.knows(model):
-            family = known()
-            check_attention(model, family.decoder(model))
-            return family
-    known = "; ".join(family.models for family in families)
-    inside = stack_in(model)
-    way_out = "" if inside is None else f"; its decoder can be pruned: prune(model.{inside}, config, visual_mask=mask)"
-    raise ValueError(f"pruning does not know {type(model).__name__}; it knows {known}{way_out}")
+            return known()
+    if (obstacle := obstacle_of(model)) is None:
+        return AnyModel.of(model)
+    listed = "python -m llava.model.pruning.families lists the models that can be pruned"
+    raise ValueError(f"pruning cannot serve {type(model).__name__}: {obstacle}; {listed}")
 
 
-def transformers_classes() -> dict[str, type[nn.Module]]:
-    """Return the `model_type` of every layout that transformers loads, and the class that loads it."""
+def decoder_obstacle(model: nn.Module, family: Family) -> str | None:
+    """Why the engine does not run the decoder of `model`, so that its inputs alone can be pruned; None if it does."""
+    try:
+        check_attention(model, family.decoder(model))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def model_types() -> dict[str, str | type[nn.Module]]:
+    """Return the `model_type` of every layout that transformers loads, and the class that loads it, or its name."""
     return {kind: loads for family in FAMILIES for kind, loads in family.model_types.items()}
 
 
-__all__ = ["FAMILIES", "Family", "family_of", "transformers_classes"]
-__all__ += ["internvl", "llava", "llava_hf", "llava_next", "llava_onevision", "qwen2_vl"]
+def model_class(model_type: str) -> type[nn.Module]:
+    """Return the class that loads a layout.
+
+    Raises:
+        ValueError: the installed transformers does not have it.
+
+    """
+    loads = model_types()[model_type]
+    if isinstance(loads, str) and not hasattr(transformers, loads):
+        raise ValueError(f"model_type {model_type!r} needs a newer transformers than {transformers.__version__}")
+    return getattr(transformers, loads) if isinstance(loads, str) else loads
+
+
+__all__ = ["FAMILIES", "Family", "decoder_obstacle", "family_of", "model_class", "model_types"]

@@ -1,13 +1,10 @@
 """LLaVA-NeXT (v1.6): the thumbnail, the AnyRes tiles and the image newlines between their rows are all visual."""
 
-from transformers import LlavaNextForConditionalGeneration
-
 from .placeholders import Placeholders
 
 
 class LlavaNext(Placeholders):
     """`llava-hf/llava-v1.6-*-hf`; its processor writes placeholders for newlines as for patches."""
 
-    models = "LlavaNextForConditionalGeneration"
-    model_types = {"llava_next": LlavaNextForConditionalGeneration}
+    model_types = {"llava_next": "LlavaNextForConditionalGeneration"}
     token_grid = "anyres"

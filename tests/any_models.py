@@ -1,0 +1,106 @@
+"""A tiny random model of any entry of transformers' image-text-to-text list, made by shrinking its default config.
+
+Towers are not what is tested: features are drawn, and put where the prompt's placeholders are embedded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as LISTED
+
+IMAGE, VOCABULARY = 150, 160
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "encoder_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "depth": 2,
+    "embed_dim": 32,
+    "num_heads": 4,
+    "mlp_ratio": 2,
+    "out_hidden_size": 32,
+    "image_size": 16,
+    "patch_size": 4,
+    "projection_dim": 32,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "ffn_dim": 40,
+    "word_embed_proj_dim": 32,
+    "encoder_hidden_size": 32,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "encoder_layers": 2,
+    "ffn_hidden_size": 40,
+    "attention_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "qk_head_dim": 16,
+    "num_query_tokens": 4,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "attn_hidden_size": 32,
+    "projector_hidden_size": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+PLACEHOLDERS = ("image_token_id", "image_token_index", "image_patch_id")
+
+
+def tiny(model_type: str) -> nn.Module:
+    """A random model in eval mode, attention peaked enough that single tokens matter."""
+    kind = getattr(hf, LISTED[model_type])
+    config = CONFIGS.get(model_type, lambda make: make())(kind.config_class)
+    shrink(config)
+    for name in PLACEHOLDERS:
+        if hasattr(config, name):
+            setattr(config, name, IMAGE)
+    ADJUST.get(model_type, lambda config: None)(config)
+    torch.manual_seed(0)
+    model = kind(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 and "norm" not in name:
+            nn.init.normal_(parameter, std=1.3 * parameter[0].numel() ** -0.5)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def shrink(config: hf.PreTrainedConfig) -> None:
+    """Make every width, depth and count in a config and in those inside it small."""
+    for key, value in list(vars(config).items()):
+        if isinstance(value, hf.PreTrainedConfig):
+            shrink(value)
+        elif key in SMALL and value is not None and not isinstance(value, list | tuple | dict):
+            put(config, key, SMALL[key])
+    if kinds := vars(config).get("layer_types"):
+        config.layer_types = (list(dict.fromkeys(kinds)) * 4)[: config.num_hidden_layers]
+
+
+def put(config: hf.PreTrainedConfig, key: str, value: Any) -> None:
+    """Set a field, as the number that its type asks for."""
+    try:
+        setattr(config, key, value)
+    except Exception:  # the library's own validation error, of a private class
+        setattr(config, key, float(value))
+
+
+CONFIGS: dict[str, Any] = {}
+ADJUST: dict[str, Any] = {}
