@@ -6,20 +6,17 @@ the families' own special tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+import family_checkpoints_more
 import torch
 import transformers as hf
 from family_case import fields, peaked
 from family_models import PATCHES, ROPE, clip
-from llava_fixtures import write_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from family_tokenizers import CHAT_ML, ids_of, write_byte_tokenizer, write_json, write_llama_tokenizer
 from transformers.utils import logging
 
-SENTENCES = ["user assistant system", "What is the colour of the small circle? blue", "a red square on the left, 42"]
-CHAT_ML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 QWEN_TOKENS = [*CHAT_ML, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
 ONEVISION_TOKENS = [*CHAT_ML, "<image>", "<video>"]
 INTERNVL_TOKENS = [*CHAT_ML, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
@@ -62,50 +59,12 @@ CLIP_IMAGES = {
 }
 
 
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def write_byte_tokenizer(folder: Path, special: list[str], settings: dict) -> int:
-    """A byte-level BPE as Qwen2's; returns the size of its vocabulary."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
-    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
-    tokenizer.add_special_tokens(special)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    given = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "additional_special_tokens": special}
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer", **given, **settings})
-    return tokenizer.get_vocab_size()
-
-
-def write_llama_tokenizer(folder: Path) -> int:
-    """A sentencepiece BPE as Llama's, with llava-hf's two added tokens; returns the size of its vocabulary."""
-    write_tokenizer(folder)
-    tokenizer = hf.AutoTokenizer.from_pretrained(folder, config=hf.LlamaConfig(), legacy=True, add_bos_token=True)
-    tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)
-    tokenizer.pad_token = "<pad>"
-    tokenizer.save_pretrained(folder)
-    (folder / "tokenizer.model").unlink()
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    write_json(folder / "tokenizer_config.json", settings | {"tokenizer_class": "LlamaTokenizer"})
-    return len(tokenizer)
-
-
-def ids_of(folder: Path, *tokens: str) -> list[int]:
-    known = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
-    found = {token["content"]: token["id"] for token in known}
-    return [found[token] for token in tokens]
-
-
 def text_fields(vocabulary: int, **changes) -> dict:
     return fields(vocab_size=vocabulary, max_position_embeddings=1024, **changes)
 
 
 def llava(folder: Path) -> torch.nn.Module:
-    vocabulary = write_llama_tokenizer(folder)
+    vocabulary = write_llama_tokenizer(folder, "<image>", "<pad>")
     write_json(folder / "preprocessor_config.json", CLIP_IMAGES | square("crop_size") | {"size": {"shortest_edge": 16}})
     write_json(folder / "processor_config.json", {"processor_class": "LlavaProcessor", **clip_tokens()})
     write_json(folder / "chat_template.json", {"chat_template": LLAVA_TEMPLATE})
@@ -116,7 +75,7 @@ def llava(folder: Path) -> torch.nn.Module:
 
 
 def llava_next(folder: Path) -> torch.nn.Module:
-    vocabulary = write_llama_tokenizer(folder)
+    vocabulary = write_llama_tokenizer(folder, "<image>", "<pad>")
     pinpoints = [[16, 32], [32, 16], [32, 32]]
     images = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pinpoints}
     images = CLIP_IMAGES | square("crop_size") | {"size": {"shortest_edge": 16}} | images
@@ -210,6 +169,7 @@ FAMILIES: dict[str, Callable[[Path], torch.nn.Module]] = {
     "qwen2_5_vl": lambda folder: qwen(folder, "2_5"),
     "internvl": internvl,
     "llava_onevision": llava_onevision,
+    **family_checkpoints_more.FAMILIES,
 }
 
 

@@ -108,8 +108,8 @@ def ovis2_media(model, letter, generator):
     return ids, {"pixel_values": torch.randn(tiles, 3, 24, 24, generator=generator)}
 
 
-def got_ocr2(vocabulary=VOCABULARY, image=IMAGE):
-    vision = {"image_size": 64, "patch_size": 4, "output_channels": 8, "window_size": 7, "global_attn_indexes": [1]}
+def got_ocr2(vocabulary=VOCABULARY, image=IMAGE, side=64):
+    vision = {"image_size": side, "patch_size": 4, "output_channels": 8, "window_size": 7, "global_attn_indexes": []}
     vision |= {"hidden_size": 32, "mlp_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = hf.GotOcr2Config(
         text_config=text("Qwen2Config", vocabulary),

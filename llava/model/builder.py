@@ -60,9 +60,10 @@ def load_pretrained_model(
         device_map: as for `from_pretrained`. "auto" with `device` "auto" or "cuda" spreads the model over the CUDA
             devices, and what they do not hold over the host's memory.
         device: "auto", and LLaVA's default ("cuda" with device_map "auto"), are CUDA, then MPS, then CPU.
-        kwargs: `dtype` or `torch_dtype` (default float16, on CPU float32), `attn_implementation` (default sdpa),
-            `use_flash_attn`, `min_pixels` and `max_pixels` (Qwen families: bounds of an image as the model sees it),
-            `cache_dir`, `revision`, `token`, `local_files_only`; the rest goes to `from_pretrained`.
+        kwargs: `dtype` or `torch_dtype` (default float16, on CPU float32), `attn_implementation` (default sdpa, if
+            the model has it), `use_flash_attn`, `min_pixels` and `max_pixels` (Qwen families: bounds of an image as
+            the model sees it), `cache_dir`, `revision`, `token`, `local_files_only`; the rest goes to
+            `from_pretrained`.
 
     Returns:
         The third item is the image processor of LLaVA's original layout, else a `ProcessorMixin` with a chat template.
@@ -83,7 +84,6 @@ def load_pretrained_model(
         device_map = {"": target}
     if kwargs.pop("use_flash_attn", False):
         kwargs["attn_implementation"] = "flash_attention_2"
-    kwargs.setdefault("attn_implementation", "sdpa")
     options = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization, **kwargs}
 
     parts = find_parts(str(model_path), None if model_base is None else str(model_base), hub)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import transformers
+from PIL import Image
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from llava.model.silence import silence
-from llava.model.video_processors import load_video_processor
+from llava.model.video_processors import importable, load_video_processor
 
 PIXEL_BOUNDED = ("qwen2_vl", "qwen2_5_vl")
 """Model types whose images keep their own resolution, within bounds that can be set."""
@@ -18,14 +21,31 @@ PIXEL_BOUNDED = ("qwen2_vl", "qwen2_5_vl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
+class _NoneIsLeftOut(ProcessorMixin):
+    """Stands between a processor class and `ProcessorMixin`, which asks for every part."""
+
+    def __init__(self, *parts, **named):
+        super().__init__(
+            *(one for one in parts if one is not None), **{k: v for k, v in named.items() if v is not None}
+        )
+
+
 def images_alone(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """Return a processor class without its video part, which asks for torchvision, so that the class loads."""
-    parts = [name for name in kind.get_attributes() if name != "video_processor"]
+    every = kind.get_attributes()
+    parts = [name for name in every if name != "video_processor"]
+
+    def arguments(cls, *given, **named):
+        loaded = dict(zip(parts, super(made, cls)._get_arguments_from_pretrained(*given, **named), strict=True))
+        return [loaded.get(name) for name in every]
+
     body = {
         "get_attributes": classmethod(lambda cls: parts),
+        "_get_arguments_from_pretrained": classmethod(arguments),
         "__reduce__": lambda self: (_restored, (kind, vars(self))),
     }
-    return type(kind.__name__, (kind,), body)
+    made = type(kind.__name__, (kind, _NoneIsLeftOut), body)
+    return made
 
 
 def _restored(kind: type[ProcessorMixin], state: dict) -> ProcessorMixin:
@@ -35,8 +55,17 @@ def _restored(kind: type[ProcessorMixin], state: dict) -> ProcessorMixin:
     return processor
 
 
+def processor_class(name: str | None) -> type[ProcessorMixin] | None:
+    """Return transformers' processor class, also one that asks for torchvision without need; None: there is none."""
+    kind = getattr(transformers, name or "", None)
+    if kind is None or issubclass(kind, ProcessorMixin):
+        return kind
+    with importable():
+        return getattr(importlib.import_module(kind.__module__), kind.__name__)
+
+
 def _class_of(model_type: str) -> type[ProcessorMixin] | None:
-    return getattr(transformers, PROCESSOR_MAPPING_NAMES.get(model_type) or "", None)
+    return processor_class(PROCESSOR_MAPPING_NAMES.get(model_type))
 
 
 def takes_videos(model_type: str) -> bool:
@@ -55,15 +84,14 @@ def load_processor(
     """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ValueError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
-    has_videos = takes_videos(config.model_type)
-    loader = AutoProcessor
-    if has_videos and not is_torchvision_available():
-        loader = images_alone(_class_of(config.model_type))
+    has_videos, loader = takes_videos(config.model_type), AutoProcessor
+    if not is_torchvision_available() and (kind := _class_of(config.model_type)):
+        loader = images_alone(kind) if has_videos else kind
     try:
         with silence():
             processor = loader.from_pretrained(folder)
             if has_videos:
-                processor.video_processor = load_video_processor(folder, config.model_type)
+                processor.video_processor = _video_part(folder, config.model_type)
     except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder} has no processor that loads (tokenizer and image processor): {reason}") from error
@@ -72,6 +100,14 @@ def load_processor(
     check_processor(processor, config, folder)
     set_pixels(processor, min_pixels, max_pixels)
     return processor
+
+
+def _video_part(folder: Path, model_type: str) -> BaseVideoProcessor | None:
+    """Load the video processor; None where its files are missing, or where its class needs torchvision itself."""
+    try:
+        return load_video_processor(folder, model_type)
+    except (ImportError, OSError):
+        return None
 
 
 def check_pixels(model_type: str, min_pixels: int | None, max_pixels: int | None) -> None:
@@ -131,10 +167,11 @@ def check_processor(processor: ProcessorMixin, config: PreTrainedConfig, folder:
             "chat_template.json beside the processor's files"
         )
     check_tokenizer(processor.tokenizer, config.get_text_config().vocab_size, folder)
-    if processor.image_token_id != config.image_token_id:
+    written = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    if written != config.image_token_id and config.image_token_id not in _ids_of_an_image(processor):
         raise ValueError(
-            f"{folder}: the processor's image token {processor.image_token!r} has the id {processor.image_token_id}, "
-            f"the model's is {config.image_token_id} (image_token_id): the files do not belong together"
+            f"{folder}: the processor's image token {processor.image_token!r} has the id {written}, the model's is "
+            f"{config.image_token_id} (image_token_id): the files do not belong together"
         )
     if getattr(processor, "patch_size", 0) is None:
         raise ValueError(f"{folder}: processor_config.json has no patch_size: take a newer revision of the checkpoint")
@@ -146,3 +183,9 @@ def check_processor(processor: ProcessorMixin, config: PreTrainedConfig, folder:
                 f"{folder}: the processor gives each tile {processor.image_seq_length} tokens (image_seq_length of "
                 f"processor_config.json; 256 without that file), the model {tokens}: the files do not belong together"
             )
+
+
+def _ids_of_an_image(processor: ProcessorMixin) -> list[int]:
+    """Return what the processor writes for an image; some have a token for its place, another for its visual tokens."""
+    made = processor(images=[Image.new("RGB", (64, 64))], text=[processor.image_token], return_tensors="pt")
+    return made["input_ids"][0].tolist()

@@ -26,6 +26,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 SHARED = {"qwen2_5_vl": "qwen2_vl", "qwen3_vl_moe": "qwen3_vl", "qwen3_5": "qwen3_vl", "qwen3_5_moe": "qwen3_vl"}
 """Model types that use the video processor of another one's module."""
+TORCHVISION = "torchvision.transforms.v2.functional"
 MODES = {one: one.name.lower() for one in Image.Resampling if one.name in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")}
 """PIL's filters, and torch's names of them."""
 
@@ -60,7 +61,7 @@ def _restored(kind: type[BaseVideoProcessor], state: dict[str, Any]) -> BaseVide
 
 def _class_of(model_type: str) -> type[BaseVideoProcessor]:
     name = model_type_to_module_name(model_type)
-    with _importable("torchvision.transforms.v2.functional"):
+    with importable():
         module = importlib.import_module(f"transformers.models.{name}.video_processing_{name}")
     return next(
         one
@@ -70,7 +71,7 @@ def _class_of(model_type: str) -> type[BaseVideoProcessor]:
 
 
 @contextmanager
-def _importable(name: str) -> Iterator[None]:
+def importable(name: str = TORCHVISION) -> Iterator[None]:
     """Inside, an empty module of this name can be imported: some of the classes import it and never call it."""
     parts = name.split(".")
     names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -8,6 +8,7 @@ from transformers import ProcessorMixin
 
 from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 from .convention import DEFAULT_CONV_MODE, ConventionInputs
+from .idefics2 import Idefics2Inputs
 from .llava_hf import LlavaHFInputs
 from .processor import ProcessorInputs
 
@@ -27,8 +28,9 @@ def inputs_for(tokenizer: Any, processor: Any, model_config: Any, conv_mode: str
             f"the conversation template {conv_mode!r} (conv_mode) was given, but the prompts of "
             f"{type(processor).__name__} come from its own chat template: leave conv_mode out"
         )
-    is_llava = model_config.model_type == "llava" and model_config.get_text_config().model_type == "llama"
-    return (LlavaHFInputs if is_llava else ProcessorInputs)(processor, model_config)
+    own = {("llava", "llama"): LlavaHFInputs, ("idefics2", "mistral"): Idefics2Inputs}
+    kinds = model_config.model_type, model_config.get_text_config().model_type
+    return own.get(kinds, ProcessorInputs)(processor, model_config)
 
 
 __all__ = ["DEFAULT_CONV_MODE", "Inputs", "ProcessedImage", "ImageFeatures", "Turn", "inputs_for", "left_padded"]

@@ -24,7 +24,8 @@ from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 TOKEN_TYPES = "mm_token_type_ids"
 ENCODED = "mm_encoder_outputs"
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
-_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+_PIXELS = "pixel_values"
+_VIDEO_PIXELS = "pixel_values_videos"
 
 Features = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -33,19 +34,22 @@ class Encoded(NamedTuple):
     """An image or video without its pixels, and its features: [tiles, V / tiles, D], or one [V, D] alone.
 
     Models that take only pixels keep them, with `features` None: the vision part then runs in every prefill. `kind`:
-    "image" or "video".
+    "image" or "video". `layers`: its further features (DeepStack), [V, D] per layer that adds them; `indicators`: what
+    Ovis2 puts around any image, [n, D].
     """
 
     picture: ProcessedImage
     features: Features | None
     kind: str = "image"
+    layers: tuple[torch.Tensor, ...] = ()
+    indicators: torch.Tensor | None = None
 
 
 class ProcessorInputs(Inputs):
-    """Any processor that writes placeholders for images: LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL.
+    """Any processor that writes one placeholder per visual token, with or without text around them.
 
-    A prompt is tokenised with one placeholder per image or video, which the ids of the preprocessed one replace. The
-    result is that of the processor called with text, images and videos together, but an image of many questions is
+    A prompt is tokenised with one marker per image or video, which the ids of the preprocessed one replace. The result
+    is that of the processor called with text, images and videos together, but an image of many questions is
     preprocessed and encoded once. Videos are taken where the processor has a part for them.
     """
 
@@ -54,23 +58,33 @@ class ProcessorInputs(Inputs):
     def __init__(self, processor: ProcessorMixin, model_config: PreTrainedConfig):
         super().__init__(processor.tokenizer)
         self.processor = processor
-        self.marker = processor.image_token_id
+        self.marker = model_config.image_token_id
+        # what chat templates write for an image; most write the visual token itself, once
+        self._written = getattr(processor, "image_placeholder_token", processor.image_token)
+        self._marked = processor.tokenizer.convert_ids_to_tokens(self.marker)
         if getattr(processor, "video_processor", None) is not None:
             self.video_marker = processor.tokenizer.convert_tokens_to_ids(processor.video_token)
         self.limit = model_config.get_text_config().max_position_embeddings
         self._markers = [one for one in (self.marker, self.video_marker) if one is not None]
-        names = ("image_token", "video_token", "start_image_token", "end_image_token")
-        tokens = (getattr(processor, name, None) for name in names)
+        names = ("video_token", "start_image_token", "end_image_token")
+        tokens = (self._written, self._marked, *(getattr(processor, name, None) for name in names))
         self.reserved = tuple(dict.fromkeys(token for token in tokens if token))
-        self._has_types = TOKEN_TYPES in processor(text=["a"], return_tensors="pt")
+        try:
+            self._has_types = TOKEN_TYPES in processor(text=["a"], return_tensors="pt")
+        except ValueError:  # one that takes no prompt without an image
+            self._has_types = TOKEN_TYPES in processor.model_input_names
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """Return the conversation written by the processor's chat template, one placeholder per image or video."""
-        return self.processor.apply_chat_template(self.messages(turns), add_generation_prompt=True, tokenize=False)
+        return self._written_by_template(turns, add_generation_prompt=True)
 
     def transcript(self, turns: Sequence[Turn]) -> str:
         """Return the conversation written by the processor's chat template, its last answer included."""
-        return self.processor.apply_chat_template(self.messages(turns), tokenize=False)
+        return self._written_by_template(turns)
+
+    def _written_by_template(self, turns: Sequence[Turn], **how: Any) -> str:
+        # of the base class: SmolVLM's own asks its video part for defaults, which is not there without torchvision
+        return ProcessorMixin.apply_chat_template(self.processor, self.messages(turns), tokenize=False, **how)
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """Return the conversation as chat templates take it."""
@@ -96,7 +110,7 @@ class ProcessorInputs(Inputs):
                 **shared,
             )
         else:
-            made = self.processor(images=[to_rgb(image)], text=[self.processor.image_token], **shared)
+            made = self.processor(images=[to_rgb(image)], text=[self._written], **shared)
         arrays = {name: value.numpy() for name, value in made.items() if name not in _PER_TOKEN}
         return ProcessedImage(arrays, made["input_ids"][0].tolist())
 
@@ -118,8 +132,7 @@ class ProcessorInputs(Inputs):
         batch |= _arrays(list(chain.from_iterable(pictures)), execution_device(model), model.dtype)
         media = [image.content for images in seen for image in images if image.content.features is not None]
         for kind in dict.fromkeys(one.kind for one in media):
-            joined = _joined([one.features for one in media if one.kind == kind])
-            batch.setdefault(ENCODED, {})[kind] = BaseModelOutputWithPooling(pooler_output=joined)
+            batch.setdefault(ENCODED, {})[kind] = _output([one for one in media if one.kind == kind])
         return batch
 
     def training_batch(
@@ -163,6 +176,7 @@ class ProcessorInputs(Inputs):
 
     def tokenize(self, prompt: str) -> list[int]:
         """Return the row of a prompt's text."""
+        prompt = prompt.replace(self._written, self._marked)
         begun = self.tokenizer.bos_token is not None and prompt.startswith(self.tokenizer.bos_token)
         return self.tokenizer(prompt, add_special_tokens=not begun).input_ids
 
@@ -174,7 +188,7 @@ def _arrays(
     names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
     arrays = {name: [one.arrays[name] for one in pictures if name in one.arrays] for name in names}
     return {
-        name: torch.from_numpy(_stack(parts)).to(device, dtype if name in _PIXELS.values() else None)
+        name: torch.from_numpy(_stack(parts)).to(device, dtype if _PIXELS in name else None)
         for name, parts in arrays.items()
         if name != TOKEN_TYPES
     }
@@ -191,29 +205,57 @@ def _encode(pictures: Sequence[ProcessedImage], model: Any) -> list[Encoded]:
 
     Images run together, videos one by one: they may be long, and of different lengths.
     """
-    kinds = ["video" if _PIXELS["video"] in picture.arrays else "image" for picture in pictures]
+    kinds = ["video" if _VIDEO_PIXELS in picture.arrays else "image" for picture in pictures]
     images = [picture for picture, kind in zip(pictures, kinds, strict=True) if kind == "image"]
-    features = iter(_features(images, model, "image") if images else ())
+    encoded = iter(_features(images, model, "image") if images else ())
+    return [
+        next(encoded) if kind == "image" else _features([picture], model, kind)[0]
+        for picture, kind in zip(pictures, kinds, strict=True)
+    ]
+
+
+def _features(pictures: Sequence[ProcessedImage], model: Any, kind: str) -> list[Encoded]:
+    """Run the vision part over media of one kind.
+
+    Raises `ValueError` if it makes another number of visual tokens than the processor wrote placeholders.
+    """
+    encode = getattr(model.base_model, f"get_{kind}_features")
+    known = inspect.signature(encode).parameters
+    arrays = _arrays(pictures, execution_device(model), model.dtype)
+    given = {name: value for name, value in arrays.items() if name in known}
+    with align_module_device(model.base_model):  # its own image_newline, where accelerate offloads it
+        output = encode(**given, return_dict=True)
+    features, token = output.pooler_output, getattr(model.config, f"{kind}_token_id")
+    tokens = [len(one.arrays.get("video_compression_mask", ())) or one.ids.count(token) for one in pictures]
+    made = [one.shape[:-1].numel() for one in features]
+    if isinstance(features, torch.Tensor):
+        fits = sum(tokens) == sum(made) and not any(count % made[0] for count in tokens)
+        parts = features.split([count // made[0] for count in tokens]) if fits else ()
+    else:
+        fits, parts = tokens == made, [(one,) for one in features]
+    if not fits:
+        raise ValueError(
+            f"the processor wrote {sum(tokens)} visual tokens for {len(pictures)} {kind}s, the vision part of this "
+            f"{type(model).__name__} made {sum(made)}: the sizes of images, patches or tiles in their settings differ"
+        )
+    deep = getattr(output, "deepstack_features", None)
+    layers = zip(*deep, strict=True) if deep else [()] * len(pictures)
+    indicators = getattr(output, "visual_indicator_features", None)
     found = []
-    for picture, kind in zip(pictures, kinds, strict=True):
-        part = next(features) if kind == "image" else _features([picture], model, kind)[0]
-        arrays = {name: array for name, array in picture.arrays.items() if name != _PIXELS[kind]}
-        found.append(Encoded(ProcessedImage(arrays, picture.ids), part, kind))
+    for picture, part, further in zip(pictures, parts, layers, strict=True):
+        arrays = {name: array for name, array in picture.arrays.items() if "pixel" not in name}
+        found.append(Encoded(ProcessedImage(arrays, picture.ids), part, kind, tuple(further), indicators))
     return found
 
 
-def _features(pictures: Sequence[ProcessedImage], model: Any, kind: str) -> list[Features]:
-    """Run the vision part over media of one kind."""
-    encode = getattr(model.base_model, f"get_{kind}_features")
-    known = inspect.signature(encode).parameters
-    given = {
-        name: value for name, value in _arrays(pictures, execution_device(model), model.dtype).items() if name in known
-    }
-    with align_module_device(model.base_model):  # its own image_newline, where accelerate offloads it
-        features = encode(**given, return_dict=True).pooler_output
-    if isinstance(features, torch.Tensor):
-        return list(features.split([len(picture.arrays[_PIXELS[kind]]) for picture in pictures]))
-    return [(image,) for image in features]
+def _output(media: Sequence[Encoded]) -> BaseModelOutputWithPooling:
+    """Return what the vision part would return for media of one kind."""
+    output = BaseModelOutputWithPooling(pooler_output=_joined([one.features for one in media]))
+    if media[0].layers:
+        output.deepstack_features = [list(layer) for layer in zip(*(one.layers for one in media), strict=True)]
+    if media[0].indicators is not None:
+        output.visual_indicator_features = media[0].indicators
+    return output
 
 
 def _joined(features: Sequence[Features]) -> Features | list[torch.Tensor]:
@@ -226,11 +268,12 @@ def _joined(features: Sequence[Features]) -> Features | list[torch.Tensor]:
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Join along the first axis; images of fewer tiles (the second axis, AnyRes) are filled up with zeros."""
-    tiles = max(array.shape[1] if array.ndim > 1 else 0 for array in arrays)
-    filled = []
-    for array in arrays:
-        missing = tiles - array.shape[1] if array.ndim > 1 else 0
-        widths = [(0, missing if axis == 1 else 0) for axis in range(array.ndim)]
-        filled.append(np.pad(array, widths) if missing else array)
-    return np.concatenate(filled)
+    """Join along the first axis; images of fewer tiles, or smaller ones, are filled up with zeros at the end."""
+    shape = np.max([array.shape[1:] for array in arrays], axis=0)
+    widths = [
+        [(0, 0), *((0, most - own) for most, own in zip(shape, array.shape[1:], strict=True))] for array in arrays
+    ]
+    filled = (
+        np.pad(array, width) if any(map(any, width)) else array for array, width in zip(arrays, widths, strict=True)
+    )
+    return np.concatenate(list(filled))
