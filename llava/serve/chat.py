@@ -140,7 +140,7 @@ class Chat:
                 "start over with /clear, or ask something shorter"
             )
         limit = min(self.sampling.max_new_tokens, room)
-        stream = AnswerStream(self.tokenizer, on_text, self.inputs.stop_string)
+        stream = AnswerStream(self.tokenizer, on_text, [self.inputs.stop_string])
         begun = time.perf_counter()
         interrupted, trace = self._generate(row, seen, stream, limit)
         ended_at = time.perf_counter()
