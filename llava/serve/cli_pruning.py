@@ -111,7 +111,7 @@ def start(options: Options, progress: Console | None = None) -> Chat:
         given = None if options.pruning_config == "none" else options.pruning_config
         config = PruningConfig.from_json(given) if given else default_config(checked.source.folder)
         config, _ = resolve(config, checked.source, checked.layout)
-        if options.conv_mode is None and checked.layout.has_conversations:
+        if options.conv_mode is None and checked.layout.has_conversations and not checked.layout.conv_mode:
             options = replace(options, conv_mode=choose_conv_mode(get_model_name_from_path(options.model_path)))
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # what matters of its warnings is an error of the chat, in one line

@@ -17,7 +17,8 @@ MODEL_TYPES = ("llava", "llava_llama", "mobilevlm", HIDROP)
 class LlavaConfig(LlamaConfig):
     """Llama's configuration and LLaVA's keys; defaults are what a missing key meant to LLaVA.
 
-    `visual_schedule` is this package's: the pruning config that the model was trained with, as a JSON object.
+    Ours are `conv_mode`, the conversation template that the model was trained with (None: vicuna_v1), and
+    `visual_schedule`, the pruning config that it was trained with, as a JSON object.
     """
 
     model_type = "llava_llama"
@@ -35,6 +36,7 @@ class LlavaConfig(LlamaConfig):
     tokenizer_model_max_length: int | None = None
     max_sequence_length: int | None = None
     visual_schedule: dict | None = None
+    conv_mode: str | None = None
 
 
 def read_json(path: Path) -> dict:
