@@ -87,7 +87,7 @@ def default_config(folder: Path) -> PruningConfig:
     """
     beside = folder / "pruning.json"
     given = PruningConfig.from_json(beside) if beside.is_file() else PruningConfig.from_dict(PAPER_7B)
-    return trained_config(folder) or given
+    return (trained_config(folder) if (folder / "config.json").is_file() else None) or given
 
 
 def trained_config(folder: Path) -> PruningConfig | None:
