@@ -37,6 +37,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "vidcom2": {"method": "vidcom2", "share": 0.4},
     "dycoke": {"method": "dycoke", "merge": 0.6},
     "frames": {"method": "frames", "share": 0.4},
+    "downsample": {"method": "downsample", "share": 0.3},
     "none": {"method": "none", "before": {"method": "random", "keep": 6}},
     "replay": {"method": "replay", "filter_layer": 2, "keep": 3, "exit_layer": 5, "shallow_layers": 2},
     "mask": {

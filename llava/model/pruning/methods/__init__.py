@@ -6,6 +6,7 @@ from .cdpruner import CDPruner
 from .controls import Disturb, Mask, NoPruning, RandomPruning
 from .dart import DART
 from .divprune import DivPrune
+from .downsample import Downsample
 from .dycoke import DyCoke
 from .evs import EVS
 from .fastv import FastV
@@ -28,5 +29,5 @@ from .vtw import VTW
 __all__ = [
     "METHODS", "VisiPruner", "FastV", "PyramidDrop", "SparseVLM", "VTW", "FitPrune", "AttentionTopK", "VisionZip",
     "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune", "EVS", "VidCom2", "DyCoke",
-    "FrameSampling", "Schedule", "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
+    "FrameSampling", "Downsample", "Schedule", "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
 ]  # fmt: skip
