@@ -76,7 +76,9 @@ def test_influence_and_panels_are_those_of_the_analysis(server, inspected):
     assert panel["cells"] == expected.cells.tolist() and tuple(panel["box"]) == expected.box
 
 
-@pytest.mark.parametrize("config", [PYRAMID, {"method": "divprune", "share": 0.25}, {"method": "visionzip"}, "none"])
+@pytest.mark.parametrize(
+    "config", [PYRAMID, None, {"method": "divprune", "share": 0.25}, {"method": "visionzip"}, "none"]
+)
 def test_every_kind_of_method_can_be_inspected(server, config):
     asked = {"messages": question(QUESTION, PATH), "pruning_config": config}
     answer = server.http.post("/api/inspect", json=asked)
@@ -85,7 +87,7 @@ def test_every_kind_of_method_can_be_inspected(server, config):
         return
     found = answer.json()
     given = server.ask(question(QUESTION, PATH), pruning_config=config).pruning["trace"]
-    assert found["trace"]["tokens_per_layer"] == given["tokens_per_layer"]
+    assert all(found["trace"][key] == given[key] for key in ("tokens_per_layer", "flops_all_tokens", "kv_bytes"))
     present = [[one < LEFT for one in row].count(True) for row in found["states"]]
     assert present == found["trace"]["visual_per_layer"]
     assert [sum(one is not None for one in row) for row in found["influence"]["l2"]] == present
