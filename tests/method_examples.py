@@ -33,6 +33,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "scope": {"method": "scope", "share": 0.4},
     "prumerge": {"method": "prumerge", "share": 0.4, "neighbours": 4},
     "hiprune": {"method": "hiprune", "share": 0.4, "alpha": 0.9},
+    "downsample": {"method": "downsample", "share": 0.3},
     "none": {"method": "none", "before": {"method": "random", "keep": 6}},
     "replay": {"method": "replay", "filter_layer": 2, "keep": 3, "exit_layer": 5, "shallow_layers": 2},
     "mask": {
@@ -42,5 +43,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "merge_layers": [2],
         "before": {"method": "random", "keep": 6},
     },
+    "schedule": {"method": "schedule", "enter": 1, "keep": {"3": 5, "4": 2}, "exit": 5},
     "disturb": {"method": "disturb", "layer": 2, "count": 4, "how": "remove"},
 }

@@ -61,6 +61,8 @@ class Probe:
 
 def fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
     """Bring tensors of one device to the host as fp32 arrays: one transfer, one synchronisation."""
+    if not tensors:
+        return []
     if len(tensors) == 1:  # the usual case: nothing to join, and no launch for it in every probed layer
         return [tensors[0].detach().float().cpu().numpy()]
     flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu().numpy()
@@ -91,6 +93,7 @@ class Attention(NamedTuple):
     last: np.ndarray | None = None
     text: np.ndarray | None = None
     visual: np.ndarray | None = None
+    answers: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,14 @@ class AttentionProbe(Probe):
 
     rows:
         kinds: `last` the last prompt token · `text` the mean over text rows after the first visual token · `visual`
-        the mean over the visual rows
+        the mean over the visual rows · `answers` the mean over the rows before each answer, where labels mark any
     heads:
         of each row's heads, the `mean` or the `max`
     ahead:
         measured with query and key of the next layer, on the tokens as they would enter it
     """
 
-    rows: tuple[Literal["last", "text", "visual"], ...]
+    rows: tuple[Literal["last", "text", "visual", "answers"], ...]
     heads: Literal["mean", "max"]
     ahead: bool
 
@@ -140,6 +143,8 @@ def rows_of(tokens: PackedTokens, prompt: int, kind: str) -> np.ndarray:
     visual = tokens.visual[start:end]
     if kind == "last":
         return np.array([end - start - 1])
+    if kind == "answers":
+        return np.flatnonzero(tokens.answers[start:end]) - 1
     return np.flatnonzero(visual if kind == "visual" else ~visual & (np.cumsum(visual) > 0))
 
 

@@ -165,6 +165,7 @@ class PruningSession:
             self._replace(self.model, "generate", self._generate(self.model.generate))
         if hasattr(self.model, "loss_function"):
             self._replace(self.model, "_loss_function", self._forward.loss_function(self.model.loss_function))
+            self._replace(self.model, "forward", self._forward.labelled(self.model.forward))
         if self._encoder_hook is not None:
             self._encoder_hook.start()
             self._undo.callback(self._encoder_hook.stop)
@@ -273,7 +274,11 @@ def _check_before_decoder(model: torch.nn.Module, config: PruningConfig, obstacl
             raise ValueError(f"'positions' is 'compact', which the engine's own decoders renumber: {obstacle}")
 
 
-_NEEDS = {"class_token": "a class token", "patchwise": "one visual token per patch"}
+_NEEDS = {
+    "class_token": "a class token",
+    "patchwise": "one visual token per patch",
+    "shrink": "a size of its own for each picture",
+}
 """Fields of `Encoder` in words."""
 _REFUSED = {
     "prefill_chunk_size": "the engine reads a prompt in one piece, because decisions are made at its last token",

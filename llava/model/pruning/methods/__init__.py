@@ -6,6 +6,7 @@ from .cdpruner import CDPruner
 from .controls import Disturb, Mask, NoPruning, RandomPruning
 from .dart import DART
 from .divprune import DivPrune
+from .downsample import Downsample
 from .fastv import FastV
 from .fitprune import FitPrune
 from .hiprune import HiPrune
@@ -13,6 +14,7 @@ from .holov import HoloV
 from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .replay import Replay
+from .schedule import Schedule
 from .scope import SCOPE
 from .sparsevlm import SparseVLM
 from .visionzip import VisionZip
@@ -22,6 +24,6 @@ from .vtw import VTW
 
 __all__ = [
     "METHODS", "VisiPruner", "FastV", "PyramidDrop", "SparseVLM", "VTW", "FitPrune", "AttentionTopK", "VisionZip",
-    "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune",
+    "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune", "Downsample", "Schedule",
     "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
 ]  # fmt: skip
