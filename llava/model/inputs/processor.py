@@ -33,12 +33,13 @@ class Encoded(NamedTuple):
     """An image or video without its pixels, and its features: [tiles, V / tiles, D], or one [V, D] alone.
 
     Models that take only pixels keep them, with `features` None: the vision part then runs in every prefill. `kind`:
-    "image" or "video".
+    "image" or "video"; `deepstack`: features for the decoder's first layers, [V, D] each (Qwen3-VL).
     """
 
     picture: ProcessedImage
     features: Features | None
     kind: str = "image"
+    deepstack: tuple[torch.Tensor, ...] = ()
 
 
 class ProcessorInputs(Inputs):
@@ -118,8 +119,11 @@ class ProcessorInputs(Inputs):
         batch |= _arrays(list(chain.from_iterable(pictures)), execution_device(model), model.dtype)
         media = [image.content for images in seen for image in images if image.content.features is not None]
         for kind in dict.fromkeys(one.kind for one in media):
-            joined = _joined([one.features for one in media if one.kind == kind])
-            batch.setdefault(ENCODED, {})[kind] = BaseModelOutputWithPooling(pooler_output=joined)
+            same = [one for one in media if one.kind == kind]
+            output = BaseModelOutputWithPooling(pooler_output=_joined([one.features for one in same]))
+            if same[0].deepstack:
+                output.deepstack_features = list(zip(*(one.deepstack for one in same), strict=True))
+            batch.setdefault(ENCODED, {})[kind] = output
         return batch
 
     def training_batch(
@@ -196,24 +200,30 @@ def _encode(pictures: Sequence[ProcessedImage], model: Any) -> list[Encoded]:
     features = iter(_features(images, model, "image") if images else ())
     found = []
     for picture, kind in zip(pictures, kinds, strict=True):
-        part = next(features) if kind == "image" else _features([picture], model, kind)[0]
+        part, deepstack = next(features) if kind == "image" else _features([picture], model, kind)[0]
         arrays = {name: array for name, array in picture.arrays.items() if name != _PIXELS[kind]}
-        found.append(Encoded(ProcessedImage(arrays, picture.ids), part, kind))
+        found.append(Encoded(ProcessedImage(arrays, picture.ids), part, kind, deepstack))
     return found
 
 
-def _features(pictures: Sequence[ProcessedImage], model: Any, kind: str) -> list[Features]:
-    """Run the vision part over media of one kind."""
+def _features(
+    pictures: Sequence[ProcessedImage], model: Any, kind: str
+) -> list[tuple[Features, tuple[torch.Tensor, ...]]]:
+    """Run the vision part over media of one kind; return each one's features, and those of DeepStack."""
     encode = getattr(model.base_model, f"get_{kind}_features")
     known = inspect.signature(encode).parameters
     given = {
         name: value for name, value in _arrays(pictures, execution_device(model), model.dtype).items() if name in known
     }
     with align_module_device(model.base_model):  # its own image_newline, where accelerate offloads it
-        features = encode(**given, return_dict=True).pooler_output
+        output = encode(**given, return_dict=True)
+    features = output.pooler_output
     if isinstance(features, torch.Tensor):
-        return list(features.split([len(picture.arrays[_PIXELS[kind]]) for picture in pictures]))
-    return [(image,) for image in features]
+        parts = features.split([len(picture.arrays[_PIXELS[kind]]) for picture in pictures])
+    else:
+        parts = [(image,) for image in features]
+    deepstack = list(zip(*(getattr(output, "deepstack_features", None) or ()), strict=True)) or [()] * len(pictures)
+    return list(zip(parts, deepstack, strict=True))
 
 
 def _joined(features: Sequence[Features]) -> Features | list[torch.Tensor]:

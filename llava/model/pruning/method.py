@@ -125,8 +125,8 @@ class PromptState:
         number of answers that the prompt's labels mark, in training; None without labels
     grid:
         int [L, 4], where every token of the prompt lies: image or video, frame, row, column (see `media`, `frames`,
-        `cells`), −1 for text and for what is not known; None unless the prompt holds a video or the method
-        `reads_frames`
+        `cells`), −1 for text and for what is not known; None unless the prompt holds a video of several
+        frames or the method `reads_frames`
     filter_layer:
         the layer after which the method chose among the visual tokens for the first time, None before that
     memory:

@@ -111,7 +111,9 @@ class Prefill:
         """Return the tokens that the decoder is to read: those that the config's methods leave before layer 0."""
         self.given, self.shift = tokens.lengths, None
         self.image_starts = tuple(int(places[0]) if len(places) else 0 for places in tokens.visual_positions)
+        asked = any(stage.reads_frames for stage in self.config.stages)
         grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
+        grids = [grid if asked or grid is not None and (grid[:, 1] > 0).any() else None for grid in grids]
         answers = [None if tokens.answers is None else int(tokens.answers[a:b].sum()) for a, b in tokens.spans]
         given = zip(tokens.lengths, tokens.visual_counts, grids, strict=True)
         self.records = [_Record(*one) for one in given]

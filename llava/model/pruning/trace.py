@@ -46,7 +46,8 @@ class PruningTrace:
     given:
         tokens of the prompt and the visual ones among them, before anything was pruned; None: as in layer 0
     frames:
-        images and frames of a prompt with a video, in order (`grid.Frame`); of other prompts where the method read them
+        images and frames in order (`grid.Frame`), of a prompt with a video of several frames and where the method read
+        them
     """
 
     shape: DecoderShape
