@@ -14,6 +14,7 @@ from family_case import LAYERS, fields
 from family_models import CASES, batch_of, internvl, llava_next, qwen2_vl
 
 from llava.model.pruning import PruningConfig, prune
+from llava.model.pruning.families import family_of
 
 DENSE = {"mode": []}
 PAPER = {
@@ -26,7 +27,7 @@ PAPER = {
 }
 CONFIGS = {"paper": PAPER, "released": {**PAPER, "preset": "released"}}
 MIDDLE = {**PAPER, "mode": ["middle"], "layer_threshold": 1.0}  # every prompt with visual tokens filters at layer 2
-M_ROPE = ["qwen2_vl", "qwen2_5_vl"]
+M_ROPE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 families = pytest.mark.parametrize("name", CASES)
 presets = pytest.mark.parametrize("preset", CONFIGS)
@@ -39,14 +40,17 @@ def generate(model, batch, beams=1):
 @families
 def test_nothing_pruned_equals_the_untouched_model(name):
     model, batch = CASES[name].model, batch_of(name)
-    expected = deepcopy(model)(**batch.inputs, output_hidden_states=True)  # a copy: capturing leaves hooks behind
+    untouched, entering = deepcopy(model), []  # a copy: capturing leaves hooks behind
+    for layer in family_of(untouched).decoder(untouched).layers:  # transformers records without DeepStack's features
+        layer.register_forward_pre_hook(lambda module, args: entering.append(args[0]))
+    expected = untouched(**batch.inputs, output_hidden_states=True)
     generated = [generate(model, batch, beams) for beams in (1, 2)]
     with CASES[name].prune(DENSE, batch) as session:
         output = model(**batch.inputs, output_hidden_states=True)
         assert [generate(model, batch, beams).tolist() for beams in (1, 2)] == [ids.tolist() for ids in generated]
     live = batch.attention_mask.bool()
     assert (output.logits - expected.logits)[live].abs().max() < 1e-5 * expected.logits.abs().max()
-    for ours, theirs in zip(output.hidden_states, expected.hidden_states, strict=True):
+    for ours, theirs in zip(output.hidden_states, [*entering, expected.hidden_states[-1]], strict=True):
         assert (ours - theirs)[live].abs().max() < 1e-5 * theirs.abs().max()
     traces = session.traces[: len(batch.words)]
     assert [trace.tokens_per_layer for trace in traces] == [[n] * LAYERS for n in batch.lengths]
@@ -88,19 +92,19 @@ def test_batch_equals_one_by_one(name, preset):
 
 
 def prompt_of(name, word):
-    """One prompt as the untouched decoder gets it: batch, spliced embeddings [1, T, D], angles of T + 2 positions."""
+    """One prompt as the untouched decoder gets it: batch, what it is given, angles of T + 2 positions."""
     case, batch, seen = CASES[name], batch_of(name, word), {}
     if name in M_ROPE:
         case.model.model.rope_deltas = None  # those of an earlier prompt would turn a text-only prompt's next tokens
     hook = case.decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
     case.model(**batch.inputs)
     hook.remove()
+    if seen["inputs_embeds"] is None:
+        seen["inputs_embeds"] = case.decoder.embed_tokens(seen["input_ids"])
     embeds, positions = seen["inputs_embeds"], batch.positions(case)
-    if embeds is None:
-        embeds = case.decoder.embed_tokens(seen["input_ids"])
     further = positions.amax() + 1 + torch.arange(2).expand(*positions.shape[:-1], 2)
     cos, sin = case.decoder.rotary_emb(embeds, torch.cat([positions, further], -1))
-    return batch, embeds, (cos, sin)
+    return batch, seen, (cos, sin)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.plain])
@@ -110,14 +114,14 @@ def test_pruned_equals_the_plain_reading(name, preset, monkeypatch):
     case, config = CASES[name], PruningConfig.from_dict(CONFIGS[preset])
     plain = SimpleNamespace(model=case.decoder, lm_head=case.model.lm_head, config=case.decoder.config)
     for word in case.prompts:
-        batch, embeds, (cos, sin) = prompt_of(name, word)
+        batch, given, (cos, sin) = prompt_of(name, word)
 
         def rotate(x, places, theta, cos=cos[0], sin=sin[0]):
             turned = torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1)
             return x * cos[places] + turned * sin[places]
 
         monkeypatch.setattr(reference, "rotate", rotate)
-        expected = reference.prefill(plain, embeds[0], batch.visual[0], config)
+        expected = reference.prefill(plain, given["inputs_embeds"][0], batch.visual[0], config)
         with case.prune(config, batch) as session:
             output = case.model(**batch.inputs)
             steps = [case.model(input_ids=torch.tensor([[t]]), past_key_values=output.past_key_values) for t in (7, 11)]
@@ -161,22 +165,25 @@ def test_kept_tokens_keep_the_positions_of_the_untouched_model(name):
 def test_decoding_equals_recomputation_with_the_models_own_layers(name):
     """Given the layers' plan, tokens decoded on the cache equal all tokens at once under masks."""
     case = CASES[name]
-    batch, embeds, rope = prompt_of(name, case.prompts[-1])
+    batch, given, rope = prompt_of(name, case.prompts[-1])
     length, extra = batch.lengths[0], torch.tensor([[7, 11]])
     with case.prune(MIDDLE, batch) as session:
         output = case.model(**batch.inputs)
         steps = [case.model(input_ids=extra[:, i : i + 1], past_key_values=output.past_key_values) for i in (0, 1)]
-    trace, hidden = session.traces[0], torch.cat([embeds, case.decoder.embed_tokens(extra)], 1)
+    trace, hidden = session.traces[0], torch.cat([given["inputs_embeds"], case.decoder.embed_tokens(extra)], 1)
     assert 0 < len(trace.kept) < trace.visual_tokens
     text = torch.cat([~batch.visual[0], torch.ones(2, dtype=torch.bool)])
     chosen = text.clone()
     chosen[trace.kept] = True
     itself = torch.eye(length + 2, dtype=torch.bool)
+    features = iter(given.get("deepstack_visual_embeds") or ())
     for visual, layer in zip(trace.visual_per_layer, case.decoder.layers, strict=True):
         alive = torch.ones_like(text) if visual == trace.visual_tokens else chosen
         mask = torch.ones(length + 2, length + 2, dtype=torch.bool).tril() & (alive[None] | itself)
         hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rope)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        if (part := next(features, None)) is not None:
+            hidden[:, :length][batch.visual] += part
     expected = case.model.lm_head(case.decoder.norm(hidden))[0, -3:]
     found = torch.stack([output.logits[0, -1], *(step.logits[0, -1] for step in steps)])
     assert (found - expected).abs().max() < 1e-4

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from .kernels import Kernel, by_segment, choose
+from .layers import LayerKind
 from .layouts import first_half, merge_passes, visual_runs
 from .method import AttentionRule
 from .packed import PackedTokens, Segments, upload
@@ -29,10 +30,11 @@ NAME = "visipruner"
 class PrefillCall:
     """One layer reading the prompts: what it needs to attend, and the states it leaves behind for probe and cache.
 
-    `unread`: visual tokens that text rows do not read, bool [T], None for none.
+    `kind`: what the layer does. `unread`: visual tokens that text rows do not read, bool [T], None for none.
     """
 
     tokens: PackedTokens
+    kind: LayerKind
     rule: AttentionRule
     backend: str
     unread: np.ndarray | None = None

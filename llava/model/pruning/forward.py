@@ -23,6 +23,7 @@ from .families import Family
 from .flops import DecoderShape
 from .graphs import LayerGraphs
 from .grid import grid_of, runs_of
+from .layers import rotary_tables
 from .method import Method as PruningConfig
 from .method import PromptState
 from .packed import PackedTokens
@@ -31,6 +32,14 @@ from .prefill import Prefill
 from .prefix_cache import PrefixCache
 from .trace import PruningTrace
 from .vision import EncoderHook
+
+
+@dataclass
+class PrunedOutput(BaseModelOutputWithPast):
+    """What a decoder stack returns; fields that some stacks have in addition stay None."""
+
+    router_logits: None = None
+    shared_kv_states: None = None
 
 
 class PrunedForward:
@@ -77,6 +86,8 @@ class PrunedForward:
         self.policies: list[PromptState] = []
         self._text_config = self.decoder.config
         self._shape = DecoderShape.of(self._text_config)
+        self.kinds = family.layers(self.decoder)
+        self._tables = rotary_tables(self.decoder)
         self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
         self.handed: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -110,11 +121,12 @@ class PrunedForward:
         use_cache: bool | None = None,
         visual_mask: torch.Tensor | None = None,
         visual_grid: np.ndarray | None = None,
+        blocks: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> PrunedOutput:
         """Replace the decoder stack's `forward`: prefill packed and pruned, or decode on a ragged cache.
 
         Raises:
@@ -128,16 +140,20 @@ class PrunedForward:
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if output_attentions:
             raise ValueError("attention weights are never formed while pruning; run without output_attentions")
+        if kwargs.pop("output_router_logits", getattr(self._text_config, "output_router_logits", False)):
+            raise ValueError("router logits are not collected while pruning; run without output_router_logits")
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("two threads run one pruned model at the same moment; give each a copy of the model")
         internal = self._text_config._attn_implementation
         try:
             if self.handed:
-                visual_mask, visual_grid, self.handed = *map(self.handed.get, ("visual_mask", "visual_grid")), {}
+                visual_mask, visual_grid, blocks = map(self.handed.get, ("visual_mask", "visual_grid", "blocks"))
+                self.handed = {}
             if inputs_embeds is None:
                 inputs_embeds = self.decoder.embed_tokens(input_ids)
             if position_ids is not None:
                 position_ids = self.family.positions(position_ids)
+            added = self.family.added(kwargs, inputs_embeds)
             self._text_config._attn_implementation = NAME
             more = (output_hidden_states, kwargs)
             if isinstance(past_key_values, RaggedCache):
@@ -145,22 +161,20 @@ class PrunedForward:
             _check_cache(past_key_values)
             if use_cache is None:
                 use_cache = self._text_config.use_cache
+            beside = {"grid": visual_grid, "added": added, "blocks": blocks}
+            given = (inputs_embeds, attention_mask, position_ids, visual_mask, beside)
             width = self._prompt_width
             if width is not None and width < inputs_embeds.shape[1]:
-                return self._prefill_and_decode(
-                    width, inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, visual_grid, *more
-                )
-            return self._prefill(
-                inputs_embeds, attention_mask, position_ids, use_cache, visual_mask, visual_grid, *more
-            )
+                return self._prefill_and_decode(width, *given, use_cache, *more)
+            return self._prefill(*given, use_cache, *more)
         finally:
             self._text_config._attn_implementation = internal
             self._lock.release()
 
-    def _prefill(self, embeds, attention_mask, position_ids, use_cache, visual_mask, grid, want_hidden, kwargs):
+    def _prefill(self, embeds, attention_mask, position_ids, visual_mask, beside, use_cache, want_hidden, kwargs):
         visual_mask = self._mask_for(embeds, visual_mask)
-        grid = self._grid_for(visual_mask, grid)
-        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, grid)
+        beside = beside | {"grid": self._grid_for(visual_mask, beside["grid"])}
+        tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, **beside)
         cache = RaggedCache(embeds.shape[1], following) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
         if torch.is_grad_enabled() and any(layer.training and layer.gradient_checkpointing for layer in layers):
@@ -169,7 +183,7 @@ class PrunedForward:
         attach = None if self.prefix_cache is None else self._attach(embeds.device.type, want_hidden)
         graphs = None if self.graphs is None or want_hidden else self._ready_graphs(embeds.device.type)
         prefill = Prefill(
-            layers, self.config, self.backend, cache, self._rope, vision, attach, graphs, len(self.traces)
+            layers, self.kinds, self.config, self.backend, cache, self._rope, vision, attach, graphs, len(self.traces)
         )
         states = [] if want_hidden else None
         tokens = prefill.run(tokens, states, **kwargs)
@@ -180,10 +194,10 @@ class PrunedForward:
         hidden = None
         if want_hidden:
             hidden = (*(unpack(stream, lengths) for stream, lengths in states), last)
-        return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=hidden)
+        return PrunedOutput(last_hidden_state=last, past_key_values=cache, hidden_states=hidden)
 
     def _prefill_and_decode(
-        self, width, embeds, attention_mask, position_ids, use_cache, visual_mask, grid, want_hidden, kwargs
+        self, width, embeds, attention_mask, position_ids, visual_mask, beside, use_cache, want_hidden, kwargs
     ):
         """Read prompts of `width` tokens, and decode what `generate` has appended to them: drafts, or earlier answers.
 
@@ -194,13 +208,16 @@ class PrunedForward:
             return (None, None) if part is None else (part[..., :width], part[..., width:])
 
         (masks, more_masks), (places, more_places) = split(attention_mask), split(position_ids)
-        visual, grid = split(visual_mask)[0], None if grid is None else grid[:, :width]
-        prompt = self._prefill(embeds[:, :width], masks, places, True, visual, grid, want_hidden, kwargs)
+        added = {layer: part[:, :width] for layer, part in beside["added"].items()}
+        beside = {name: part if part is None else part[:, :width] for name, part in beside.items() if name != "added"}
+        beside["added"] = added
+        given = (embeds[:, :width], masks, places, split(visual_mask)[0], beside)
+        prompt = self._prefill(*given, True, want_hidden, kwargs)
         cache = prompt.past_key_values
         more = self._decode(embeds[:, width:], more_masks, more_places, cache, None, want_hidden, kwargs)
         self._surviving = None
         pairs = zip(prompt.hidden_states, more.hidden_states, strict=True) if want_hidden else ()
-        return BaseModelOutputWithPast(
+        return PrunedOutput(
             last_hidden_state=torch.cat((prompt.last_hidden_state, more.last_hidden_state), 1),
             past_key_values=cache if use_cache else None,
             hidden_states=tuple(torch.cat(pair, 1) for pair in pairs) or None,
@@ -219,14 +236,14 @@ class PrunedForward:
         ropes = cache.ropes(position_ids, partial(self._rope, embeds))
         masks = cache.masks(new)
         hidden, states = embeds, []
-        for layer, mask, rope in zip(self.decoder.layers, masks, ropes, strict=False):
+        for layer, kind, mask, rope in zip(self.decoder.layers, self.kinds, masks, ropes, strict=False):
             if want_hidden:
                 states.append(hidden)
-            hidden = run_layer(layer, hidden, rope, DecodeCall(mask), kwargs, cache)
+            hidden = run_layer(layer, hidden, kind.rope(rope), DecodeCall(mask), kwargs, cache)
         cache.advance(new)
         last = self.decoder.norm(hidden)
         collected = (*states, last) if want_hidden else None
-        return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=cache, hidden_states=collected)
+        return PrunedOutput(last_hidden_state=last, past_key_values=cache, hidden_states=collected)
 
     def _attach(self, device: str, want_hidden: bool) -> Callable[[PackedTokens], PackedTokens] | None:
         """Return what gives a prefill its known prefixes; None, and a warning, where it has to run whole."""
@@ -277,8 +294,11 @@ class PrunedForward:
         return pruned
 
     def _rope(self, hidden, position_ids):
-        """Return (cos, sin) of the positions that pruning counted itself, or that the model gave."""
-        return self.decoder.rotary_emb(hidden, self.family.positions(position_ids))
+        """Return (cos, sin), table after table, of positions that pruning counted itself, or that the model gave."""
+        places = self.family.positions(position_ids)
+        if not self._tables:
+            return self.decoder.rotary_emb(hidden, places)
+        return tuple(part for name in self._tables for part in self.decoder.rotary_emb(hidden, places, name))
 
     def _grid_for(self, visual_mask, grid):
         """Return where the visual tokens of the prompts lie, int [B, T, 4]; None where nobody asks."""

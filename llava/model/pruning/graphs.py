@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .attention import PrefillCall, RecordedCall, run_layer
+from .layers import LayerKind
 from .packed import PackedTokens
 
 STEP, MOST = 64, 512
@@ -113,7 +114,7 @@ class LayerGraphs:
         if key not in self._replays:
             entering = tokens.with_hidden(tokens.hidden.clone())  # recording runs the layer, over what may be its input
             buffers.fill(entering)
-            self._replays[key] = self.record(lambda: buffers.read(layer, kwargs))
+            self._replays[key] = self.record(lambda: buffers.read(layer, call.kind, kwargs))
             tokens = entering
         buffers.fill(tokens)
         self._replays[key]()
@@ -143,10 +144,10 @@ class _Buffers:
                 _copy(mine, part, part.ndim - 2)
             self._angles = tokens.rope
 
-    def read(self, layer: torch.nn.Module, kwargs: dict[str, Any]) -> None:
+    def read(self, layer: torch.nn.Module, kind: LayerKind, kwargs: dict[str, Any]) -> None:
         """Run the layer over the buffers; the part that is recorded."""
         call = RecordedCall()
-        output = run_layer(layer, self.hidden, self.rope, call, kwargs)
+        output = run_layer(layer, self.hidden, kind.rope(self.rope), call, kwargs)
         if self.query is None:
             with torch.inference_mode(False):
                 made = (torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in call.states)

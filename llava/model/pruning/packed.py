@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-Rotary = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""(x, position_ids) → (cos, sin)."""
+Rotary = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
+"""(x, position_ids) → (cos, sin) of every rotary table, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PackedTokens:
         [1, R, D], the rows that a layer runs: all T tokens, prompt after prompt, or only the last `tails[b]` of each
         prompt b where the prefix cache holds the others
     rope:
-        (cos, sin) of all tokens, along dimension −2
+        (cos, sin) of all tokens, along dimension −2; of every rotary table in turn, where a decoder has several
     lengths:
         tokens per prompt, summing to T
     visual:
@@ -41,6 +41,10 @@ class PackedTokens:
         int [T], place of each token in its own prompt, counted from 0 without padding
     tails:
         rows that a layer runs, per prompt, summing to R; default: `lengths`
+    added:
+        [1, T, D] by layer: features that join the hidden states after that layer
+    blocks:
+        int [T], tokens of one number ≥ 0 in a prompt read each other both ways; None where none do
     grid:
         int [T, 4], where each token lies among images and frames (`pruning.grid`), before anything is pruned; else None
     prefix:
@@ -48,11 +52,13 @@ class PackedTokens:
     """
 
     hidden: torch.Tensor
-    rope: tuple[torch.Tensor, torch.Tensor]
+    rope: tuple[torch.Tensor, ...]
     lengths: tuple[int, ...]
     visual: np.ndarray
     position: np.ndarray
     tails: tuple[int, ...] | None = None
+    added: Mapping[int, torch.Tensor] = field(default_factory=dict, repr=False)
+    blocks: np.ndarray | None = None
     grid: np.ndarray | None = field(default=None, repr=False)
     prefix: Any = field(default=None, repr=False)
     _memo: dict = field(default_factory=dict, repr=False)
@@ -76,11 +82,11 @@ class PackedTokens:
         return self.once("live visual", lambda: self.visual[self.live])
 
     @property
-    def live_rope(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def live_rope(self) -> tuple[torch.Tensor, ...]:
         """`rope` of the tokens that a layer runs."""
         return self.rope if self.tails == self.lengths else self.once("live rope", self._live_rope)
 
-    def _live_rope(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _live_rope(self) -> tuple[torch.Tensor, ...]:
         index = upload(self.live, self.hidden.device)
         return tuple(part.index_select(-2, index.to(part.device)) for part in self.rope)
 
@@ -159,9 +165,19 @@ class PackedTokens:
             tails=left.queries,
             visual=self.visual[mask],
             position=self.position[mask],
+            added={layer: part.index_select(1, index.to(part.device)) for layer, part in self.added.items()},
+            blocks=None if self.blocks is None else self.blocks[mask],
             grid=None,
             _memo={},
         )
+
+    def with_added(self, layer: int, hidden: torch.Tensor) -> tuple[PackedTokens, torch.Tensor]:
+        """Return `hidden` [1, R, D], the output of `layer`, with what joins it there; and the tokens without that."""
+        part = self.added[layer]
+        if self.tails != self.lengths:
+            part = part.index_select(1, upload(self.live, part.device))
+        rest = {later: features for later, features in self.added.items() if later != layer}
+        return replace(self, added=rest), hidden + part.to(hidden)
 
     def rewrite(self, places: np.ndarray, states: list[torch.Tensor]) -> PackedTokens:
         """Return the same tokens, those at `places` (int [n], in the stream) with other hidden states, n [*, D]."""

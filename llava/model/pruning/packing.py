@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import torch
 
@@ -15,11 +18,14 @@ def pack(
     visual_mask: torch.Tensor,
     rotary: Rotary,
     grid: np.ndarray | None = None,
+    added: Mapping[int, torch.Tensor] = MappingProxyType({}),
+    blocks: torch.Tensor | None = None,
 ) -> tuple[PackedTokens, torch.Tensor]:
     """Pack a padded batch (padding on either side). One host synchronisation.
 
     embeds [B, T, D]; attention_mask [B, T] or None; position_ids [B, T], [1, T], [3, B, T] (M-RoPE) or None for
-    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin); grid int [B, T, 4] or None.
+    counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin); grid int [B, T, 4], added
+    [B, T, D] by layer and blocks int [B, T] as `PackedTokens` has them.
     Returns the tokens and each prompt's next position, int64 [B].
 
     Raises:
@@ -53,14 +59,22 @@ def pack(
     if not valid.all():
         flat = upload(np.flatnonzero(valid), device)
         embeds = embeds.flatten(0, 1).index_select(0, flat)
+        added = {layer: part.flatten(0, 1).index_select(0, flat) for layer, part in added.items()}
         if position_ids.shape[-2:] == (batch, width):
             position_ids = position_ids.flatten(-2).index_select(-1, flat).unsqueeze(-2)
     elif position_ids.shape[-2:] == (batch, width):
         position_ids = position_ids.flatten(-2).unsqueeze(-2)
     hidden = embeds.reshape(1, -1, embeds.shape[-1])
-    rope, grid = tuple(rotary(hidden, position_ids)), None if grid is None else grid[valid]
-    tokens = PackedTokens(hidden, rope, tuple(map(int, lengths)), visual, position, grid=grid)
-    return tokens, following
+    return PackedTokens(
+        hidden,
+        tuple(rotary(hidden, position_ids)),
+        tuple(map(int, lengths)),
+        visual,
+        position,
+        added={layer: part.reshape(hidden.shape) for layer, part in added.items()},
+        blocks=None if blocks is None else blocks.cpu().numpy()[valid],
+        grid=None if grid is None else grid[valid],
+    ), following
 
 
 def unpack(hidden: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,7 @@ from .flops import DecoderShape
 from .graphs import LayerGraphs
 from .grid import frames_of
 from .influence import Measurement
+from .layers import LayerKind
 from .method import EXIT, AttentionRule, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
 from .prefix_cache import prefix
@@ -27,8 +28,8 @@ from .trace import ProbeRecord, PruningTrace
 class Prefill:
     """One prefill of a batch: states and records of its prompts, from the first layer to the last.
 
-    layers:
-        the decoder's layers, called as they are
+    layers, kinds:
+        the decoder's layers, called as they are, and what each of them does
     cache:
         an empty `RaggedCache` to fill, or None
     rotary:
@@ -48,6 +49,7 @@ class Prefill:
     def __init__(
         self,
         layers,
+        kinds: Sequence[LayerKind],
         config: Method,
         backend: str,
         cache: RaggedCache | None,
@@ -57,7 +59,7 @@ class Prefill:
         graphs: LayerGraphs | None = None,
         first: int = 0,
     ):
-        self.layers = layers
+        self.layers, self.kinds = layers, kinds
         self.config = config
         self.backend = backend
         self.cache = cache
@@ -85,7 +87,7 @@ class Prefill:
             unread = self._unread(index, tokens) if rule.text == "dense" else None
             asked = self._asked(index, tokens)
             tokens = prefix.enter(tokens, unread, _whole(asked))
-            call = PrefillCall(tokens, rule, self.backend, unread)
+            call = PrefillCall(tokens, self.kinds[index], rule, self.backend, unread)
             output = self._read(layer, tokens, call)
             if self.cache is not None:
                 kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index), self.shift, unread)
@@ -93,6 +95,8 @@ class Prefill:
                 kept = tokens.lengths
             for b in prompts:
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b])
+            if index in tokens.added:
+                tokens, output = tokens.with_added(index, output)
             tokens = prefix.after_layer(tokens, output)
             tokens = self._prune(index, tokens, call, asked)
         return tokens
@@ -122,7 +126,7 @@ class Prefill:
         """Return what the layer makes of the tokens that it runs: [1, R, D]."""
         if self.graphs is not None and self.graphs.fit(tokens, call, self.kwargs):
             return self.graphs.run(layer, tokens, call, self.kwargs)
-        return run_layer(layer, tokens.hidden, tokens.live_rope, call, self.kwargs)
+        return run_layer(layer, tokens.hidden, call.kind.rope(tokens.live_rope), call, self.kwargs)
 
     def _unread(self, index: int, tokens: PackedTokens) -> np.ndarray | None:
         """Ask the method which visual tokens text rows of layer `index` do not read: bool [T], None for none."""
@@ -137,9 +141,10 @@ class Prefill:
     def _peek(self, index: int, tokens: PackedTokens, whole: bool) -> LayerStates:
         """Return query, key and value that layer `index` makes of the tokens; the layer goes no further."""
         tokens = prefix.enter(tokens, queries=whole, peek=True)
-        call = PeekCall(tokens, self.config.attention(index), self.backend)
+        kind = self.kinds[index]
+        call = PeekCall(tokens, kind, self.config.attention(index), self.backend)
         with suppress(Peeked):
-            run_layer(self.layers[index], tokens.hidden, tokens.live_rope, call, self.kwargs)
+            run_layer(self.layers[index], tokens.hidden, kind.rope(tokens.live_rope), call, self.kwargs)
         return _states(tokens, call, whole)
 
     def _asked(self, index: int, tokens: PackedTokens) -> dict[int, Probe]:

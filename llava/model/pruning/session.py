@@ -232,15 +232,18 @@ class PruningSession:
     @torch.compiler.disable
     def _find_visual(self, module, args, kwargs):
         """Forward pre-hook of the family's entry module: find the visual tokens in its inputs and pass them down."""
+        inputs = self._family.arguments(module, args, kwargs)
+        found = {}
         if self._forward.visual_mask is None:
-            inputs = self._family.arguments(module, args, kwargs)
-            found = {"visual_mask": self._family.visual_mask(self.model, inputs)}
+            found["visual_mask"] = self._family.visual_mask(self.model, inputs)
             if found["visual_mask"] is not None and not self._forward.generating:
                 found["visual_grid"] = self._grid(inputs)
-            if self._obstacle is None and self._family.passes_keywords:
-                kwargs |= found
-            else:
-                self._forward.handed = found | {"attention_mask": inputs.get("attention_mask")}
+        if self._obstacle is None and (blocks := self._family.blocks(self.model, inputs)) is not None:
+            found["blocks"] = blocks
+        if self._obstacle is None and self._family.passes_keywords:
+            kwargs |= found
+        else:
+            self._forward.handed = found | {"attention_mask": inputs.get("attention_mask")}
         return args, kwargs
 
     def _grid(self, inputs: dict[str, Any]) -> np.ndarray | None:

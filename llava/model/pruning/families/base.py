@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..layers import LayerKind, kinds_of
 from ..vision import Encoder
 
 FAMILIES: list[type[Family]] = []
@@ -108,6 +109,24 @@ class Family:
         position_ids [B, T], or whatever leading rows the model gives to its decoder.
         """
         return position_ids
+
+    def layers(self, decoder: nn.Module) -> tuple[LayerKind, ...]:
+        """Return what each layer of the decoder stack does."""
+        return kinds_of(decoder)
+
+    def added(self, given: dict[str, Any], embeds: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Take features that the decoder adds after layers out of the keywords `given` to it.
+
+        Returns [B, T, D] by the layer after which it is added; `embeds` [B, T, D].
+        """
+        return {}
+
+    def blocks(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Return int [B, T] from the entry module's inputs: tokens of one number ≥ 0 read each other both ways.
+
+        None where every token reads those before it alone.
+        """
+        return None
 
     def encoder(self, model: nn.Module) -> Encoder | None:
         """Return where the image encoder is, for methods that read it; None where it is not as `Encoder` says.

@@ -8,10 +8,8 @@ from transformers import (
     LlamaModel,
     MistralForCausalLM,
     MistralModel,
-    Qwen2_5_VLTextModel,
     Qwen2ForCausalLM,
     Qwen2Model,
-    Qwen2VLTextModel,
     Qwen3ForCausalLM,
     Qwen3Model,
 )
@@ -20,8 +18,9 @@ from .base import Family
 
 STACKS = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 HEADED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-DECODERS = (*STACKS, Qwen2VLTextModel, Qwen2_5_VLTextModel)
-"""Stacks of plain causal attention in every layer, with nothing added to it."""
+DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel")
+DECODERS += ("Qwen3VLTextModel", "Qwen3VLMoeTextModel")
+"""Stacks that do nothing but what their `LayerKind`s and `Family.added` say."""
 
 
 class BareDecoder(Family):
@@ -51,8 +50,8 @@ def check_attention(model: nn.Module, decoder: nn.Module) -> None:
 
     """
     name = type(model).__name__
-    if not isinstance(decoder, DECODERS):
-        known = ", ".join(kind.__name__ for kind in DECODERS)
+    if not {kind.__name__ for kind in type(decoder).__mro__}.intersection(DECODERS):
+        known = ", ".join(DECODERS)
         raise ValueError(f"pruning does not know the decoder {type(decoder).__name__} of {name}; it knows {known}")
     config = decoder.config
     window = getattr(config, "sliding_window", None)

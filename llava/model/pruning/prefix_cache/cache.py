@@ -53,7 +53,7 @@ class Reused:
 class PrefixCache:
     """Blocks of prompts in at most `max_bytes`; with 0 bytes, prompts of one batch still share.
 
-    A block is found by what enters layer 0 (embeddings, visual features, rotary angles, which tokens are visual), so
+    A block is found by what enters the layers (embeddings, visual features, rotary angles, which tokens are visual), so
     that another image, another system text or another pruning before the decoder is another block. `attach` empties
     the cache when its `stamp` has changed: blocks hold for one model, its weights, and one config.
 
@@ -183,6 +183,7 @@ class _Fingerprints:
     def __init__(self, tokens: PackedTokens, weights: dict):
         self.tokens = tokens
         parts = [tokens.hidden[0], *(part.movedim(-2, 0).flatten(1).to(tokens.hidden.device) for part in tokens.rope)]
+        parts += [part[0].to(tokens.hidden.device) for part in tokens.added.values()]
         # one prompt at a time: 64-bit integers take two to four times the memory of the states
         sums = [_sums([part[start:end] for part in parts], weights) for start, end in tokens.spans]
         self.rows = torch.cat(sums).cpu().numpy()
