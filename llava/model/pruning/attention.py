@@ -68,10 +68,13 @@ class DecodeCall:
 
 
 def run_layer(layer, hidden: torch.Tensor, rope: tuple, call, kwargs: dict, cache=None) -> torch.Tensor:
-    """Return what a decoder layer makes of `hidden` [B, T, D]; its attention finds `call`, `cache` gets what is new."""
+    """Return what a decoder layer makes of `hidden` [B, T, D]; its attention finds `call`, `cache` gets what is new.
+
+    `call`: None for a layer without attention.
+    """
     keywords = {"attention_mask": None, "position_embeddings": rope, "past_key_values": cache, **kwargs}
-    keywords |= {"use_cache": cache is not None, "pruning": call}
-    if layer.training and getattr(layer, "gradient_checkpointing", False):
+    keywords |= {"use_cache": cache is not None} | ({} if call is None else {"pruning": call})
+    if call is not None and layer.training and getattr(layer, "gradient_checkpointing", False):
         with _checkpointed(layer):
             output = layer(hidden, **keywords)
     else:

@@ -187,7 +187,7 @@ class PrunedForward:
         )
         states = [] if want_hidden else None
         tokens = prefill.run(tokens, states, **kwargs)
-        last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
+        last = unpack(self.family.norm(self.decoder)(tokens.hidden), tokens.tails)
         self.policies[len(self.traces) :] = prefill.policies  # whoever empties the traces empties these
         self.traces += prefill.traces(self._shape, embeds.dtype)
         self._surviving = Surviving.of(tokens, embeds.shape[1], attention_mask)
@@ -239,9 +239,10 @@ class PrunedForward:
         for layer, kind, mask, rope in zip(self.decoder.layers, self.kinds, masks, ropes, strict=False):
             if want_hidden:
                 states.append(hidden)
-            hidden = run_layer(layer, hidden, kind.rope(rope), DecodeCall(mask), kwargs, cache)
+            call = None if kind.attention == "recurrent" else DecodeCall(mask)
+            hidden = run_layer(layer, hidden, kind.rope(rope), call, kwargs, cache)
         cache.advance(new)
-        last = self.decoder.norm(hidden)
+        last = self.family.norm(self.decoder)(hidden)
         collected = (*states, last) if want_hidden else None
         return PrunedOutput(last_hidden_state=last, past_key_values=cache, hidden_states=collected)
 
