@@ -34,6 +34,8 @@ class Case:
         whether tests/reference.py knows the decoder's projections
     frame:
         text tokens before and after each image or video
+    rounding:
+        how far the untouched model is from itself where padding lies elsewhere, relative
     """
 
     make: Callable[[], torch.nn.Module]
@@ -42,6 +44,7 @@ class Case:
     plain: bool = True
     frame: tuple[int, ...] = ()
     layout: Literal["placeholders", "markers", "bare"] = "placeholders"
+    rounding: float = 1e-5
 
     @cached_property
     def model(self) -> torch.nn.Module:

@@ -70,7 +70,7 @@ class CompactedForward(PrunedForward):
         given, _ = pack(embeds, mask, None, visual, lambda hidden, positions: (), grid)
         vision = None if self.encoder_hook is None else self.encoder_hook.find(given)
         layers = range(self._text_config.num_hidden_layers)
-        prefill = Prefill(layers, self.config, self.backend, None, vision=vision, first=len(self.traces))
+        prefill = Prefill(layers, (), self.config, self.backend, None, vision=vision, first=len(self.traces))
         tokens = prefill.before(given)
         prefill.unchanged(tokens)
         self.policies[len(self.traces) :] = prefill.policies

@@ -239,7 +239,7 @@ class PrunedForward:
         for layer, kind, mask, rope in zip(self.decoder.layers, self.kinds, masks, ropes, strict=False):
             if want_hidden:
                 states.append(hidden)
-            call = None if kind.attention == "recurrent" else DecodeCall(mask)
+            call = None if kind.reads == "recurrent" else DecodeCall(mask)
             hidden = run_layer(layer, hidden, kind.rope(rope), call, kwargs, cache)
         cache.advance(new)
         last = self.family.norm(self.decoder)(hidden)

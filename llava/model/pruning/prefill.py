@@ -70,7 +70,7 @@ class Prefill:
         self.graphs = graphs
         self.first = first
         self.policies: list[PromptState] = []
-        self.hybrid = any(kind.attention == "recurrent" for kind in kinds)
+        self.hybrid = any(kind.reads == "recurrent" for kind in kinds)
         self.since: dict[int, int] = {}
         self.waiting: dict[int, tuple[int, Probe]] = {}
         self.measured: set[int] = set()
@@ -88,7 +88,7 @@ class Prefill:
         for index, layer in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append((tokens.hidden, tokens.lengths))
-            recurrent = self.kinds[index].attention == "recurrent"
+            recurrent = self.kinds[index].reads == "recurrent"
             rule = AttentionRule() if recurrent else self.config.attention(index)
             unread = self._unread(index, tokens) if rule.text == "dense" and not recurrent else None
             asked = self._asked(index, tokens)
@@ -183,12 +183,12 @@ class Prefill:
         if not probe.reads_attention:
             return True
         index += probe.ahead
-        return index < len(self.kinds) and self.kinds[index].attention != "recurrent"
+        return index < len(self.kinds) and self.kinds[index].reads != "recurrent"
 
     def _check_attends(self, index: int, probe: Probe) -> None:
         """Raise `ValueError` where attention is asked for after layer `index`, and no layer from there on has any."""
         if not any(self._attends(later, probe) for later in range(index, len(self.kinds))):
-            able = [number for number, kind in enumerate(self.kinds) if kind.attention != "recurrent"]
+            able = [number for number, kind in enumerate(self.kinds) if kind.reads != "recurrent"]
             raise ValueError(
                 f"method {self.stage.method!r} measures attention after layer {index}, but from there on all layers are "
                 f"recurrent and have none; layers with attention: {', '.join(map(str, able))}"
