@@ -9,11 +9,11 @@ from family_models import CASES, batch_of
 from method_examples import EXAMPLES
 
 from llava.model.pruning import PruningConfig
+from llava.model.pruning.families import family_of
 from llava.model.pruning.methods import METHODS
 from llava.model.pruning.methods.visipruner import PRESETS
 
 NEW = 3
-PATCHWISE = ("llava original", "llava")  # a CLIP tower whose patches are the visual tokens, for methods that read it
 
 
 def _variants() -> dict[str, dict]:
@@ -47,10 +47,12 @@ def test_every_method_has_an_example():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_family_runs_every_method(name, variant):
     config, batch = PruningConfig.from_dict(VARIANTS[variant]), batch_of(name)
-    if config.reads_vision and name not in PATCHWISE:
-        with pytest.raises(ValueError, match="image encoder"):
-            run(name, config)
-        return
+    if config.reads_vision:
+        encoder = family_of(CASES[name].model).encoder(CASES[name].model)
+        if encoder is None or not all(getattr(encoder, need) for need in config.encoder_needs):
+            with pytest.raises(ValueError, match="image encoder"):
+                run(name, config)
+            return
     session, tokens, logits = run(name, config)
     assert len(session.traces) == len(batch.words) and logits.isfinite().all()
     assert any(trace.tokens_per_layer[-1] < trace.prompt_tokens for trace in session.traces)

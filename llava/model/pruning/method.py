@@ -173,8 +173,10 @@ class Method:
     """Its name, or for a class without one the reference `module:Class` that loads it."""
     before_decoder = False
     """Whether all that this config does happens before layer 0, so that it can stand as another's `before`."""
-    reads_vision = False
-    """Whether its probe reads what the image encoder left behind."""
+    reads_vision: ClassVar[tuple[Any, ...]] = ()
+    """What its probe reads of the image encoder: `EncoderReading`s."""
+    encoder_needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Encoder` that must be true for it: `class_token`, `patchwise`."""
     reads_frames = False
     """Whether it asks which frame a visual token is of (`PromptState.frames`), so that the engine finds that out."""
     no_reuse: ClassVar[str | None] = None
