@@ -110,7 +110,9 @@ def rotary(config: hf.PreTrainedConfig) -> None:
         width = vars(config).get("head_dim") or config.hidden_size // config.num_attention_heads
         half = int(width * rope.get("partial_rotary_factor", 1.0)) // 2
         third = half // 3 or 1
-        config.rope_parameters = rope | {"mrope_section": [third, third, half - 2 * third][: len(rope["mrope_section"])]}
+        config.rope_parameters = rope | {
+            "mrope_section": [third, third, half - 2 * third][: len(rope["mrope_section"])]
+        }
 
 
 def text(**fields: Any):

@@ -122,7 +122,7 @@ def peaked(model: torch.nn.Module) -> torch.nn.Module:
     attending = {id(parameter) for parameter in family_of(model).decoder(model).layers.parameters()}
     for name, parameter in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):
-            torch.nn.init.constant_(parameter, 1.6)
+            torch.nn.init.constant_(parameter, 1.6 if parameter.any() else 0.6)  # some scale by 1 + weight
         if parameter.ndim < 2 or name.endswith(("norm.weight", "cls_token", "position_embeddings")):
             continue
         gain = 1.5 if id(parameter) in attending else 0.5 if "lm_head" in name else 1.0

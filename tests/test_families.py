@@ -15,7 +15,6 @@ from family_models import CASES, batch_of, internvl, llava_next, qwen2_vl
 
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.families import family_of
-from llava.model.pruning.families import family_of
 
 DENSE = {"mode": []}
 PAPER = {

@@ -190,8 +190,8 @@ class Prefill:
         if not any(self._attends(later, probe) for later in range(index, len(self.kinds))):
             able = [number for number, kind in enumerate(self.kinds) if kind.reads != "recurrent"]
             raise ValueError(
-                f"method {self.stage.method!r} measures attention after layer {index}, but from there on all layers are "
-                f"recurrent and have none; layers with attention: {', '.join(map(str, able))}"
+                f"method {self.stage.method!r} measures attention after layer {index}, but from there on all layers "
+                f"are recurrent and have none; layers with attention: {', '.join(map(str, able))}"
             )
 
     def _prune(
