@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import family_models_llava
+import family_models_tiles
 import torch
 import transformers as hf
-from family_case import END, IMAGE, START, VIDEO, Batch, Case, fields
+from family_case import END, IMAGE, START, VIDEO, VIDEOS, Batch, Case, fields
 
 from llava.model.language_model.configuration_llava import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -195,7 +197,6 @@ def lfm2_media(model, letter, generator):
     return height * width // 4, inputs
 
 
-VIDEOS = ("tttittt", "ttittjttt", "ttttt", "ttvttjttt", "vtvtit")
 CASES = {
     "llava original": Case(llava_original, markers_media, layout="markers"),
     "mobilevlm": Case(
@@ -220,6 +221,8 @@ CASES = {
     "bare qwen3": Case(
         lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**fields(head_dim=12))), bare_media, plain=False, layout="bare"
     ),
+    **family_models_llava.CASES,
+    **family_models_tiles.CASES,
 }
 
 

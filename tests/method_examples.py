@@ -42,5 +42,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "merge_layers": [2],
         "before": {"method": "random", "keep": 6},
     },
+    "schedule": {"method": "schedule", "enter": 1, "keep": {"3": 5, "4": 2}, "exit": 5},
     "disturb": {"method": "disturb", "layer": 2, "count": 4, "how": "remove"},
 }

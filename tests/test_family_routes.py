@@ -1,5 +1,7 @@
 """Every route into a model: a prompt with visual tokens is pruned or refused, never silently dense."""
 
+import inspect
+
 import pytest
 import torch
 import transformers as hf
@@ -8,7 +10,6 @@ from family_models import CASES, batch_of, clip, llama, llava_media
 
 from llava.model.pruning import prune
 
-SIZES = ("image_sizes", "image_grid_thw", "spatial_shapes", "pixel_attention_mask")
 DROP = {"mode": ["deep"], "mid_deep_layer": 3}
 LAYOUT = {kind: [n for n, case in CASES.items() if case.layout == kind] for kind in ("placeholders", "markers", "bare")}
 VIDEOS = [name for name, case in CASES.items() if any("v" in word for word in case.prompts)]
@@ -36,8 +37,9 @@ def test_images_without_placeholders(name):
     refused(name, batch, f"no placeholder .*{IMAGE}", lambda: model(**wrong))
     refused(name, batch, f"no placeholder .*{IMAGE}", lambda: model.model(**wrong))
     refused(name, batch, f"no placeholder .*{IMAGE}", lambda: model.generate(**wrong, max_new_tokens=2))
-    sizes = {key: value for key, value in batch.inputs.items() if key in SIZES}
-    features = {"image": model.get_image_features(batch.inputs["pixel_values"], **sizes, return_dict=True)}
+    encode = model.base_model.get_image_features
+    given = {key: batch.inputs[key] for key in inspect.signature(encode).parameters if key in batch.inputs}
+    features = {"image": encode(**given, return_dict=True)}
     ids = {"input_ids": wrong["input_ids"], "attention_mask": batch.attention_mask}
     refused(name, batch, "no placeholder", lambda: model(**ids, mm_encoder_outputs=features))
 

@@ -23,7 +23,7 @@ def _variants() -> dict[str, dict]:
         for preset in presets:
             more = {} if preset is None else {"preset": preset}
             variants[f"{name} {preset}" if preset else name] = EXAMPLES[name] | more
-    return variants
+    return variants | {"schedule frozen": {"method": "schedule", "frozen": True, "read": [0, 2], "system": "zero"}}
 
 
 VARIANTS = _variants()
@@ -60,8 +60,12 @@ def test_every_family_runs_every_method(name, variant):
         visual = set(batch.visual[row, -batch.lengths[row] :].nonzero()[:, 0].tolist())
         assert (trace.prompt_tokens, trace.visual_tokens) == (batch.lengths[row], len(visual))
         counts = [trace.prompt_tokens, *trace.tokens_per_layer]
-        assert len(counts) == 1 + LAYERS and counts == sorted(counts, reverse=True)
-        assert all(kv <= entered for kv, entered in zip(trace.kv_tokens_per_layer, trace.tokens_per_layer, strict=True))
+        assert len(counts) == 1 + LAYERS
+        inside = [counts[0], *counts[1 + config.enter * bool(visual) :]]
+        assert inside == sorted(inside, reverse=True)
+        assert counts[1 : 1 + config.enter] == [trace.prompt_tokens - len(visual)] * config.enter
+        read = [n + frozen for n, frozen in zip(trace.tokens_per_layer, trace.frozen, strict=True)]
+        assert all(kv <= entered for kv, entered in zip(trace.kv_tokens_per_layer, read, strict=True))
         for kept in (trace.kept, *(positions for _, positions in trace.cuts)):
             assert set(kept) <= visual and kept == sorted(kept)
         if not visual:

@@ -95,7 +95,8 @@ class LayerGraphs:
             and len(tokens.lengths) == 1
             and tokens.lengths[0] <= self.most
             and call.unread is None
-            and (call.rule.dense or not tokens.visual.any())
+            and call.frozen is None
+            and (call.rule.dense or (call.rule.before == "dense" and not tokens.visual.any()))
             and not any(isinstance(value, torch.Tensor) for value in kwargs.values())
         )
 

@@ -8,14 +8,14 @@ visual token j contributes c_j = concat_h(A[h, j] · v[h, j]); cos_j = cos(O, O 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from .packed import PackedTokens
-from .probes import LayerStates, Probe
+from .probes import LayerStates, Probe, rows_of
 
 
 class Measurement(NamedTuple):
@@ -70,6 +70,33 @@ class RelativeInfluence(Influence):
         """Divide each prompt's L2 by its own ‖O‖."""
         absolute = super().results(states, prompts, arrays)
         return [one._replace(l2=one.l2 / norm) for one, norm in zip(absolute, arrays[1], strict=True)]
+
+
+@dataclass(frozen=True)
+class AnswerInfluence(Influence):
+    """As `Influence`, on the rows before each answer that labels mark, averaged over them."""
+
+    last_row = False
+
+    def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> list[torch.Tensor]:
+        """Measure row by row, each as the last one of what it reads: fp32 [3, V] of each prompt."""
+        return [self._mean(states, b) for b in prompts]
+
+    def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[Measurement]:
+        """Return the rows' means."""
+        return [Measurement(*array) for array in arrays]
+
+    def _mean(self, states: LayerStates, prompt: int) -> torch.Tensor:
+        start, end = states.tokens.spans[prompt]
+        columns = np.flatnonzero(states.tokens.visual[start:end])
+        total = torch.zeros(3, len(columns), device=states.query.device)
+        rows = rows_of(states.tokens, prompt, "answers")
+        for row in rows:
+            q, k, v = (part[:, :, start : start + row + 1] for part in (states.query, states.key, states.value))
+            alone = replace(states.tokens, lengths=(int(row) + 1,), tails=(int(row) + 1,), _memo={})
+            seen = columns[columns <= row]
+            total[:, : len(seen)] += _figures(q, k, v, alone, (0,), states.scaling)[:, 0, seen]
+        return total / len(rows)
 
 
 def _output_norm(states: LayerStates, prompt: int) -> torch.Tensor:

@@ -168,6 +168,7 @@ class PruningSession:
             self._replace(self.model, "generate", self._generate(self.model.generate))
         if hasattr(self.model, "loss_function"):
             self._replace(self.model, "_loss_function", self._forward.loss_function(self.model.loss_function))
+            self._replace(self.model, "forward", self._forward.labelled(self.model.forward))
         if self._encoder_hook is not None:
             self._encoder_hook.start()
             self._undo.callback(self._encoder_hook.stop)

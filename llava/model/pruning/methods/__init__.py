@@ -13,6 +13,7 @@ from .holov import HoloV
 from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .replay import Replay
+from .schedule import Schedule
 from .scope import SCOPE
 from .sparsevlm import SparseVLM
 from .visionzip import VisionZip
@@ -22,6 +23,6 @@ from .vtw import VTW
 
 __all__ = [
     "METHODS", "VisiPruner", "FastV", "PyramidDrop", "SparseVLM", "VTW", "FitPrune", "AttentionTopK", "VisionZip",
-    "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune",
+    "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune", "Schedule",
     "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
 ]  # fmt: skip
