@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from .flops import DecoderShape
 from .forward import PrunedForward, targets_of
 from .packed import PackedTokens, upload
 from .packing import pack, unpack
@@ -27,6 +28,11 @@ class CompactedForward(PrunedForward):
         super().__init__(*args)
         self.untouched: Callable = self.decoder.forward
         self._signature = inspect.signature(type(self.decoder).forward)
+
+    def _read_decoder(self) -> None:
+        """Read what can be read of a decoder that the engine does not run."""
+        self._shape = DecoderShape.of(self._text_config)
+        self.kinds, self._tables = (), ()
 
     @torch.compiler.disable
     def forward(self, *args: Any, visual_mask: torch.Tensor | None = None, **kwargs: Any):
