@@ -277,7 +277,11 @@ def _check_before_decoder(model: torch.nn.Module, config: PruningConfig, obstacl
             raise ValueError(f"'positions' is 'compact', which the engine's own decoders renumber: {obstacle}")
 
 
-_NEEDS = {"class_token": "a class token", "patchwise": "one visual token per patch"}
+_NEEDS = {
+    "class_token": "a class token",
+    "patchwise": "one visual token per patch",
+    "shrink": "a size of its own for each picture",
+}
 """Fields of `Encoder` in words."""
 _REFUSED = {
     "prefill_chunk_size": "the engine reads a prompt in one piece, because decisions are made at its last token",

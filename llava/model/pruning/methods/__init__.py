@@ -6,6 +6,7 @@ from .cdpruner import CDPruner
 from .controls import Disturb, Mask, NoPruning, RandomPruning
 from .dart import DART
 from .divprune import DivPrune
+from .downsample import Downsample
 from .fastv import FastV
 from .fitprune import FitPrune
 from .hiprune import HiPrune
@@ -23,6 +24,6 @@ from .vtw import VTW
 
 __all__ = [
     "METHODS", "VisiPruner", "FastV", "PyramidDrop", "SparseVLM", "VTW", "FitPrune", "AttentionTopK", "VisionZip",
-    "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune", "Schedule",
+    "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune", "Downsample", "Schedule",
     "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
 ]  # fmt: skip
