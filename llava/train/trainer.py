@@ -52,13 +52,6 @@ class LlavaTrainer(Trainer):
         with nullcontext() if config is None else prune(plain, config):
             return super().training_step(model, inputs, *args, **kwargs)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the loss; without an image, the projector has a gradient of zero, as other ranks wait for it."""
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.projector and "images" not in inputs and self.args.world_size > 1:
-            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.projector)
-        return loss
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Give the projector the learning rate `--mm_projector_lr`."""
         optimizer = super().create_optimizer(model)
