@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from llava.cli import JsonOptions, option, print_json, run_command
+from llava.cli import OutputOptions, option, print_json, run_command
 
 RUNS = ("all methods", "before the decoder", "refused")
 
 
 @dataclass(kw_only=True)
-class Options(JsonOptions):
+class Options(OutputOptions):
     """Which models."""
 
     runs: str | None = option(None, help="only the models that take these methods", choices=RUNS)
@@ -39,8 +39,8 @@ def work(options: Options) -> None:
     counts = {runs: sum(entry.runs == runs for entry in entries) for runs in RUNS}
     if options.markdown:
         print(table.markdown())
-    elif not options.json:
-        table.print(", ".join(f"{count} {runs}" for runs, count in counts.items()))
+        return
+    table.print(", ".join(f"{count} {runs}" for runs, count in counts.items()))
     print_json({"counts": counts, "models": [asdict(entry) for entry in chosen]}, options)
 
 

@@ -42,6 +42,11 @@ class BareDecoder(Family):
         return model if isinstance(model, STACKS) else model.model
 
 
+def plain(decoder: nn.Module) -> bool:
+    """Whether a decoder is one of those with one row of positions and nothing but attention and MLPs."""
+    return isinstance(decoder, STACKS)
+
+
 def check_attention(model: nn.Module, decoder: nn.Module) -> None:
     """Refuse a decoder whose attention the engine would compute differently from the model itself.
 

@@ -8,4 +8,5 @@ class MiniCPMV(Qwen2VL):
 
     model_types = {"minicpmv4_6": "MiniCPMV4_6ForConditionalGeneration"}
     model_types |= {"minicpmv4_7": "MiniCPMV4_7ForConditionalGeneration"}
+    model_types |= {"minicpm_ocr": "MiniCPMOcrForConditionalGeneration"}
     token_grid = None
