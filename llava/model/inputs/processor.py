@@ -34,14 +34,14 @@ class Encoded(NamedTuple):
     """An image or video without its pixels, and its features: [tiles, V / tiles, D], or one [V, D] alone.
 
     Models that take only pixels keep them, with `features` None: the vision part then runs in every prefill. `kind`:
-    "image" or "video". `layers`: its further features (DeepStack), [V, D] per layer that adds them; `indicators`: what
+    "image" or "video". `deepstack`: features for the decoder's first layers, [V, D] each (Qwen3-VL); `indicators`: what
     Ovis2 puts around any image, [n, D].
     """
 
     picture: ProcessedImage
     features: Features | None
     kind: str = "image"
-    layers: tuple[torch.Tensor, ...] = ()
+    deepstack: tuple[torch.Tensor, ...] = ()
     indicators: torch.Tensor | None = None
 
 
@@ -238,11 +238,10 @@ def _features(pictures: Sequence[ProcessedImage], model: Any, kind: str) -> list
             f"the processor wrote {sum(tokens)} visual tokens for {len(pictures)} {kind}s, the vision part of this "
             f"{type(model).__name__} made {sum(made)}: the sizes of images, patches or tiles in their settings differ"
         )
-    deep = getattr(output, "deepstack_features", None)
-    layers = zip(*deep, strict=True) if deep else [()] * len(pictures)
+    deepstack = list(zip(*(getattr(output, "deepstack_features", None) or ()), strict=True)) or [()] * len(pictures)
     indicators = getattr(output, "visual_indicator_features", None)
     found = []
-    for picture, part, further in zip(pictures, parts, layers, strict=True):
+    for picture, part, further in zip(pictures, parts, deepstack, strict=True):
         arrays = {name: array for name, array in picture.arrays.items() if "pixel" not in name}
         found.append(Encoded(ProcessedImage(arrays, picture.ids), part, kind, tuple(further), indicators))
     return found
@@ -251,8 +250,8 @@ def _features(pictures: Sequence[ProcessedImage], model: Any, kind: str) -> list
 def _output(media: Sequence[Encoded]) -> BaseModelOutputWithPooling:
     """Return what the vision part would return for media of one kind."""
     output = BaseModelOutputWithPooling(pooler_output=_joined([one.features for one in media]))
-    if media[0].layers:
-        output.deepstack_features = [list(layer) for layer in zip(*(one.layers for one in media), strict=True)]
+    if media[0].deepstack:
+        output.deepstack_features = [list(layer) for layer in zip(*(one.deepstack for one in media), strict=True)]
     if media[0].indicators is not None:
         output.visual_indicator_features = media[0].indicators
     return output

@@ -125,8 +125,8 @@ class PromptState:
         number of answers that the prompt's labels mark, in training; None without labels
     grid:
         int [L, 4], where every token of the prompt lies: image or video, frame, row, column (see `media`, `frames`,
-        `cells`), −1 for text and for what is not known; None unless the prompt holds a video or the method
-        `reads_frames`
+        `cells`), −1 for text and for what is not known; None unless the prompt holds a video of several
+        frames or the method `reads_frames`
     filter_layer:
         the layer after which the method chose among the visual tokens for the first time, None before that
     memory:
@@ -182,7 +182,7 @@ class Method:
     reads_vision: ClassVar[tuple[Any, ...]] = ()
     """What its probe reads of the image encoder: `EncoderReading`s."""
     encoder_needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of `Encoder` that must be true for it: `class_token`, `patchwise`."""
+    """Fields of `Encoder` that must be there for it: `class_token`, `patchwise`, `shrink`."""
     reads_frames = False
     """Whether it asks which frame a visual token is of (`PromptState.frames`), so that the engine finds that out."""
     no_reuse: ClassVar[str | None] = None
