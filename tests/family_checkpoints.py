@@ -171,7 +171,7 @@ def llava_onevision(folder: Path) -> torch.nn.Module:
     return hf.LlavaOnevisionForConditionalGeneration(config)
 
 
-FAMILIES: dict[str, Callable[[Path], torch.nn.Module]] = {
+FIRST: dict[str, Callable[[Path], torch.nn.Module]] = {
     "llava": llava,
     "llava_next": llava_next,
     "qwen2_vl": lambda folder: qwen(folder, "2"),
@@ -179,8 +179,9 @@ FAMILIES: dict[str, Callable[[Path], torch.nn.Module]] = {
     "qwen3_vl": lambda folder: qwen(folder, "3"),
     "internvl": internvl,
     "llava_onevision": llava_onevision,
-    **family_checkpoints_more.FAMILIES,
 }
+"""Those on which every command is tried; the others go through loader, eval and chat."""
+FAMILIES = FIRST | family_checkpoints_more.FAMILIES
 
 
 def write_family(folder: Path, name: str, layers: int | None = None) -> Path:

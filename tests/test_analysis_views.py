@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from family_checkpoints import FAMILIES, write_family
+from family_checkpoints import FIRST, write_family
 from llava_fixtures import make_model, write_checkpoint, write_json
 from matplotlib.figure import Figure
 from PIL import Image
@@ -42,7 +42,7 @@ ANYRES |= {"image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28,
 SIZES = ((64, 64), (96, 48), (40, 88))
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, "llava-tiny", "llava-v1.6"])
+@pytest.fixture(scope="module", params=[*FIRST, "llava-tiny", "llava-v1.6"])
 def subject(request, tmp_path_factory, pytestconfig):
     if request.param == "llava-tiny":
         return Subject.load(pytestconfig.rootpath / TINY, device="cpu")

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from family_checkpoints import FAMILIES, write_family
+from family_checkpoints import FIRST, write_family
 from loader_fixtures import CONFIG, Bench, questions, write_images, write_model
 from PIL import Image
 
@@ -22,7 +22,7 @@ GREEDY = decoding_of({"max_new_tokens": 6})
 CONTINUATIONS = (" blue", " a red square on the left", " 42", " no")
 
 
-@pytest.fixture(scope="module", params=["original", *FAMILIES])
+@pytest.fixture(scope="module", params=["original", *FIRST])
 def loaded(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     path = write_model(root / "m") if request.param == "original" else write_family(root / "m", request.param)
