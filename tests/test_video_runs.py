@@ -12,6 +12,9 @@ from video_fixtures import moving_square, write_video
 
 from llava import PruningConfig, prune
 from llava.cli import ModelOptions, VideoOptions
+from llava.eval.lmms_eval.answering import RequestAnswerer
+from llava.eval.lmms_eval.arguments import rule_of
+from llava.eval.lmms_eval.requests import Request, decoding_of, of_messages, of_text
 from llava.eval.runner import batches
 from llava.model.inputs import Turn
 from llava.model.loaded import LoadedModel
@@ -126,6 +129,31 @@ def test_a_chat_about_a_video_and_an_image_asks_what_one_would_write_by_hand(fam
     assert [second.text] == inputs.decode(inputs.new_tokens(output, batch))
     assert second.trace.kept == session.traces[0].kept and second.trace.frames == session.traces[0].frames
     assert first.trace.frames[0].medium == 0 and {frame.medium for frame in first.trace.frames} == {0, 1}
+
+
+def test_requests_of_lmms_eval_answer_as_the_loader_does(bench, family):
+    """The same questions as chat messages and as a simple task's visuals."""
+    assert bench.run(frames=6, pruning_config=json.dumps(ATTENTION)) == 0
+    expected = [row["text"] for row in bench.rows()]
+    loaded = LoadedModel.from_path(ModelOptions(model_path=str(family[0]), device="cpu"))
+    answerer = RequestAnswerer(loaded.model, loaded.inputs, PruningConfig.of(ATTENTION), batch_size=2)
+    asked = [json.loads(line) for line in bench.question_file.read_text().splitlines()]
+    rule, wanted = rule_of("6", None), decoding_of({"max_new_tokens": 6})
+
+    def shown(row, kind):
+        names = row.get(f"{kind}s", [row[kind]] if kind in row else [])
+        return [str(family[1] / name) for name in names]
+
+    def messages(row):
+        media = [{"type": kind, "url": path} for kind in ("image", "video") for path in shown(row, kind)]
+        return of_messages([{"role": "user", "content": [*media, {"type": "text", "text": row["text"]}]}], rule)
+
+    def visuals(row):
+        return of_text(row["text"], [*shown(row, "video"), *shown(row, "image")], rule)
+
+    for read in (messages, visuals):
+        requests = [Request(str(n), (n,), lambda row=row: read(row), wanted) for n, row in enumerate(asked)]  # noqa: B023
+        assert answerer.generate(requests) == expected
 
 
 def test_the_chats_command_line_shows_a_video_and_what_is_kept_of_its_frames(family, capsys, monkeypatch):
