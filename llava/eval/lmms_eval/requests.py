@@ -45,7 +45,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns of a prompt, the last one unanswered, and what they show in order, a turn's images before its videos."""
+    """The turns of a prompt, the last one unanswered, and what they show, in order: a turn's images, its videos."""
 
     turns: list[Turn]
     media: list[Image.Image | Video]
