@@ -425,7 +425,7 @@ def test_a_video_is_timed_dense_and_pruned_at_equal_tokens(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shape": "tiny"}, "--shape tiny shows no video; qwen2.5-vl-7b does"),
+        ({"shape": "tiny"}, "--shape tiny shows no video; qwen2.5-vl-3b, qwen2.5-vl-7b do"),
         ({"shape": "qwen2.5-vl-7b", "vision": True}, "--vision does not go with it"),
         ({"model_path": str(TINY)}, "--model-path does not go with it"),
     ],

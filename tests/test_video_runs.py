@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 from family_checkpoints import write_family
 from loader_fixtures import Bench, comparable, forbid_loading, write_jsonl, write_model
@@ -116,7 +117,7 @@ def test_a_chat_about_a_video_and_an_image_asks_what_one_would_write_by_hand(fam
     loaded = LoadedModel.from_path(ModelOptions(model_path=str(family[0]), device="cpu"))
     chat = Chat(loaded, PruningConfig.of(ATTENTION), Sampling(max_new_tokens=4))
     video = read_video(family[1] / "0.mp4", VideoOptions(frames=6))
-    assert chat.see(video, "0.mp4").frames == 6
+    assert chat.see(video, "0.mp4").source is video
     image = Image.open(family[1] / "a.png").convert("RGB")
     chat.see(image, "a.png")
     first, second = chat.ask("What moves?"), chat.ask("Why?")
@@ -156,8 +157,9 @@ def test_requests_of_lmms_eval_answer_as_the_loader_does(bench, family):
         assert answerer.generate(requests) == expected
 
 
-def test_the_chats_command_line_shows_a_video_and_what_is_kept_of_its_frames(family, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("What moves?\n/trace\n/video\n/video none.mp4\n"))
+def test_the_chats_command_line_shows_a_video_and_what_is_kept_of_its_frames(family, tmp_path, capsys, monkeypatch):
+    lines = ["What moves?", "/trace", "/video", "/video none.mp4", f"/trace {tmp_path / 'strip.png'}"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
     arguments = ["--model-path", str(family[0]), "--video", str(family[1] / "0.mp4"), "--frames", "6"]
     assert cli_pruning.main([*arguments, "--max-new-tokens", "3", "--pruning-config", json.dumps(ATTENTION)]) == 0
     notes = capsys.readouterr().err
@@ -165,3 +167,7 @@ def test_the_chats_command_line_shows_a_video_and_what_is_kept_of_its_frames(fam
     assert "frame from 0: row, column" in notes and re.search(r"\d: \d+, \d+", notes)
     assert re.search(r"video \S+0.mp4 \(6 frames, 32×24 pixels, \d+ visual tokens\)", notes)
     assert "video 'none.mp4': no such file" in notes
+    with Image.open(tmp_path / "strip.png") as strip:
+        pixels = np.asarray(strip.convert("RGB")).astype(int)
+    coloured = np.ptp(pixels, axis=-1) > 40
+    assert 0.005 < coloured.mean() < 0.6  # kept cells and their frames; the rest is grey

@@ -8,8 +8,16 @@ from typing import Any
 
 from llava.cli import ModelOptions, OutputOptions, UserError, number, option
 
-VIDEO_SHAPE = "qwen2.5-vl-7b"
-SHAPE_NAMES = ("llava-1.5-7b", "llava-1.5-13b", "qwen2-vl-7b", VIDEO_SHAPE, "internvl2.5-8b", "mobilevlm-v2-3b", "tiny")
+VIDEO_SHAPES = ("qwen2.5-vl-3b", "qwen2.5-vl-7b")
+SHAPE_NAMES = (
+    "llava-1.5-7b",
+    "llava-1.5-13b",
+    "qwen2-vl-7b",
+    *VIDEO_SHAPES,
+    "internvl2.5-8b",
+    "mobilevlm-v2-3b",
+    "tiny",
+)
 PROMPT_TOKENS = 64
 SYSTEM_TOKENS, QUESTION_TOKENS = 35, 20
 COUNT = number(int, 1)
@@ -67,7 +75,7 @@ class BenchOptions(ModelOptions, OutputOptions):
     images: int = option(1, help="images per prompt (default 1)", type=COUNT)
     frames: int | None = option(
         None,
-        help=f"in place of images, a video of so many frames of 224 × 224 pixels (--shape {VIDEO_SHAPE})",
+        help=f"in place of images, a video of so many frames of 224 × 224 pixels (--shape {', '.join(VIDEO_SHAPES)})",
         type=COUNT,
     )
     image_file: str | None = option(None, help="with --model-path: the image to show (default: noise)")
@@ -117,8 +125,8 @@ class BenchOptions(ModelOptions, OutputOptions):
             for name in ("vision", "questions_per_image", "model_path", "cuda_graphs"):
                 if getattr(self, name):
                     raise UserError(f"--frames is for --shape; --{name.replace('_', '-')} does not go with it")
-            if self.shape != VIDEO_SHAPE:
-                raise UserError(f"--frames: --shape {self.shape} shows no video; {VIDEO_SHAPE} does")
+            if self.shape not in VIDEO_SHAPES:
+                raise UserError(f"--frames: --shape {self.shape} shows no video; {', '.join(VIDEO_SHAPES)} do")
         if self.shape is not None and self.prompt_tokens == 1:
             raise UserError("--prompt-tokens must be at least 2, got 1")
         if self.questions_per_image is not None:

@@ -65,6 +65,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "llava-1.5-7b": _published("LLaVA-1.5-7B", 32000, clip=CLIP_LARGE),
         "llava-1.5-13b": _published("LLaVA-1.5-13B", 32000, clip=CLIP_LARGE),
         "qwen2-vl-7b": _published("Qwen2-VL-7B", 152064, biased=True),
+        "qwen2.5-vl-3b": Shape(DecoderShape(36, 2048, 11008, 16, 2, 128), 151936, 1413, biased=True, video=True),
         "qwen2.5-vl-7b": _published("Qwen2-VL-7B", 152064, biased=True, video=True),
         "internvl2.5-8b": _published("InternVL2.5-8B", 92553),
         "mobilevlm-v2-3b": _published("MobileVLM-V2-3B", 32000, clip=CLIP_LARGE, projector="ldpnetv2"),
