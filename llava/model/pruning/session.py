@@ -143,8 +143,11 @@ class PruningSession:
         if prefix_cache is not None and (stage := next((s for s in self.config.stages if s.no_reuse), None)):
             warn_no_prefix_cache(f"method {stage.method!r} {stage.no_reuse}")
             prefix_cache = None
-        if prefix_cache is not None and self._obstacle is not None:
-            warn_no_prefix_cache(self._obstacle)
+        obstacle = self._obstacle
+        if obstacle is None and any(kind.reads == "recurrent" for kind in self._family.layers(self._decoder)):
+            obstacle = f"the recurrent layers of {type(model).__name__} keep no state per token"
+        if prefix_cache is not None and obstacle is not None:
+            warn_no_prefix_cache(obstacle)
             prefix_cache = None
         self.prefix_cache, self._lasting = prefix_cache, lasting
         kind = PrunedForward if self._obstacle is None else CompactedForward
