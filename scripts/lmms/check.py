@@ -6,6 +6,7 @@ Runs in an environment with lmms-eval (`bash scripts/test_lmms_eval.sh` makes on
 the accuracy on gqa_mini, yes or no by likelihood on mme_mini; then the response cache, `--force_simple`, two processes,
 and lmms-eval's own OpenAI backend against `llava-web`. Writes under runs/lmms. Exit status 0 when all is equal, 1 with
 the difference otherwise.
+"""
 
 from __future__ import annotations
 
