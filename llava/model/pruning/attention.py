@@ -7,6 +7,7 @@ removed before the softmax leave two smaller attentions: text over text, and vis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,6 +82,7 @@ class DecodeCall:
     """One layer reading new tokens: which keys each row may read, bool [B, 1, q, L], None for all; fp32: a bias."""
 
     mask: torch.Tensor | None
+    observe: Callable | None = None
 
 
 def run_layer(layer, hidden: torch.Tensor, rope: tuple, call, kwargs: dict, cache=None) -> torch.Tensor:
@@ -143,6 +145,8 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
     if isinstance(pruning, DecodeCall):
         mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
         mask = mask.to(query.dtype) if mask is not None and mask.is_floating_point() else mask
+        if pruning.observe is not None:
+            pruning.observe(query, key, scaling)
         return decode(query, key, value, mask, scaling), None
     if isinstance(pruning, RecordedCall):
         pruning.states, pruning.scaling = (query, key, value), scaling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
+from .decoding import Decoding, HeldAside
 from .layouts import sinks
 from .method import KVRule
 from .packed import PackedTokens, upload
@@ -29,7 +31,7 @@ class RaggedCache(Cache):
         tokens seen so far, left padding of the batch included
     """
 
-    def __init__(self, length: int, next_position: torch.Tensor):
+    def __init__(self, length: int, next_position: torch.Tensor, decoding: Decoding | None = None):
         super().__init__(layers=[])
         self.length = self.prompt_length = length
         self.next_position = next_position
@@ -38,6 +40,8 @@ class RaggedCache(Cache):
         self._valid: dict[tuple[int, ...], torch.Tensor] = {}
         self._shift: dict[tuple[int, ...], torch.Tensor] = {}
         self._bias: dict[int, torch.Tensor] = {}
+        self.decoding = decoding
+        self.aside = None if decoding is None or decoding.visual == 1 else HeldAside(decoding)
 
     def store(
         self,
@@ -67,11 +71,26 @@ class RaggedCache(Cache):
             extra = 1 if rule.visual == "sink" else 0
             counts = zip(tokens.lengths, tokens.visual_counts, strict=True)
             lengths = tuple(n - v + min(v, extra) for n, v in counts)
+        visual = tokens.visual
+        if self.decoding is not None:
+            places = np.flatnonzero(~unread) if unread is not None and rule.visual == "all" else np.arange(len(visual))
+            visual = visual[places if rule.visual == "all" else np.flatnonzero(_kept(tokens, rule))]
+        if self.decoding is not None and self.decoding.text < 1:
+            ends = np.cumsum(lengths)
+            bounds = [(int(end) - length, int(end)) for end, length in zip(ends, lengths, strict=True)]
+            index, lengths = self.decoding.text_kept(key, visual, bounds)
+            key, value = key.index_select(2, index), value.index_select(2, index)
+            weights = None if weights is None else weights.index_select(0, index)
+            visual = upload(visual, key.device)[index]
         layer = DynamicLayer()
         layer.lazy_initialization(key, value)
         layer.keys, layer.values = _padded(key, lengths, tokens), _padded(value, lengths, tokens)
         if weights is not None:
             self._bias[len(self.layers)] = _padded(weights.log()[None, None, :, None], lengths, tokens)[:, 0, :, 0]
+        if self.aside is not None:
+            seen = visual if isinstance(visual, torch.Tensor) else upload(visual, key.device)
+            own = _padded(seen[None, None, :, None], lengths, tokens)[:, 0, :, 0]
+            self.aside.hold(len(self.layers), own)
         self.layers.append(layer)
         self.prompt_tokens.append(lengths)
         self.shifts.append(shift)
@@ -101,6 +120,9 @@ class RaggedCache(Cache):
             elif lengths not in made:
                 made[lengths] = self._mask(lengths, self.layers[layer].get_seq_length(), new)
         masks = [made[lengths] for lengths in self.prompt_tokens]
+        for layer, hidden in self.aside.hidden.items() if self.aside is not None else ():
+            read = ~F.pad(hidden, (0, self.layers[layer].get_seq_length() - hidden.shape[1] + new))[:, None, None]
+            masks[layer] = read if masks[layer] is None else read & masks[layer].to(read.device)
         for layer, bias in self._bias.items():
             full = F.pad(bias, (0, self.layers[layer].get_seq_length() - bias.shape[1] + new))[:, None, None]
             seen = masks[layer]
@@ -130,6 +152,21 @@ class RaggedCache(Cache):
         """Count `new` tokens as seen, after all layers have run."""
         self.length += new
         self.next_position = self.next_position + new
+        if self.aside is not None:
+            self.aside.advance(new)
+
+    def observer(self, layer: int) -> Callable | None:
+        """Return what watches a layer's new tokens, to choose the visual keys that later ones read; None without."""
+        if self.aside is None or layer not in self.aside.visual:
+            return None
+        return partial(self.aside.observe, layer, valid=self._valid.get(self.prompt_tokens[layer]))
+
+    def choose(self, query: torch.Tensor, scaling: float) -> None:
+        """Choose which visual keys of the newest layer are read, by the prompts' last tokens: query [B, H, 1, d]."""
+        layer = len(self.layers) - 1
+        if self.aside is not None and layer in self.aside.visual:
+            self.observer(layer)(query, self.layers[layer].keys, scaling)
+            self.aside.choose(layer)
 
     def nbytes(self) -> int:
         """Bytes of all keys, values and states held, padding included."""
@@ -195,6 +232,8 @@ class RaggedCache(Cache):
     def _pick(self, rows: torch.Tensor) -> None:
         self.next_position = self.next_position.index_select(0, rows.to(self.next_position.device))
         self._bias = {key: bias.index_select(0, rows.to(bias.device)) for key, bias in self._bias.items()}
+        if self.aside is not None:
+            self.aside.pick(rows)
         # masks stay under the key of the layer's prompt lengths: all layers that share it are reordered alike
         self._valid = {key: valid.index_select(0, rows.to(valid.device)) for key, valid in self._valid.items()}
         self._shift = {key: shift.index_select(0, rows.to(shift.device)) for key, shift in self._shift.items()}

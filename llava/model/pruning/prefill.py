@@ -108,6 +108,9 @@ class Prefill:
                 output = self._read(layer, tokens, call)
                 if self.cache is not None:
                     kept = self.cache.store(call.key, call.value, held, self.config.cached(index), self.shift, unread)
+                if self.cache is not None and self.cache.aside is not None:
+                    last = upload(np.cumsum(tokens.tails) - 1, call.query.device)
+                    self.cache.choose(call.query.index_select(2, last)[0].transpose(0, 1)[:, :, None], call.scaling)
             for b in prompts:
                 fixed = 0 if read is None else held.visual_counts[b]
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b], fixed)
