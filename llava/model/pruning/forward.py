@@ -175,7 +175,7 @@ class PrunedForward:
         visual_mask = self._mask_for(embeds, visual_mask)
         beside = beside | {"grid": self._grid_for(visual_mask, beside["grid"])}
         tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, **beside)
-        cache = RaggedCache(embeds.shape[1], following) if use_cache else None
+        cache = RaggedCache(embeds.shape[1], following, tokens.lengths) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
         if torch.is_grad_enabled() and any(layer.training and layer.gradient_checkpointing for layer in layers):
             cache = None  # as transformers does: it would hold on to the states that checkpointing drops

@@ -90,7 +90,9 @@ class Prefill:
             call = PrefillCall(tokens, self.kinds[index], rule, self.backend, unread)
             output = self._read(layer, tokens, call)
             if self.cache is not None:
-                kept = self.cache.store(call.key, call.value, tokens, self.config.cached(index), self.shift, unread)
+                kept = self.cache.store(
+                    call.key, call.value, tokens, self.config.cached(index), self.shift, unread, call.kind
+                )
             else:
                 kept = tokens.lengths
             for b in prompts:
@@ -250,7 +252,7 @@ def _whole(asked: dict[int, Probe]) -> bool:
 def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates:
     """Return what probes see of the layer that `call` was for, every row of it for `whole`."""
     query = prefix.all_queries(call.tokens, call.query)
-    return LayerStates(prefix.whole(tokens) if whole else tokens, query, call.key, call.value, call.scaling)
+    return LayerStates(prefix.whole(tokens) if whole else tokens, query, call.key, call.value, call.softmax, call.kind)
 
 
 class _Record:
