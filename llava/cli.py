@@ -125,7 +125,17 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True)
-class GenerationOptions:
+class VideoOptions:
+    """Frames that are shown of a video; the same rule for every command (docs/video.md)."""
+
+    frames: int | None = option(
+        None, help="frames of a video, at even distances (default 32; with --fps: at most, 768)", type=number(int, 1)
+    )
+    fps: float | None = option(None, help="frames of a video per second of it", type=number(float, 1e-3))
+
+
+@dataclass(kw_only=True)
+class GenerationOptions(VideoOptions):
     """Generation and evaluation settings; the same for every command that writes answers files."""
 
     batch_size: int = option(8, help="questions per batch (default 8)", type=number(int, 1))

@@ -10,6 +10,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from llava.model.silence import silence
+from llava.model.video_processors import load_video_processor
 
 PIXEL_BOUNDED = ("qwen2_vl", "qwen2_5_vl")
 """Model types whose images keep their own resolution, within bounds that can be set."""
@@ -18,7 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def images_alone(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """Return a processor class without its video part, which needs torchvision; without it the class would not load."""
+    """Return a processor class without its video part, which asks for torchvision, so that the class loads."""
     parts = [name for name in kind.get_attributes() if name != "video_processor"]
     body = {
         "get_attributes": classmethod(lambda cls: parts),
@@ -34,6 +35,16 @@ def _restored(kind: type[ProcessorMixin], state: dict) -> ProcessorMixin:
     return processor
 
 
+def _class_of(model_type: str) -> type[ProcessorMixin] | None:
+    return getattr(transformers, PROCESSOR_MAPPING_NAMES.get(model_type) or "", None)
+
+
+def takes_videos(model_type: str) -> bool:
+    """Whether the processor of a model type has a part for videos."""
+    kind = _class_of(model_type)
+    return kind is not None and "video_processor" in kind.get_attributes()
+
+
 def load_processor(
     folder: Path, config: PreTrainedConfig, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> ProcessorMixin:
@@ -44,13 +55,15 @@ def load_processor(
     """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ValueError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
+    has_videos = takes_videos(config.model_type)
     loader = AutoProcessor
-    kind = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(config.model_type) or "", None)
-    if not is_torchvision_available() and kind and "video_processor" in kind.get_attributes():
-        loader = images_alone(kind)
+    if has_videos and not is_torchvision_available():
+        loader = images_alone(_class_of(config.model_type))
     try:
         with silence():
             processor = loader.from_pretrained(folder)
+            if has_videos:
+                processor.video_processor = load_video_processor(folder, config.model_type)
     except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder} has no processor that loads (tokenizer and image processor): {reason}") from error

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
 
-from llava.cli import one_line
+from llava.cli import VideoOptions, one_line
 from llava.eval.runner.questions import Question
 from llava.model.images import read_image
 from llava.model.inputs import Inputs, ProcessedImage, Turn
+from llava.model.videos import read_video
 
 SORTED_BATCHES = 8
 MOST_GROUP_BATCHES = 8
@@ -53,8 +54,8 @@ class Batch:
 
 
 def turns_of(question: Question) -> list[Turn]:
-    """A benchmark's question as a conversation: one turn, with its images if it has any."""
-    return [Turn(question.text, images=len(question.paths))]
+    """A benchmark's question as a conversation: one turn, with its images and videos if it has any."""
+    return [Turn(question.text, images=len(question.images), videos=len(question.videos))]
 
 
 def prompt_length(question: Question, inputs: Inputs) -> int:
@@ -159,10 +160,13 @@ def _fresh(groups: Sequence[Group]) -> list[list[Path]]:
 
 
 class BatchDataset(Dataset):
-    """Item i is batch i of `groups`; an image that an earlier batch of its image group shows is not read again."""
+    """Item i is batch i of `groups`; an image that an earlier batch of its image group shows is not read again.
 
-    def __init__(self, groups: list[Group], inputs: Inputs):
-        self.groups, self.inputs = groups, inputs
+    `rule`: which frames of videos are shown.
+    """
+
+    def __init__(self, groups: list[Group], inputs: Inputs, rule: VideoOptions | None = None):
+        self.groups, self.inputs, self.rule = groups, inputs, rule
         self._new, self._finished = _fresh(groups), _fresh(groups[::-1])[::-1]
 
     def __len__(self) -> int:
@@ -177,13 +181,16 @@ class BatchDataset(Dataset):
             except ValueError as error:
                 batch.rows.append([])
                 batch.refused[question] = str(error)
+        videos = {path for question in batch.questions for path in question.video_paths}
         for path in self._new[index]:
             try:
-                batch.pictures[path] = self.inputs.prepare(read_image(path))
+                read = read_video(path, self.rule) if path in videos else read_image(path)
+                batch.pictures[path] = self.inputs.prepare(read)
             except ValueError as error:
                 batch.errors[path] = str(error)
             except Exception as error:  # processors raise nearly anything on odd images; all of it becomes a message
-                batch.errors[path] = f"image {path} cannot be used: {one_line(error)}"
+                kind = "video" if path in videos else "image"
+                batch.errors[path] = f"{kind} {path} cannot be used: {one_line(error)}"
         return batch
 
 

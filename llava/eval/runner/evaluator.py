@@ -36,8 +36,10 @@ from llava.eval.runner.runfile import check_settings, fingerprint, read_run_file
 from llava.eval.runner.session import Plan, Session, costs_of
 from llava.model.loaded import LoadedModel
 from llava.model.preflight import Checked, check_model
+from llava.model.processors import takes_videos
 from llava.model.pruning import PruningConfig
 from llava.model.silence import silence
+from llava.model.videos import rule_of
 
 DENSE = "dense"
 Rows = list[tuple[str, dict[str, Any]]]
@@ -142,6 +144,10 @@ class Evaluator:
             "num_beams": options.num_beams,
             "max_new_tokens": options.max_new_tokens,
         }
+        if shows_video := next((question for question in selected if question.videos), None):
+            if not takes_videos(checked.layout.model_type):
+                raise UserError(f"{shows_video.where}: a model of type {checked.layout.model_type!r} takes no videos")
+            settings["video"] = rule_of(options)
         if options.temperature > 0:
             settings |= {"seed": options.seed, "batch_size": options.batch_size}
         plan = Plan(
@@ -264,7 +270,8 @@ class Evaluator:
         """Prepare questions in independent batches, which an `Answerer` can answer in any order."""
         chosen = list(questions)
         groups = group(chosen, set(chosen), batch_size or self.options.batch_size, self.loaded.inputs)
-        alone = BatchDataset([replace(one, image_group=place) for place, one in enumerate(groups)], self.loaded.inputs)
+        groups = [replace(one, image_group=place) for place, one in enumerate(groups)]
+        alone = BatchDataset(groups, self.loaded.inputs, self.options)
         return [alone[place] for place in range(len(alone))]
 
     def _check_model(self, config: PruningConfig | None) -> Checked:

@@ -12,6 +12,7 @@ from llava.cli import UserError
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.metrics.answer_files import field, read_jsonl
 from llava.model.images import check_image
+from llava.model.videos import check_video
 
 T = TypeVar("T")
 CHECKED_IMAGES = 10_000
@@ -22,8 +23,8 @@ class Question:
     """One line of a question file.
 
     `index` counts the file's questions from 0, `where` is "file:line" for messages, `question_id` is the file's own
-    (string or int), `images` the field "image" or "images" as it stands, `paths` the images inside the image folder;
-    both are empty for a question in text alone.
+    (string or int), `images` the field "image" or "images" as it stands and `videos` the field "video" or "videos",
+    `paths` the images and then the videos inside the image folder; all are empty for a question in text alone.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Question:
     text: str
     images: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
+    videos: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -45,8 +47,13 @@ class Question:
 
     @property
     def path(self) -> Path | None:
-        """Path of the first image; None for a text-only question."""
+        """Path of the first image or video; None for a text-only question."""
         return self.paths[0] if self.paths else None
+
+    @property
+    def video_paths(self) -> tuple[Path, ...]:
+        """Paths of the videos."""
+        return self.paths[len(self.images) :]
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,10 @@ def read_questions(path: str | Path, image_folder: str | Path, follow_symlinks: 
     """Read and check every line of a question file; no image is opened.
 
     Raises:
-        UserError: unreadable file, a line that is no JSON object, a mistyped key, a missing one (without "image" and
-            "images" it is a question in text alone), text that is not Unicode, a question asked twice (same id and
-            text), `<image>` in a text, or an image path that leaves `image_folder`: absolute, "..", or, unless
-            `follow_symlinks`, a symbolic link out of it.
+        UserError: unreadable file, a line that is no JSON object, a mistyped key, a missing one (without "image",
+            "images", "video" and "videos" it is a question in text alone), text that is not Unicode, a question asked
+            twice (same id and text), `<image>` in a text, a file that is an image here and a video there, or a path
+            that leaves `image_folder`: absolute, "..", or, unless `follow_symlinks`, a symbolic link out of it.
 
     """
     folder = Path(image_folder).expanduser()
@@ -90,7 +97,10 @@ def read_questions(path: str | Path, image_folder: str | Path, follow_symlinks: 
     if not questions:
         raise UserError(f"question file {path} holds no question")
     first: dict[tuple[str, str], Question] = {}
+    images = {path for question in questions for path in question.paths[: len(question.images)]}
     for question in questions:
+        if both := next((path for path in question.video_paths if path in images), None):
+            raise UserError(f"{question.where}: {both.name} is a video here and an image in another place of the file")
         earlier = first.setdefault(question.key, question)
         if earlier is not question:
             line = earlier.where.rpartition(":")[2]
@@ -104,12 +114,8 @@ def _parse(index: int, where: str, row: dict[str, Any], folder: Path, follow: bo
     question_id, text = field(row, "question_id", where, (str, int)), field(row, "text", where)
     if DEFAULT_IMAGE_TOKEN in text:
         raise UserError(f"{where}: the text contains {DEFAULT_IMAGE_TOKEN}; leave it out, the loader puts it in")
-    key = "images" if "images" in row else "image"
-    images = field(row, key, where, (str, list)) if key in row else []
-    images = [images] if isinstance(images, str) else images
-    for name, value in [("question_id", question_id), ("text", text), *((key, image) for image in images)]:
-        if name == key and not isinstance(value, str):
-            raise UserError(f'{where}: key "{name}" should hold image paths, found {type(value).__name__}')
+    images, videos = (_names(row, where, kind) for kind in ("image", "video"))
+    for name, value in [("question_id", question_id), ("text", text), *(("image", one) for one in images + videos)]:
         try:
             str(value).encode()
         except UnicodeEncodeError as error:
@@ -117,34 +123,47 @@ def _parse(index: int, where: str, row: dict[str, Any], folder: Path, follow: bo
             raise UserError(
                 f'{where}: key "{name}" holds {broken} alone, half of a character; write the whole character'
             ) from None
-    paths = tuple(_inside(folder, image, where, follow) for image in images)
-    return Question(index, where, question_id, text, tuple(images), paths)
+    paths = [_inside(folder, name, where, follow, "image") for name in images]
+    paths += [_inside(folder, name, where, follow, "video") for name in videos]
+    return Question(index, where, question_id, text, tuple(images), tuple(paths), tuple(videos))
 
 
-def _inside(folder: Path, image: str, where: str, follow_symlinks: bool) -> Path:
-    path = Path(image)
-    if not image or path.is_absolute() or ".." in path.parts or "\0" in image:
-        raise UserError(f"{where}: image {image!r} must be a path inside the image folder {folder}, without '..'")
+def _names(row: dict[str, Any], where: str, kind: str) -> list[str]:
+    """Return the paths under "image" or "images", or under "video" or "videos"."""
+    key = f"{kind}s" if f"{kind}s" in row else kind
+    names = field(row, key, where, (str, list)) if key in row else []
+    names = [names] if isinstance(names, str) else names
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f'{where}: key "{key}" should hold {kind} paths, found {type(name).__name__}')
+    return names
+
+
+def _inside(folder: Path, name: str, where: str, follow_symlinks: bool, kind: str) -> Path:
+    path = Path(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise UserError(f"{where}: {kind} {name!r} must be a path inside the image folder {folder}, without '..'")
     if not follow_symlinks and not (folder / path).resolve().is_relative_to(folder.resolve()):
         raise UserError(
-            f"{where}: image {image!r} is a symbolic link out of the image folder {folder} "
+            f"{where}: {kind} {name!r} is a symbolic link out of the image folder {folder} "
             "(--follow-symlinks accepts such links)"
         )
     return folder / path
 
 
 def require_images(questions: Sequence[Question], skip_bad: bool) -> tuple[list[Question], list[Skipped]]:
-    """Separate the questions that can be asked from those whose image file is missing or is no image.
+    """Separate the questions that can be asked from those whose image or video is missing or is none.
 
-    The first `CHECKED_IMAGES` images are opened (their header alone is read). Raises `UserError` for the first bad
-    question, unless `skip_bad`.
+    The first `CHECKED_IMAGES` are opened (of an image the header is read, of a video the first frame). Raises
+    `UserError` for the first bad question, unless `skip_bad`.
     """
     problems: dict[Path, str | None] = {}
     good, bad = [], []
     for question in questions:
         for path in question.paths:
             if path not in problems:
-                problems[path] = _problem(path, opened=len(problems) < CHECKED_IMAGES)
+                kind = "video" if path in question.video_paths else "image"
+                problems[path] = _problem(path, kind, opened=len(problems) < CHECKED_IMAGES)
         reason = next((problems[path] for path in question.paths if problems[path]), None)
         if reason is None:
             good.append(question)
@@ -155,12 +174,12 @@ def require_images(questions: Sequence[Question], skip_bad: bool) -> tuple[list[
     return good, bad
 
 
-def _problem(path: Path, opened: bool) -> str | None:
+def _problem(path: Path, kind: str, opened: bool) -> str | None:
     if not path.is_file():
-        return f"image not found: {path}"
+        return f"{kind} not found: {path}"
     if opened:
         try:
-            check_image(path)
+            check_video(path) if kind == "video" else check_image(path)
         except ValueError as error:
             return str(error)
     return None

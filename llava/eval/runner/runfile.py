@@ -83,7 +83,7 @@ def _short(value: Any) -> str:
 def versions() -> dict[str, str | None]:
     """Versions of Python, of the packages that answers depend on, and this package's git commit if it is a checkout."""
     found: dict[str, str | None] = {"python": platform.python_version(), "llava": __version__}
-    for package in ("torch", "transformers", "tokenizers", "pillow"):
+    for package in ("torch", "transformers", "tokenizers", "pillow", "av"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

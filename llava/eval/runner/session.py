@@ -124,7 +124,7 @@ class Session:
         self.about |= {"threads": torch.get_num_threads(), "batch_size": options.batch_size, "seed": options.seed}
         self.about["versions"] = versions()
         self.write("running")
-        batches = prepared(BatchDataset(groups, loaded.inputs), workers)
+        batches = prepared(BatchDataset(groups, loaded.inputs, options), workers)
         cache = prefix_cache_bytes(options.prefix_cache, groups)
         try:
             with Answerer(loaded, plan.config, options, cache) as answerer:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from llava.cli import UserError
 from llava.eval.runner.batches import turns_of
 from llava.eval.runner.evaluator import Evaluator
 from llava.eval.runner.questions import Question
@@ -30,6 +31,8 @@ def plain_answers(loaded: LoadedModel, questions: Sequence[Question], size: int,
     texts: list[str] = []
     for start in range(0, len(questions), size):
         asked = questions[start : start + size]
+        if shows_video := next((question for question in asked if question.videos), None):
+            raise UserError(f"{shows_video.where}: the plain loop shows no videos")
         prompts = [loaded.inputs.prompt(turns_of(question)) for question in asked]
         images = [read_image(path) for question in asked for path in question.paths]
         batch, width = encode(loaded, prompts, images)

@@ -15,19 +15,25 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llava.model.videos import Video
+
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, how many images are shown with it, and its answer: None where the model is to write it."""
+    """A question, how many images and videos are shown before it, and its answer: None where the model is to write it.
+
+    Images come first: "seen" and "media" lists of a prompt hold each turn's images, then its videos.
+    """
 
     question: str
     images: int = 0
     answer: str | None = None
+    videos: int = 0
 
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """An image as a worker process prepares it: arrays of the model's vision part by name, no tensors.
+    """An image or video as a worker process prepares it: arrays of the model's vision part by name, no tensors.
 
     `ids`: the token ids that stand for it in a prompt, its visual tokens among them; empty where only the model knows.
     Tensors would come from the workers through shared memory, of which a container has little.
@@ -39,9 +45,9 @@ class ProcessedImage:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """An image ready for batches: `content` holds its features, or the pixels to encode in every prefill.
+    """An image or video ready for batches: `content` holds its features, or the pixels to encode in every prefill.
 
-    `tokens`: number of prompt tokens of the image, of which `visual` from number `first` on are visual; `grid`: rows
+    `tokens`: number of its prompt tokens, of which `visual` are visual, the first of them number `first`; `grid`: rows
     and columns if the visual tokens are one row-major grid.
     """
 
@@ -55,13 +61,14 @@ class ImageFeatures:
 class Inputs(ABC):
     """Converts questions and images to a model's inputs, and its output to answers.
 
-    A row is a prompt's token ids, int list, with one `marker` per image. `limit`: tokens that a prompt may have,
-    images included, or None; `name`: what writes the prompts, for people; `stop_string`: text that ends an answer
-    where that is not the tokenizer's end token; `reserved`: texts that stand for images and that a question may not
-    hold.
+    A row is a prompt's token ids, int list, with one `marker` per image and one `video_marker` per video, which is None
+    where the model takes no videos. `limit`: tokens that a prompt may have, images included, or None; `name`: what
+    writes the prompts, for people; `stop_string`: text that ends an answer where that is not the tokenizer's end token;
+    `reserved`: texts that stand for images and that a question may not hold.
     """
 
     marker: int
+    video_marker: int | None = None
     name: str
     limit: int | None
     stop_string: str | None = None
@@ -73,8 +80,11 @@ class Inputs(ABC):
     def encode(self, turns: Sequence[Turn]) -> list[int]:
         """Return the row of a conversation whose last turn has no answer yet.
 
-        Raises `ValueError` for a question or answer that holds one of the `reserved` texts.
+        Raises `ValueError` for a question or answer that holds one of the `reserved` texts, and for a video where the
+        model takes none.
         """
+        if self.video_marker is None and any(turn.videos for turn in turns):
+            raise ValueError("this model takes no videos: show it images")
         for turn in turns:
             for text in (turn.question, turn.answer or ""):
                 held = next((word for word in self.reserved if word in text), None)
@@ -89,12 +99,13 @@ class Inputs(ABC):
         return answer
 
     def length(self, row: Sequence[int], seen: Sequence[ImageFeatures]) -> int:
-        """Count the tokens of a prompt with its images."""
+        """Count the tokens of a prompt with its images and videos."""
         return len(row) - len(seen) + sum(image.tokens for image in seen)
 
     def visual_start(self, row: Sequence[int], seen: Sequence[ImageFeatures]) -> int | None:
         """Return the prompt position of the first visual token, None without an image."""
-        return list(row).index(self.marker) + seen[0].first if seen else None
+        markers = (self.marker, self.video_marker)
+        return next(place for place, token in enumerate(row) if token in markers) + seen[0].first if seen else None
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """Turn new tokens into answers, without special tokens and surrounding whitespace."""
@@ -105,8 +116,8 @@ class Inputs(ABC):
         """Return the prompt text of a conversation, with one marker per image, up to the model's answer."""
 
     @abstractmethod
-    def prepare(self, image: Image.Image) -> ProcessedImage:
-        """Preprocess one image (any mode); needs no model."""
+    def prepare(self, image: Image.Image | Video) -> ProcessedImage:
+        """Preprocess one image (any mode) or video; needs no model."""
 
     @abstractmethod
     def encode_images(self, model: Any, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures]:

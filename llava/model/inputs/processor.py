@@ -16,33 +16,36 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava.model.images import to_rgb
 from llava.model.pruning.devices import execution_device
+from llava.model.videos import Video
 
 from .base import ImageFeatures, Inputs, ProcessedImage, Turn, left_padded
 
 TOKEN_TYPES = "mm_token_type_ids"
 ENCODED = "mm_encoder_outputs"
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
-_PIXELS = "pixel_values"
+_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 Features = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 class Encoded(NamedTuple):
-    """An image without its pixels, and its features: [tiles, V / tiles, D], or one [V, D] alone.
+    """An image or video without its pixels, and its features: [tiles, V / tiles, D], or one [V, D] alone.
 
-    Models that take only pixels keep them, with `features` None: the vision part then runs in every prefill.
+    Models that take only pixels keep them, with `features` None: the vision part then runs in every prefill. `kind`:
+    "image" or "video".
     """
 
     picture: ProcessedImage
     features: Features | None
+    kind: str = "image"
 
 
 class ProcessorInputs(Inputs):
     """Any processor that writes placeholders for images: LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL.
 
-    A prompt is tokenised with one placeholder per image, which the ids of the preprocessed image replace. The result is
-    that of the processor called with text and images together, but an image of many questions is preprocessed and
-    encoded once.
+    A prompt is tokenised with one placeholder per image or video, which the ids of the preprocessed one replace. The
+    result is that of the processor called with text, images and videos together, but an image of many questions is
+    preprocessed and encoded once. Videos are taken where the processor has a part for them.
     """
 
     name = "chat template"
@@ -51,45 +54,54 @@ class ProcessorInputs(Inputs):
         super().__init__(processor.tokenizer)
         self.processor = processor
         self.marker = processor.image_token_id
+        if getattr(processor, "video_processor", None) is not None:
+            self.video_marker = processor.tokenizer.convert_tokens_to_ids(processor.video_token)
         self.limit = model_config.get_text_config().max_position_embeddings
+        self._markers = [one for one in (self.marker, self.video_marker) if one is not None]
         names = ("image_token", "video_token", "start_image_token", "end_image_token")
         tokens = (getattr(processor, name, None) for name in names)
         self.reserved = tuple(dict.fromkeys(token for token in tokens if token))
         self._has_types = TOKEN_TYPES in processor(text=["a"], return_tensors="pt")
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """Return the conversation written by the processor's chat template, one placeholder per image."""
+        """Return the conversation written by the processor's chat template, one placeholder per image or video."""
         return self.processor.apply_chat_template(self.messages(turns), add_generation_prompt=True, tokenize=False)
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """Return the conversation as chat templates take it."""
         messages = []
         for turn in turns:
-            content = [{"type": "image"}] * turn.images + [{"type": "text", "text": turn.question}]
+            content = [{"type": "image"}] * turn.images + [{"type": "video"}] * turn.videos
+            content.append({"type": "text", "text": turn.question})
             messages.append({"role": "user", "content": content})
             if turn.answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
         return messages
 
-    def prepare(self, image: Image.Image) -> ProcessedImage:
-        """Run the processor over one image and its placeholder."""
-        made = self.processor(
-            images=[to_rgb(image)],
-            text=[self.processor.image_token],
-            add_special_tokens=False,
-            return_tensors="pt",
-        )
+    def prepare(self, image: Image.Image | Video) -> ProcessedImage:
+        """Run the processor over one image or video and its placeholder."""
+        shared = {"add_special_tokens": False, "return_tensors": "pt"}
+        if isinstance(image, Video):
+            about = {"total_num_frames": image.total, "fps": image.fps, "frames_indices": list(image.indices)}
+            made = self.processor(
+                videos=[image.frames],
+                text=[self.processor.video_token],
+                video_metadata=[about | {"duration": image.total / image.fps}],
+                do_sample_frames=False,
+                **shared,
+            )
+        else:
+            made = self.processor(images=[to_rgb(image)], text=[self.processor.image_token], **shared)
         arrays = {name: value.numpy() for name, value in made.items() if name not in _PER_TOKEN}
         return ProcessedImage(arrays, made["input_ids"][0].tolist())
 
     def encode_images(self, model: Any, pictures: Sequence[ProcessedImage]) -> list[ImageFeatures]:
         """Run the vision part over all pictures together: `content` is `Encoded`."""
         encoded = _encode(pictures, model) if takes_features(model) else [Encoded(one, None) for one in pictures]
-        marker = self.marker
+        visual = [np.flatnonzero(np.isin(one.picture.ids, self._markers)) for one in encoded]
         return [
-            ImageFeatures(len(ids), ids.count(marker), one, ids.index(marker))
-            for one in encoded
-            for ids in [one.picture.ids]
+            ImageFeatures(len(one.picture.ids), len(places), one, int(places[0]))
+            for one, places in zip(encoded, visual, strict=True)
         ]
 
     def collate(
@@ -104,10 +116,10 @@ class ProcessorInputs(Inputs):
             batch[TOKEN_TYPES], _ = left_padded([types for _, types in full], 0)
         batch = {name: value.to(execution_device(model)) for name, value in batch.items()}
         batch |= _arrays(list(chain.from_iterable(pictures)), model)
-        features = [image.content.features for images in seen for image in images]
-        if features and features[0] is not None:
-            joined = torch.cat(features) if isinstance(features[0], torch.Tensor) else list(chain(*features))
-            batch[ENCODED] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
+        media = [image.content for images in seen for image in images if image.content.features is not None]
+        for kind in dict.fromkeys(one.kind for one in media):
+            joined = _joined([one.features for one in media if one.kind == kind])
+            batch.setdefault(ENCODED, {})[kind] = BaseModelOutputWithPooling(pooler_output=joined)
         return batch
 
     def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
@@ -115,10 +127,10 @@ class ProcessorInputs(Inputs):
         return output[:, batch["input_ids"].shape[1] :]
 
     def _expand(self, row: Sequence[int], pictures: Sequence[ProcessedImage]) -> tuple[list[int], list[int]]:
-        """Replace each image placeholder by its visual token ids; return ids and token types."""
+        """Replace each image's or video's placeholder by its own ids; return ids and token types."""
         ids, types, following = [], [], iter(pictures)
         for token in row:
-            if token != self.marker:
+            if token not in self._markers:
                 ids.append(token)
                 types.append(0)
                 continue
@@ -134,13 +146,14 @@ class ProcessorInputs(Inputs):
 
 
 def _arrays(pictures: Sequence[ProcessedImage], model: Any) -> dict[str, torch.Tensor]:
-    """Return the arrays of pictures, joined, on the model's device, in its dtype."""
+    """Return the arrays of pictures, joined, on the model's device; pixels in its dtype."""
     names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
     device = execution_device(model)
-    joined = {name: _stack([picture.arrays[name] for picture in pictures]) for name in names if name != TOKEN_TYPES}
+    arrays = {name: [one.arrays[name] for one in pictures if name in one.arrays] for name in names}
     return {
-        name: torch.from_numpy(array).to(device, model.dtype if array.dtype.kind == "f" else None)
-        for name, array in joined.items()
+        name: torch.from_numpy(_stack(parts)).to(device, model.dtype if name in _PIXELS.values() else None)
+        for name, parts in arrays.items()
+        if name != TOKEN_TYPES
     }
 
 
@@ -151,25 +164,40 @@ def takes_features(model: Any) -> bool:
 
 @torch.no_grad()
 def _encode(pictures: Sequence[ProcessedImage], model: Any) -> list[Encoded]:
-    """Return each picture with its features, as the model's `forward` takes them in place of pixels."""
-    if not pictures:
-        return []
-    encode = model.base_model.get_image_features
+    """Return each picture with its features, as the model's `forward` takes them in place of pixels.
+
+    Images run together, videos one by one: they may be long, and of different lengths.
+    """
+    kinds = ["video" if _PIXELS["video"] in picture.arrays else "image" for picture in pictures]
+    images = [picture for picture, kind in zip(pictures, kinds, strict=True) if kind == "image"]
+    features = iter(_features(images, model, "image") if images else ())
+    found = []
+    for picture, kind in zip(pictures, kinds, strict=True):
+        part = next(features) if kind == "image" else _features([picture], model, kind)[0]
+        arrays = {name: array for name, array in picture.arrays.items() if name != _PIXELS[kind]}
+        found.append(Encoded(ProcessedImage(arrays, picture.ids), part, kind))
+    return found
+
+
+def _features(pictures: Sequence[ProcessedImage], model: Any, kind: str) -> list[Features]:
+    """Run the vision part over media of one kind."""
+    encode = getattr(model.base_model, f"get_{kind}_features")
     known = inspect.signature(encode).parameters
     given = {name: value for name, value in _arrays(pictures, model).items() if name in known}
     with align_module_device(model.base_model):  # its own image_newline, where accelerate offloads it
         features = encode(**given, return_dict=True).pooler_output
     if isinstance(features, torch.Tensor):
-        parts = features.split([len(picture.arrays[_PIXELS]) for picture in pictures])
-    else:
-        parts = [(image,) for image in features]
-    return [
-        Encoded(
-            ProcessedImage({name: array for name, array in picture.arrays.items() if name != _PIXELS}, picture.ids),
-            part,
-        )
-        for picture, part in zip(pictures, parts, strict=True)
-    ]
+        return list(features.split([len(picture.arrays[_PIXELS[kind]]) for picture in pictures]))
+    return [(image,) for image in features]
+
+
+def _joined(features: Sequence[Features]) -> Features | list[torch.Tensor]:
+    """Join the features of several media as models take them; videos of different lengths one after the other."""
+    if not isinstance(features[0], torch.Tensor):
+        return list(chain(*features))
+    if features[0].ndim == 3 and len({one.shape[1] for one in features}) > 1:
+        return torch.cat([one.flatten(0, 1) for one in features])[None]
+    return torch.cat(features)
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..grid import box
+from ..grid import box, runs_of
 from .placeholders import Placeholders, media_of
 
 
@@ -24,6 +24,10 @@ class LlavaOnevision(Placeholders):
         vision = model.config.vision_config
         side = -(-(vision.image_size // vision.patch_size) // 2)
         pixels, encoded = media_of(inputs, kind)
-        count, frames = pixels.shape[:2] if encoded is None else encoded.pooler_output.shape[:2]
-        frames = frames if encoded is None else (frames - 1) // side**2
-        return [np.concatenate([box(frames, side, side), [[-1, -1, -1]]])] * count
+        shape = (encoded.pooler_output if pixels is None else pixels).shape
+        if pixels is None and len(shape) == 3 and shape[0] == 1:  # of any number of videos, one after the other
+            there = inputs["input_ids"].cpu().numpy() == model.config.video_token_id
+            frames = [(len(run) - 1) // side**2 for run in runs_of(there)]
+        else:
+            frames = [(shape[1] - 1) // side**2 if pixels is None else shape[1]] * shape[0]
+        return [np.concatenate([box(count, side, side), [[-1, -1, -1]]]) for count in frames]
