@@ -32,6 +32,8 @@ class Case:
         `placeholders` one id a visual token; `markers` one id an image (original LLaVA); `bare` embeddings and a mask
     plain:
         whether tests/reference.py knows the decoder's projections
+    token_types:
+        makes the processor's `token_type_ids` of ids [B, T]; None where it has none
     frame:
         text tokens before and after each image or video
     """
@@ -42,6 +44,7 @@ class Case:
     plain: bool = True
     frame: tuple[int, ...] = ()
     layout: Literal["placeholders", "markers", "bare"] = "placeholders"
+    token_types: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @cached_property
     def model(self) -> torch.nn.Module:
@@ -102,6 +105,8 @@ class Batch:
             embeds = case.model.get_input_embeddings()(self.inputs.pop("input_ids"))
             embeds[self.visual] = self.inputs.pop("features", embeds[:0, 0])
             self.inputs["inputs_embeds"] = embeds
+        if case.token_types is not None:
+            self.inputs["token_type_ids"] = case.token_types(self.ids)
         if hasattr(case.model.base_model, "get_rope_index"):
             self.inputs["mm_token_type_ids"] = (self.ids == IMAGE).int() + 2 * (self.ids == VIDEO).int()
 
@@ -110,6 +115,8 @@ class Batch:
         if "mm_token_type_ids" in self.inputs:
             named = {k: v for k, v in self.inputs.items() if "pixel" not in k}
             return case.model.model.get_rope_index(**named)[0]
+        if case.model.config.model_type == "paligemma":  # counts from 1, padding included
+            return torch.arange(1, self.ids.shape[1] + 1).expand(self.ids.shape)
         return (self.attention_mask.cumsum(-1) - 1).clamp_min(0)
 
 

@@ -153,6 +153,10 @@ class PrunedForward:
                 inputs_embeds = self.decoder.embed_tokens(input_ids)
             if position_ids is not None:
                 position_ids = self.family.positions(position_ids)
+            if isinstance(attention_mask, dict):  # one mask per layer type
+                attention_mask = next(iter(attention_mask.values()))
+            if attention_mask is not None and attention_mask.shape[1:-1] == (1, 1):  # see `Family.makes_masks`
+                attention_mask = attention_mask[:, 0, 0]
             added = self.family.added(kwargs, inputs_embeds)
             self._text_config._attn_implementation = NAME
             more = (output_hidden_states, kwargs)

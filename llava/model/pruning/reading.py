@@ -182,6 +182,6 @@ def visible(rows: Rows, columns: Rows, kind: LayerKind) -> torch.Tensor:
 
 def _take(states: torch.Tensor, index: np.ndarray) -> torch.Tensor:
     """Return the rows of states [1, H, T, d] at `index`, a view where they are neighbours."""
-    if len(index) and index[-1] - index[0] + 1 == len(index):
+    if len(index) and (np.diff(index) == 1).all():
         return states[:, :, index[0] : index[-1] + 1]
     return states.index_select(2, upload(index, states.device))

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import (
-    LlamaForCausalLM,
-    LlamaModel,
-    MistralForCausalLM,
-    MistralModel,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    Qwen3ForCausalLM,
-    Qwen3Model,
-)
 
 from .base import Family
 
-STACKS = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
-HEADED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel")
-DECODERS += ("Qwen3VLTextModel", "Qwen3VLMoeTextModel")
-"""Stacks that do nothing but what their `LayerKind`s and `Family.added` say."""
+STACKS = ("LlamaModel", "MistralModel", "Ministral3Model", "Qwen2Model", "Qwen3Model", "Qwen3MoeModel", "SmolLM3Model")
+STACKS += ("GemmaModel", "Gemma2Model", "Gemma3TextModel", "CohereModel", "Cohere2Model", "GptOssModel")
+"""Stacks that are pruned by themselves, too: their positions are one number per token."""
+
+DECODERS = (*STACKS, "Qwen2VLTextModel", "Qwen2_5_VLTextModel", "Qwen3VLTextModel", "Qwen3VLMoeTextModel")
+DECODERS += ("Glm4vTextModel", "Glm4vMoeTextModel")
+"""Stacks that the engine runs: they do nothing but what their `LayerKind`s and `Family.added` say."""
+
+
+def _is(module: nn.Module | None, names: tuple[str, ...]) -> bool:
+    return not {kind.__name__ for kind in type(module).__mro__}.isdisjoint(names)
 
 
 class BareDecoder(Family):
@@ -29,17 +25,22 @@ class BareDecoder(Family):
     A stack pruned by itself serves the model around it: `prune(model.language_model, …)`, then `model.generate(…)`.
     """
 
-    models = f"{', '.join(kind.__name__ for kind in HEADED + STACKS)} with visual_mask"
+    models = f"{', '.join(STACKS)}, alone or under a language-model head, with visual_mask"
     needs_mask = True
 
     @classmethod
     def knows(cls, model: nn.Module) -> bool:
         """Whether `model` is a decoder of a shape that the engine runs, with or without its language-model head."""
-        return isinstance(model, HEADED + STACKS)
+        return _is(model, STACKS) or (hasattr(model, "lm_head") and _is(getattr(model, "model", None), STACKS))
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """Return the stack: the model itself, or what is under its head."""
-        return model if isinstance(model, STACKS) else model.model
+        return model if _is(model, STACKS) else model.model
+
+
+def stack_in(model: nn.Module) -> str | None:
+    """Return the name of the first module of `model` that could be pruned by itself, None where there is none."""
+    return next((name for name, module in model.named_modules() if name and _is(module, STACKS)), None)
 
 
 def check_attention(model: nn.Module, decoder: nn.Module) -> None:
@@ -50,6 +51,6 @@ def check_attention(model: nn.Module, decoder: nn.Module) -> None:
 
     """
     name = type(model).__name__
-    if not {kind.__name__ for kind in type(decoder).__mro__}.intersection(DECODERS):
+    if not _is(decoder, DECODERS):
         known = ", ".join(DECODERS)
         raise ValueError(f"pruning does not know the decoder {type(decoder).__name__} of {name}; it knows {known}")
