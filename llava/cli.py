@@ -109,7 +109,8 @@ class ModelOptions:
     )
     conv_mode: str | None = option(
         None,
-        help="prompt format of LLaVA's original layout (default vicuna_v1); other models have their own chat template",
+        help="prompt format of LLaVA's original layout (default: the checkpoint's, else vicuna_v1); other models have "
+        "their own chat template",
     )
     device: str = option("auto", help="auto (default: CUDA, MPS, CPU in this order), cpu, cuda, cuda:1, mps")
     dtype: str = option("auto", help="float32, float16, bfloat16; auto (default) is float32 on CPU, else float16")
@@ -304,14 +305,19 @@ def run_command(
     epilog: str = "",
     interrupted: str = "interrupted; the same command continues from here",
 ) -> int:
-    """Parse, work, and return the exit status: 0 or what `work` returns, 1 after one line on stderr, 130 after Ctrl-C.
+    """Parse a command line, work, and return the exit status (`exit_status`). A wrong command line leaves with 2."""
+    return exit_status(lambda: work(parse(kind, argv, prog=prog, description=description, epilog=epilog)), interrupted)
 
-    A wrong command line leaves with 2. Only errors that a user can mend are caught (`ValueError`, `OSError`,
-    `RuntimeError`, a missing package); anything else is a defect and shows its traceback.
+
+def exit_status(call: Callable[[], int | None], interrupted: str) -> int:
+    """Call; return the exit status: 0 or what it returns, 1 after one line on stderr, 130 after Ctrl-C.
+
+    Only errors that a user can mend are caught (`ValueError`, `OSError`, `RuntimeError`, a missing package); anything
+    else is a defect and shows its traceback.
     """
     try:
         with _one_line_warnings():
-            return work(parse(kind, argv, prog=prog, description=description, epilog=epilog)) or 0
+            return call() or 0
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED

@@ -27,20 +27,41 @@ def tokenizer_image_token(
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors is {return_tensors!r}: only None (a list) and 'pt' are supported")
-    chunks = [_tokenize_chunk(chunk, tokenizer) for chunk in prompt.split(DEFAULT_IMAGE_TOKEN)]
-    ids = list(chunks[0])
-    skip = 1 if ids and ids[0] == tokenizer.bos_token_id else 0
-    for chunk in chunks[1:]:
-        ids += [image_token_index, *chunk[skip:]]
+    ids, _ = _tokenize_chunks(prompt, tokenizer, image_token_index)
     return torch.tensor(ids, dtype=torch.long) if return_tensors == "pt" else ids
 
 
-def _tokenize_chunk(chunk: str, tokenizer: Any) -> list[int]:
-    # sentencepiece marks the start of a text whatever it starts with: " a" is "▁▁a". The Metaspace of
-    # transformers 5 takes a leading space for that mark and so loses it; a second space restores it.
-    if chunk.startswith(" ") and tokenizer(" a").input_ids == tokenizer("a").input_ids:
-        chunk = " " + chunk
-    return tokenizer(chunk).input_ids
+def image_token_offsets(prompt: str, tokenizer: Any) -> list[tuple[int, int]]:
+    """Return the characters (start, end) of `prompt` that each token of `tokenizer_image_token` stands for.
+
+    (0, 0) for a BOS; needs a tokenizer of the tokenizers library.
+    """
+    return _tokenize_chunks(prompt, tokenizer, IMAGE_TOKEN_INDEX, return_offsets_mapping=True)[1]
+
+
+def _tokenize_chunks(
+    prompt: str, tokenizer: Any, image_token_index: int, **options: Any
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the ids, and with `return_offsets_mapping` in `options` the characters of each."""
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    start = 0
+    for number, chunk in enumerate(prompt.split(DEFAULT_IMAGE_TOKEN)):
+        # sentencepiece marks the start of a text whatever it starts with: " a" is "▁▁a". The Metaspace of
+        # transformers 5 takes a leading space for that mark and so loses it; a second space restores it.
+        restored = chunk.startswith(" ") and tokenizer(" a").input_ids == tokenizer("a").input_ids
+        made = tokenizer(" " * restored + chunk, **options)
+        skip = number > 0 and made.input_ids[:1] == [tokenizer.bos_token_id]
+        if number:
+            ids.append(image_token_index)
+            offsets.append((start, start + len(DEFAULT_IMAGE_TOKEN)))
+            start += len(DEFAULT_IMAGE_TOKEN)
+        ids += made.input_ids[skip:]
+        shift = start - restored
+        for first, end in made.get("offset_mapping", [])[skip:]:
+            offsets.append((max(first + shift, start), end + shift) if end > first else (0, 0))
+        start += len(chunk)
+    return ids, offsets
 
 
 def expand2square(image: Image.Image, background_color: tuple[int, ...]) -> Image.Image:

@@ -19,6 +19,8 @@ from llava.model.pruning.families import family_of
 
 START, END, IMAGE, VIDEO, VOCABULARY = 93, 94, 95, 96, 97
 LAYERS = 6
+VIDEOS = ("tttittt", "ttittjttt", "ttttt", "ttvttjttt", "vtvtit")
+"""Prompts of a family that reads videos."""
 
 
 @dataclass(frozen=True)

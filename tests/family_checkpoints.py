@@ -149,6 +149,15 @@ def qwen(folder: Path, version: str) -> torch.nn.Module:
     keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     tokens = dict(zip(keys, ids_of(folder, *named), strict=True))
     text = text_fields(vocabulary, rope_parameters=ROPE)
+    if version == "3":
+        videos = images | {"video_processor_type": "Qwen3VLVideoProcessor"}
+        videos = videos | {"size": {"shortest_edge": 128, "longest_edge": 4096}}
+        write_json(folder / "video_preprocessor_config.json", videos)
+        text |= {"head_dim": 12, "rope_parameters": {**ROPE, "mrope_interleaved": True}}
+        vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 48, "num_heads": 2}
+        vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16, **PATCHES}
+        config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
+        return hf.Qwen3VLForConditionalGeneration(config)
     if version == "2":
         vision = {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2, **PATCHES}
         config = hf.Qwen2VLConfig(text_config=text, vision_config=vision, **tokens)
@@ -208,6 +217,7 @@ FAMILIES: dict[str, Callable[[Path], torch.nn.Module]] = {
     "llava_next": llava_next,
     "qwen2_vl": lambda folder: qwen(folder, "2"),
     "qwen2_5_vl": lambda folder: qwen(folder, "2_5"),
+    "qwen3_vl": lambda folder: qwen(folder, "3"),
     "internvl": internvl,
     "llava_onevision": llava_onevision,
 }

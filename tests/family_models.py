@@ -8,9 +8,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import family_models_layers
+import family_models_llava
+import family_models_tiles
 import torch
 import transformers as hf
-from family_case import END, IMAGE, START, VIDEO, Batch, Case, fields
+from family_case import END, IMAGE, START, VIDEO, VIDEOS, Batch, Case, fields
 
 from llava.model.language_model.configuration_llava import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -139,7 +141,6 @@ def qwen_media(model, letter, generator):
     return patches // 4, dict(zip(names, (pixels, torch.tensor([grid])), strict=True))
 
 
-VIDEOS = ("tttittt", "ttittjttt", "ttttt", "ttvttjttt", "vtvtit")
 CASES = {
     "llava original": Case(llava_original, markers_media, layout="markers"),
     "mobilevlm": Case(
@@ -164,6 +165,8 @@ CASES = {
         lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**fields(head_dim=12))), bare_media, plain=False, layout="bare"
     ),
     **family_models_layers.CASES,
+    **family_models_llava.CASES,
+    **family_models_tiles.CASES,
 }
 
 

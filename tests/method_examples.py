@@ -26,6 +26,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "vtw": {"method": "vtw", "k": 4},
     "attention_topk": {"method": "attention_topk", "layer": 2, "keep": 4, "rank": "text"},
     "divprune": {"method": "divprune", "share": 0.4},
+    "cdpruner": {"method": "cdpruner", "share": 0.4},
+    "dart": {"method": "dart", "share": 0.4},
+    "vispruner": {"method": "vispruner", "share": 0.4},
+    "holov": {"method": "holov", "share": 0.4, "crops": 4},
+    "scope": {"method": "scope", "share": 0.4},
+    "prumerge": {"method": "prumerge", "share": 0.4, "neighbours": 4},
+    "hiprune": {"method": "hiprune", "share": 0.4, "alpha": 0.9},
     "none": {"method": "none", "before": {"method": "random", "keep": 6}},
     "replay": {"method": "replay", "filter_layer": 2, "keep": 3, "exit_layer": 5, "shallow_layers": 2},
     "mask": {
@@ -35,5 +42,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "merge_layers": [2],
         "before": {"method": "random", "keep": 6},
     },
+    "schedule": {"method": "schedule", "enter": 1, "keep": {"3": 5, "4": 2}, "exit": 5},
     "disturb": {"method": "disturb", "layer": 2, "count": 4, "how": "remove"},
 }

@@ -82,7 +82,7 @@ def read(model, embeds: Tensor, visual: list[bool], *methods: Callable) -> Readi
         reading.cache.append((k, v))
         reading.next.append(prompt.positions[-1] + 1)
         output = (probabilities @ per_query_head(model, v)).transpose(0, 1).reshape(len(prompt.places), -1)
-        prompt.x = finish_layer(model, layer, prompt.x, output)
+        prompt.entered, prompt.x = prompt.x, finish_layer(model, layer, prompt.x, output)
         act(layer, probabilities)
     reading.logits = linear(model.lm_head, rms_norm(model.model.norm, prompt.x[-1], model.config.rms_norm_eps))
     return reading
@@ -247,3 +247,51 @@ def clusters(x: Tensor, number: int) -> tuple[list[int], list[list[int]]]:
         if i not in centres:
             groups[min(range(len(centres)), key=lambda c: d[i][centres[c]])].append(i)
     return centres, groups
+
+
+def cdpruner(count: int) -> Callable:
+    """The determinant of every set that one more token would make."""
+
+    def method(layer, prompt, probabilities):
+        if layer >= 0:
+            return
+        columns = prompt.columns()
+        unit = torch.nn.functional.normalize(prompt.x.double(), dim=-1)
+        relevance = torch.stack([-(unit[prompt.text_after()] @ unit[j]).mean() for j in columns])
+        relevance = (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min())
+        kernel = torch.stack([
+            torch.stack([relevance[a] * (unit[i] @ unit[j]) * relevance[b] for b, j in enumerate(columns)])
+            for a, i in enumerate(columns)
+        ])  # fmt: skip
+        chosen: list[int] = []
+        while len(chosen) < min(count, len(columns)):
+            rest = [i for i in range(len(columns)) if i not in chosen]
+            chosen.append(
+                max(rest, key=lambda i: float(kernel[[*chosen, i]][:, [*chosen, i]].logdet().nan_to_num(-1e9)))
+            )
+        prompt.keep_visual([columns[i] for i in chosen])
+
+    return method
+
+
+def dart(k: int, count: int, visual_pivots: int = 4, text_pivots: int = 4) -> Callable:
+    def method(layer, prompt, probabilities):
+        if layer != k - 1:
+            return None
+        columns, entered = prompt.columns(), prompt.entered
+        normed = rms_norm(prompt.model.model.layers[layer].input_layernorm, entered, prompt.model.config.rms_norm_eps)
+        keys = project(prompt.model, layer, normed, prompt.positions)[1]
+        length = [float(sum(head[j].abs().sum() for head in keys)) for j in range(len(prompt.places))]
+        pivots = sorted(columns, key=lambda j: -length[j])[:visual_pivots][:count]
+        kept = list(pivots)
+        pivots = sorted(columns, key=lambda j: -length[j])[:visual_pivots]
+        pivots += sorted(prompt.text_after(), key=lambda j: -length[j])[:text_pivots]
+        more, over = divmod(min(count, len(columns)) - len(kept), len(pivots))
+        for number, pivot in enumerate(pivots):
+            rest = [j for j in columns if j not in kept]
+            rest.sort(key=lambda j: float(torch.cosine_similarity(prompt.x[pivot], prompt.x[j], dim=0)))
+            kept += rest[: more + (number < over)]
+        prompt.keep_visual(kept)
+        return True
+
+    return method

@@ -312,7 +312,7 @@ class Letters:
 @pytest.mark.parametrize("said", ["plain", "  a # b ## c ", "é ∑ 漢字", "cut ### here", "ends in ##", "###", ""])
 def test_streamed_pieces_join_to_the_final_text(said, stop):
     pieces = []
-    stream = AnswerStream(Letters(), pieces.append, stop)
+    stream = AnswerStream(Letters(), pieces.append, [stop])
     stream.put(torch.tensor([[1, 2, 3]]))
     for byte in said.encode():
         stream.put(torch.tensor([byte]))

@@ -11,7 +11,7 @@ import reference
 import torch
 import transformers as hf
 from family_case import LAYERS, fields
-from family_models import CASES, batch_of, internvl, llava_next, qwen2_vl
+from family_models import CASES, batch_of, internvl
 from layer_reading import OwnLayers
 
 from llava.model.pruning import PruningConfig, prune

@@ -37,6 +37,7 @@ SECOND_TURN = {
     "llava_next": "USER: <image>\nWhat is it? ASSISTANT: {} USER: Why? ASSISTANT:",
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN,
     "internvl": (
         "<|im_start|>user\n<IMG_CONTEXT>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
         "{}<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"

@@ -150,31 +150,6 @@ def test_labels_are_compared_at_the_surviving_tokens(name):
                 case.model(**batch.inputs, labels=labels)
 
 
-def gradients(case, batch, config, reentrant):
-    model = copy.deepcopy(case.model).requires_grad_(True).train()
-    if reentrant is not None:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    with nullcontext() if config is None else prune(model, config) as session:
-        output = model(**batch.inputs, use_cache=False)
-    output.logits[:, -1].float().logsumexp(-1).sum().backward()
-    flat = [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in model.parameters()]
-    return torch.cat(flat), session and len(session.traces)
-
-
-@pytest.mark.parametrize("name", ["llava", "llava original", "qwen2_vl"])
-def test_gradient_checkpointing_changes_no_gradient(name):
-    """The backward pass runs outside the session, where layers have their own attention back."""
-    case = CASES[name]
-    batch = Batch(case, *case.prompts[:2])
-    dense, _ = gradients(case, batch, None, None)
-    assert (gradients(case, batch, {"method": "none"}, None)[0] - dense).abs().max() < 1e-4
-    for config in ({"method": "none"}, FASTV):
-        expected, _ = gradients(case, batch, config, None)
-        for reentrant in (True, False):
-            found, traces = gradients(case, batch, config, reentrant)
-            assert (found - expected).abs().max() < 1e-5 and traces == 2
-
-
 @pytest.mark.parametrize("how", ["model.compile()", "torch.compile(model.forward)"])
 def test_a_compiled_model_runs_pruned(how):
     case, batch = CASES["llava"], Batch(CASES["llava"], "tttittt")

@@ -9,11 +9,11 @@ from family_models import CASES, batch_of
 from method_examples import EXAMPLES
 
 from llava.model.pruning import PruningConfig
+from llava.model.pruning.families import family_of
 from llava.model.pruning.methods import METHODS
 from llava.model.pruning.methods.visipruner import PRESETS
 
 NEW = 3
-PATCHWISE = ("llava original", "llava")  # a CLIP tower whose patches are the visual tokens, for methods that read it
 
 
 def _variants() -> dict[str, dict]:
@@ -23,7 +23,7 @@ def _variants() -> dict[str, dict]:
         for preset in presets:
             more = {} if preset is None else {"preset": preset}
             variants[f"{name} {preset}" if preset else name] = EXAMPLES[name] | more
-    return variants
+    return variants | {"schedule frozen": {"method": "schedule", "frozen": True, "read": [0, 2], "system": "zero"}}
 
 
 VARIANTS = _variants()
@@ -47,10 +47,12 @@ def test_every_method_has_an_example():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_family_runs_every_method(name, variant):
     config, batch = PruningConfig.from_dict(VARIANTS[variant]), batch_of(name)
-    if config.reads_vision and name not in PATCHWISE:
-        with pytest.raises(ValueError, match="image encoder"):
-            run(name, config)
-        return
+    if config.reads_vision:
+        encoder = family_of(CASES[name].model).encoder(CASES[name].model)
+        if encoder is None or not all(getattr(encoder, need) for need in config.encoder_needs):
+            with pytest.raises(ValueError, match="image encoder"):
+                run(name, config)
+            return
     session, tokens, logits = run(name, config)
     assert len(session.traces) == len(batch.words) and logits.isfinite().all()
     assert any(trace.tokens_per_layer[-1] < trace.prompt_tokens for trace in session.traces)
@@ -58,8 +60,12 @@ def test_every_family_runs_every_method(name, variant):
         visual = set(batch.visual[row, -batch.lengths[row] :].nonzero()[:, 0].tolist())
         assert (trace.prompt_tokens, trace.visual_tokens) == (batch.lengths[row], len(visual))
         counts = [trace.prompt_tokens, *trace.tokens_per_layer]
-        assert len(counts) == 1 + LAYERS and counts == sorted(counts, reverse=True)
-        assert all(kv <= entered for kv, entered in zip(trace.kv_tokens_per_layer, trace.tokens_per_layer, strict=True))
+        assert len(counts) == 1 + LAYERS
+        inside = [counts[0], *counts[1 + config.enter * bool(visual) :]]
+        assert inside == sorted(inside, reverse=True)
+        assert counts[1 : 1 + config.enter] == [trace.prompt_tokens - len(visual)] * config.enter
+        read = [n + frozen for n, frozen in zip(trace.tokens_per_layer, trace.frozen, strict=True)]
+        assert all(kv <= entered for kv, entered in zip(trace.kv_tokens_per_layer, read, strict=True))
         for kept in (trace.kept, *(positions for _, positions in trace.cuts)):
             assert set(kept) <= visual and kept == sorted(kept)
         if not visual:

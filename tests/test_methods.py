@@ -44,6 +44,9 @@ CASES = {
     ),
     "divprune": ({"keep": 7}, [(plain.divprune, 7)], MIXED),
     "divprune compact": ({"keep": 7, "positions": "compact"}, [(plain.divprune, 7, True)], MIXED),
+    "cdpruner": ({"keep": 7}, [(plain.cdpruner, 7)], MIXED),
+    "dart": ({"keep": 13}, [(plain.dart, 2, 13)], MIXED),
+    "dart few": ({"k": 3, "share": 0.3, "visual_pivots": 8, "text_pivots": 2}, [(plain.dart, 3, 6, 8, 2)], EVEN),
     "sparsevlm": (
         {"layers": [1, 3], "keep": [8, 3], "visual_tokens": 20, "cluster": 2},
         [(plain.sparsevlm, [1, 3], [8, 3], 2)],

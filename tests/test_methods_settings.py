@@ -73,7 +73,7 @@ def test_open_settings_follow_the_depth(settings, layers, filled):
         ({"method": "visionzip", "dominant": 0}, "'dominant' must be an integer ≥ 1"),
         ({"method": "visionzip", "class_token": 1}, "must be true or false"),
         ({"method": "none", "keep": 3}, "unknown key 'keep'"),
-        ({"method": "none", "before": {"method": "fastv"}}, "before the decoder .random, divprune, replay.*fastv"),
+        ({"method": "none", "before": {"method": "fastv"}}, "before the decoder .random, cdpruner, divprune.*fastv"),
         ({"method": "none", "before": {"method": "random", "layer": 2, "keep": 3}}, "names no layer"),
         ({"method": "none", "before": {"method": "divprune", "keep": -3}}, "'keep' must be an integer ≥ 1"),
         ({"method": "none", "before": {"method": "divprun"}}, "did you mean 'divprune'"),

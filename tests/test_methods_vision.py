@@ -154,7 +154,7 @@ def test_asking_for_more_tokens_than_patches_is_said(model):
 
 
 def test_models_without_such_an_encoder_are_refused_before_they_run(llama):
-    with pytest.raises(ValueError, match="LlamaForCausalLM lacks; 'divprune' and 'random'"):
+    with pytest.raises(ValueError, match="in this LlamaForCausalLM; 'cdpruner', 'divprune'"):
         prune(llama, {"method": "none", "before": {"method": "visionzip"}}, torch.ones(1, 5, dtype=torch.bool))
 
 

@@ -21,6 +21,8 @@ MORE = {
     "visipruner half": EXAMPLES["visipruner"] | {"preset": "released", "first_layer": "half"},
     "visipruner late sink": EXAMPLES["visipruner"] | {"sink_token": 5},
     "dense": {"method": "none"},
+    "schedule frozen": {"method": "schedule", "frozen": True, "read": [0, 2, 3], "system": "zero"},
+    "schedule that keeps all": {"method": "schedule", "enter": 2, "rank": "influence", "keep": {"4": 4}},
     "mask attended": {"method": "mask", "layers": [1, 3], "attended": "top", "share": 0.3},
     "attention_topk visual": {"method": "attention_topk", "layer": 2, "keep": 4, "rank": "visual"},
     "noise": {"method": "disturb", "layer": 2, "count": 4},

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llava import PruningConfig
+from llava import PruningConfig, prune
 from llava.cli import ModelOptions
 from llava.model.inputs import Turn
 from llava.model.loaded import LoadedModel
@@ -31,6 +31,7 @@ FLOORS = {
     "llava-tiny": {"gqa": 0.94, "mme": 0.96, "text": 0.95},
     "llava-tiny-plain": {"gqa": 0.94, "mme": 0.96, "text": 0.95},
 }
+NONE = PruningConfig.from_dict({"method": "none"})
 SCENES = TEST[4000:4012]
 PRUNED_LOSS = 0.02  # of the share right, that pruning.json may cost
 TURN_LOSS = 0.05  # that the third turn may cost against the same question asked alone
@@ -52,12 +53,13 @@ def load(folder):
     return LoadedModel.from_path(ModelOptions(model_path=str(folder), device="cpu"))
 
 
-def right(loaded, **options):
-    """(kind, whether it was answered right) of every question, asked alone."""
+def right(loaded, config=NONE):
+    """(kind, whether it was answered right) of every question, asked alone; questions of a picture share its prefix."""
     rows = []
-    for pixels, questions in ASKED:
-        texts = answer(loaded, pixels, questions, **options)
-        rows += [(q.kind, text == q.answer) for q, text in zip(questions, texts, strict=True)]
+    with prune(loaded.model, config, prefix_cache=0):
+        for pixels, questions in ASKED:
+            texts = answer(loaded, pixels, questions)
+            rows += [(q.kind, text == q.answer) for q, text in zip(questions, texts, strict=True)]
     return rows
 
 
@@ -111,10 +113,10 @@ def test_held_out_questions_are_answered(name, dense):
 
 def test_pruning_json_costs_little_and_its_tokens_are_needed(loaded, dense):
     config = PruningConfig.from_json(FOLDER / "pruning.json")
-    pruned = share(right(loaded, pruning_config=config))
+    pruned = share(right(loaded, config))
     assert pruned >= share(dense) - PRUNED_LOSS
     none = PruningConfig.from_dict(config.to_dict() | {"layer_threshold": 1.0, "tokens_threshold": 1e9})
-    assert share(right(loaded, pruning_config=none)) <= pruned - NONE_LOSS
+    assert share(right(loaded, none)) <= pruned - NONE_LOSS
 
 
 def test_the_third_answer_of_a_conversation_is_as_good_as_the_first(loaded, dense):

@@ -15,7 +15,7 @@ from llava.model.inputs import Turn, inputs_for
 from llava.model.inputs.processor import ENCODED
 from llava.model.videos import Video
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "llava_onevision", "internvl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl")
 AS_IMAGES = ("internvl",)
 """Families that are shown a video as images, with text between them."""
 CONVERSATIONS = (

@@ -59,10 +59,11 @@ def influence_map(
         ValueError: what `prune` refuses, and a prompt without an image.
 
     """
-    return [_map(*prompt) for prompt in record(model, inputs, Influence(), config, visual_mask)]
+    return [map_of(*prompt) for prompt in record(model, inputs, Influence(), config, visual_mask)]
 
 
-def _map(prompt: Recorded, trace: PruningTrace) -> InfluenceMap:
+def map_of(prompt: Recorded, trace: PruningTrace) -> InfluenceMap:
+    """Return what a `recorder` of `Influence` measured of one prompt as arrays."""
     shape = (len(trace.tokens_per_layer), len(prompt.visual))
     figures = np.full((3, *shape), np.nan, np.float32)
     for layer, measured in prompt.measured.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from accelerate.utils import has_offloaded_params
 from transformers import (
     AutoTokenizer,
     BaseImageProcessor,
+    CLIPVisionConfig,
     LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -108,27 +111,55 @@ def _load_llava(
     parts: Parts, hub: dict[str, Any], options: dict[str, Any]
 ) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, BaseImageProcessor, int]:
     """Load LLaVA's original layout."""
-    folder, base = parts.config.folder, parts.weights.folder
-    config = read_config(folder)
-    tower = checkpoint.find_source(config.mm_vision_tower, "mm_vision_tower", hub, beside=folder)
-    vision_config = read_vision_config(tower.folder, config)
-    image_processor = _load_image_processor(tower.folder)
-    tokenizer = load_tokenizer(base, config)
-    with torch.device("meta"):
-        expected = LlavaLlamaForCausalLM(config, vision_config).state_dict()
-    weights = checkpoint.match_tower_names(parts.read_weights(tower), expected)
-    if config.tie_word_embeddings and "lm_head.weight" not in weights:
-        del expected["lm_head.weight"]
-    checkpoint.check_weights(expected, weights, folder)
-    options |= {"config": config, "vision_config": vision_config}
-    model = build_model(LlavaLlamaForCausalLM, weights, base, tokenizer, **options)
-    newline = getattr(model.model, "image_newline", None)
-    if newline is not None and newline.is_meta and not has_offloaded_params(model.model):
-        # a device_map that names it alone: accelerate brings modules back, and this is a parameter beside them
-        loaded = weights["model.image_newline"].to(execution_device(model.model), newline.dtype, copy=True)
-        model.model.image_newline = torch.nn.Parameter(loaded)
+    config = read_config(parts.config.folder)
+    llava = LlavaFiles.find(config, parts.config.folder, parts.weights.folder, hub)
+    model = llava.build(parts.read_weights(llava.tower), **options)
     context_len = config.max_sequence_length or config.tokenizer_model_max_length or DEFAULT_CONTEXT_LENGTH
-    return tokenizer, model, image_processor, context_len
+    return llava.tokenizer, model, llava.image_processor, context_len
+
+
+@dataclass(frozen=True)
+class LlavaFiles:
+    """All of a LLaVA in its original layout but the weights.
+
+    `folder`: what errors name; `base`: where tokenizer and generation config are; `tower`: the vision tower;
+    `expected`: the weights' names and shapes, on the meta device.
+    """
+
+    config: LlavaConfig
+    folder: Path
+    base: Path
+    tower: checkpoint.Source
+    vision_config: CLIPVisionConfig
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
+    expected: dict[str, torch.Tensor]
+
+    @classmethod
+    def find(cls, config: LlavaConfig, folder: Path, base: Path, hub: dict[str, Any]) -> LlavaFiles:
+        """Find all of it; raises `ValueError` for what is missing, and for a model that cannot be built."""
+        tower = checkpoint.find_source(config.mm_vision_tower, "mm_vision_tower", hub, beside=folder)
+        vision_config = read_vision_config(tower.folder, config)
+        image_processor = _load_image_processor(tower.folder)
+        tokenizer = load_tokenizer(base, config)
+        with torch.device("meta"):
+            expected = LlavaLlamaForCausalLM(config, vision_config).state_dict()
+        return cls(config, folder, base, tower, vision_config, tokenizer, image_processor, expected)
+
+    def build(self, weights: Mapping[str, torch.Tensor], **options: Any) -> LlavaLlamaForCausalLM:
+        """Build the model of exactly these weights, tower and projector among them (`build_model`)."""
+        weights = checkpoint.match_tower_names(weights, self.expected)
+        tied = self.config.tie_word_embeddings and "lm_head.weight" not in weights
+        expected = {name: weight for name, weight in self.expected.items() if not (tied and name == "lm_head.weight")}
+        checkpoint.check_weights(expected, weights, self.folder)
+        options |= {"config": self.config, "vision_config": self.vision_config}
+        model = build_model(LlavaLlamaForCausalLM, weights, self.base, self.tokenizer, **options)
+        newline = getattr(model.model, "image_newline", None)
+        if newline is not None and newline.is_meta and not has_offloaded_params(model.model):
+            # a device_map that names it alone: accelerate brings modules back, and this is a parameter beside them
+            loaded = weights["model.image_newline"].to(execution_device(model.model), newline.dtype, copy=True)
+            model.model.image_newline = torch.nn.Parameter(loaded)
+        return model
 
 
 def load_tokenizer(folder: Path, config: LlavaConfig) -> PreTrainedTokenizerBase:

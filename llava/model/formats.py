@@ -19,7 +19,8 @@ INTERNVL_ORIGINAL = "internvl_chat"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint is stored, its `model_type`, its decoder layers; `limit`: tokens that a prompt may have.
+    """How a checkpoint is stored, its `model_type`, its decoder layers; `limit`: tokens that a prompt may have;
+    `conv_mode`: the conversation template that its config.json names.
 
     `kind`: "llava" is LLaVA's original layout (LLaVA-1.5 and 1.6, MobileVLM-V2), whose prompts follow conversation
     templates; "transformers" has a processor with a chat template, and "internvl" (its original layout) gets one.
@@ -29,6 +30,7 @@ class Layout:
     model_type: str
     layers: int
     limit: int | None
+    conv_mode: str | None = None
 
     @property
     def has_conversations(self) -> bool:
@@ -66,7 +68,7 @@ def read_layout(folder: Path) -> Layout:
         known = ", ".join(dict.fromkeys((*MODEL_TYPES, *model_types(), INTERNVL_ORIGINAL)))
         raise ValueError(f"{path} has model_type {kind!r}, which is not known here; known are {known}")
     config = read_config(folder)
-    return Layout("llava", kind, config.num_hidden_layers, config.tokenizer_model_max_length)
+    return Layout("llava", kind, config.num_hidden_layers, config.tokenizer_model_max_length, config.conv_mode)
 
 
 def read_transformers_config(folder: Path) -> PreTrainedConfig:

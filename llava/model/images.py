@@ -62,9 +62,13 @@ def read_image(source: str | Path | bytes, limits: Limits = LIMITS, name: str | 
         return to_rgb(image, name)
 
 
-def check_image(path: str | Path, limits: Limits = LIMITS) -> None:
-    """Check an image's header and limits without decoding it; raises `ValueError` as `read_image` does."""
-    _open(path, str(path), limits).close()
+def check_image(path: str | Path, limits: Limits = LIMITS) -> tuple[int, int]:
+    """Check an image's header and limits without decoding it, return (width, height).
+
+    Raises `ValueError` as `read_image` does.
+    """
+    with _open(path, str(path), limits) as image:
+        return image.size
 
 
 def to_rgb(image: Image.Image, name: str = "in memory") -> Image.Image:

@@ -65,7 +65,7 @@ def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
         "model": (parts.added or parts.config).identity(),
         "model_base": parts.base and parts.base.identity(),
         "pruning_config": config and config.to_dict(),
-        "conv_mode": options.conv_mode or (DEFAULT_CONV_MODE if layout.has_conversations else None),
+        "conv_mode": options.conv_mode or layout.conv_mode or (DEFAULT_CONV_MODE if layout.has_conversations else None),
         "dtype": str(dtype).removeprefix("torch."),
     }
     # named only where they differ from how models have always run, so that earlier run files stay valid

@@ -12,7 +12,7 @@ from transformers.utils import is_torchvision_available
 from llava.model.silence import silence
 from llava.model.video_processors import load_video_processor
 
-PIXEL_BOUNDED = ("qwen2_vl", "qwen2_5_vl")
+PIXEL_BOUNDED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Model types whose images keep their own resolution, within bounds that can be set."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")

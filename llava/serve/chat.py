@@ -1,4 +1,4 @@
-"""`Chat`: a conversation with a model about one image, pruned or not; no terminal in here."""
+"""`Chat`: a conversation with a model about an image, a video or both, pruned or not; no terminal in here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig, PruningSession, PruningTrace, prune
 from llava.model.pruning.methods import NoPruning
 from llava.model.pruning.prefix_cache import CACHE_BYTES, PrefixCache
+from llava.model.videos import Video
 
 from .generation import AnswerStream, StopOnRequest, stop_on_interrupt
 
@@ -61,16 +62,20 @@ class Reply:
 
 @dataclass(frozen=True)
 class ShownImage:
-    """The image of a conversation: name, width and height, prepared pixels, features."""
+    """The image or video of a conversation: name, width and height, prepared pixels, features.
+
+    `frames`: how many are shown of a video, None for an image.
+    """
 
     name: str
     size: tuple[int, int]
     picture: ProcessedImage
     seen: ImageFeatures
+    frames: int | None = None
 
 
 class Chat:
-    """One conversation. Every turn is a full prompt with image and earlier turns, so pruning is exact.
+    """One conversation. Every turn is a full prompt with image, video and earlier turns, so pruning is exact.
 
     `pruning` is applied while `pruning_on`. What a prompt has in common with the one before is kept, in at most
     `prefix_cache_bytes`, and not computed again, also without pruning. None: prompts run whole.
@@ -90,6 +95,7 @@ class Chat:
         self.pruning_on = pruning_on
         self.sampling = sampling or Sampling()
         self.image: ShownImage | None = None
+        self.video: ShownImage | None = None
         self.last: Reply | None = None
         self.said: list[Turn] = []
         self._prefixes = None if prefix_cache_bytes is None else PrefixCache(prefix_cache_bytes)
@@ -104,7 +110,7 @@ class Chat:
         self.pruning = config.resolved(layers)
 
     def clear(self) -> None:
-        """Clear the conversation; the image stays."""
+        """Clear the conversation; image and video stay."""
         self.said = []
 
     @property
@@ -112,14 +118,29 @@ class Chat:
         """Questions answered since the conversation began."""
         return len(self.said)
 
+    @property
+    def shown(self) -> list[ShownImage]:
+        """The image and the video, in the order of a prompt."""
+        return [one for one in (self.image, self.video) if one is not None]
+
     @torch.no_grad()
-    def see(self, image: Image.Image, name: str) -> ShownImage:
-        """Set an RGB image and begin a new conversation about it."""
+    def see(self, image: Image.Image | Video, name: str) -> ShownImage:
+        """Set the RGB image, or the video, and begin a new conversation; the other one stays.
+
+        Raises `ValueError` for a video where the model takes none.
+        """
+        is_video = isinstance(image, Video)
+        if is_video and self.inputs.video_marker is None:
+            raise ValueError("this model takes no videos: show it an image")
         picture = self.inputs.prepare(image)
         [seen] = self.inputs.encode_images(self.model, [picture])
-        self.image = ShownImage(name, image.size, picture, seen)
+        if is_video:
+            count, height, width = image.frames.shape[:3]
+            self.video = ShownImage(name, (width, height), picture, seen, count)
+        else:
+            self.image = ShownImage(name, image.size, picture, seen)
         self.clear()
-        return self.image
+        return self.video if is_video else self.image
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Reply:
         """Answer a question, passing the text on as it is written; Ctrl-C ends the answer and keeps what there is.
@@ -131,16 +152,16 @@ class Chat:
         """
         turn = self._turn(question)
         row = self.inputs.encode([*self.said, turn])
-        seen = [self.image.seen] if self.inputs.marker in row else []
+        seen = [one.seen for one in self.shown] if self.said or turn.images or turn.videos else []
         length = self.inputs.length(row, seen)
         room = self.context_len - length
         if room < 1:
             raise ValueError(
-                f"the conversation has {length} tokens with its image, the model takes {self.context_len}: "
+                f"the conversation has {length} tokens with what it shows, the model takes {self.context_len}: "
                 "start over with /clear, or ask something shorter"
             )
         limit = min(self.sampling.max_new_tokens, room)
-        stream = AnswerStream(self.tokenizer, on_text, self.inputs.stop_string)
+        stream = AnswerStream(self.tokenizer, on_text, [self.inputs.stop_string])
         begun = time.perf_counter()
         interrupted, trace = self._generate(row, seen, stream, limit)
         ended_at = time.perf_counter()
@@ -157,7 +178,7 @@ class Chat:
             decode_ms=1000 * (ended_at - first_at),
             trace=trace,
             visual_start=self.inputs.visual_start(row, seen),
-            grid=seen[0].grid if seen else None,
+            grid=seen[0].grid if len(seen) == 1 else None,
         )
         return self.last
 
@@ -172,7 +193,8 @@ class Chat:
         held = next((word for word in self.inputs.reserved if word in question), None)
         if held is not None:
             raise ValueError(f"the question holds {held}, the image's place: load images with /image")
-        return Turn(question, images=int(self.image is not None and self.turns == 0))
+        first = self.turns == 0
+        return Turn(question, int(first and self.image is not None), videos=int(first and self.video is not None))
 
     def _generate(self, row, seen, stream, limit) -> tuple[bool, PruningTrace | None]:
         """Run the model over a prompt; return whether Ctrl-C ended it, and the trace."""
@@ -189,8 +211,8 @@ class Chat:
             try:
                 with self._session() as session:
                     if session and seen and any(stage.reads_vision for stage in session.config.stages):
-                        with torch.no_grad():  # the method watches the vision tower, so the image is seen once more
-                            seen = self.inputs.encode_images(self.model, [self.image.picture])
+                        with torch.no_grad():  # the method watches the vision tower, so all is seen once more
+                            seen = self.inputs.encode_images(self.model, [one.picture for one in self.shown])
                     self.model.generate(**self.inputs.collate([row], [seen], self.model), **arguments)
             except KeyboardInterrupt:
                 stop.set()

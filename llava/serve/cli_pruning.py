@@ -8,7 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.cli import INTERRUPTED, PREFIX_CACHE_BYTES, ModelOptions, UserError, cache_size, number, option, run_command
+from llava.cli import (
+    INTERRUPTED,
+    PREFIX_CACHE_BYTES,
+    ModelOptions,
+    UserError,
+    VideoOptions,
+    cache_size,
+    number,
+    option,
+    part_of,
+    run_command,
+)
 
 from .loop import NAMES, ChatLoop, command_help
 
@@ -21,7 +32,7 @@ SMALL_MODEL = Path(__file__).resolve().parents[2] / "playground" / "checkpoints"
 
 
 @dataclass(kw_only=True)
-class Options(ModelOptions):
+class Options(ModelOptions, VideoOptions):
     """Options of the chat."""
 
     model_path: str = option(str(SMALL_MODEL), help="checkpoint folder or hub name (default: the small model)")
@@ -33,6 +44,7 @@ class Options(ModelOptions):
     )
     prompt: str | None = option(None, short="-p", help="answer this question on standard output and exit")
     image_file: str | None = option(None, help="the image to talk about; without it, text only", metavar="PATH|URL")
+    video: str | None = option(None, help="the video to talk about, alone or beside an image", metavar="PATH")
     no_pruning: bool = option(False, help="begin with pruning off")
     temperature: float = option(0.0, help="0 (default) is greedy; above, answers are sampled", type=number(float, 0))
     top_p: float | None = option(None, help="sample from the top tokens of this probability", type=number(float, 0, 1))
@@ -72,7 +84,7 @@ def work(options: Options) -> int:
     if options.prompt is not None:
         reply = ChatLoop(chat, input, sys.stdout, notes).ask(options.prompt)
         return 1 if reply is None else INTERRUPTED if reply.ended == "stopped" else 0
-    loop = ChatLoop(chat, _reader(terminal), sys.stdout, notes)
+    loop = ChatLoop(chat, _reader(terminal), sys.stdout, notes, part_of(VideoOptions, options))
     if terminal:
         for line in banner(options, chat, loop):
             loop.say(line, "dim")
@@ -81,10 +93,10 @@ def work(options: Options) -> int:
 
 
 def start(options: Options, progress: Console | None = None) -> Chat:
-    """Check the options, then load the model and the image; `progress` shows activity.
+    """Check the options, then load the model, the image and the video; `progress` shows activity.
 
     Raises:
-        ValueError: an empty prompt, an image, config, prompt format or checkpoint that cannot be used.
+        ValueError: an empty prompt, an image, video, config, prompt format or checkpoint that cannot be used.
         RuntimeError, OSError: weights that cannot be loaded.
 
     """
@@ -96,6 +108,11 @@ def start(options: Options, progress: Console | None = None) -> Chat:
         from .images import load_image
 
         image = None if options.image_file is None else load_image(options.image_file)
+        video = None
+        if options.video is not None:
+            from llava.model.videos import read_video
+
+            video = read_video(options.video, part_of(VideoOptions, options))
 
         import torch
         from transformers.utils import logging
@@ -103,15 +120,18 @@ def start(options: Options, progress: Console | None = None) -> Chat:
         from llava.mm_utils import get_model_name_from_path
         from llava.model.loaded import LoadedModel
         from llava.model.preflight import check_model, default_config, resolve
+        from llava.model.processors import takes_videos
         from llava.model.pruning import PruningConfig
 
         from .chat import Chat, Sampling
 
         checked = check_model(options, None)
+        if video is not None and not takes_videos(checked.layout.model_type):
+            raise UserError(f"--video: a model of type {checked.layout.model_type!r} takes no videos")
         given = None if options.pruning_config == "none" else options.pruning_config
         config = PruningConfig.from_json(given) if given else default_config(checked.source.folder)
         config, _ = resolve(config, checked.source, checked.layout)
-        if options.conv_mode is None and checked.layout.has_conversations:
+        if options.conv_mode is None and checked.layout.has_conversations and not checked.layout.conv_mode:
             options = replace(options, conv_mode=choose_conv_mode(get_model_name_from_path(options.model_path)))
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # what matters of its warnings is an error of the chat, in one line
@@ -122,8 +142,9 @@ def start(options: Options, progress: Console | None = None) -> Chat:
         room = {"auto": PREFIX_CACHE_BYTES, "off": None}.get(options.prefix_cache, options.prefix_cache)
         room = None if room is None else int(room)
         chat = Chat(LoadedModel.from_path(options), config, sampling, pruning_on=not off, prefix_cache_bytes=room)
-        if image is not None:
-            chat.see(image, options.image_file)
+        for media, name in ((image, options.image_file), (video, options.video)):
+            if media is not None:
+                chat.see(media, name)
     return chat
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llava.model.pruning import PruningTrace
+    from llava.model.pruning.grid import Frame
 
     from .chat import Reply
 
@@ -63,6 +65,8 @@ def print_trace(reply: Reply, to: Console) -> None:
     layers.print(to=to)
     if trace.kept:
         _print_kept(reply, to)
+    if trace.frames:
+        to.print(f"kept per frame: {kept_per_frame(trace)}", soft_wrap=True)
     totals = {
         "FLOPs, visual tokens": (count_text, trace.flops(), trace.dense_flops()),
         "FLOPs, all tokens": (count_text, trace.flops("all"), trace.dense_flops("all")),
@@ -91,6 +95,16 @@ def _layer_row(trace: PruningTrace, layer: int) -> dict[str, str]:
     }
 
 
+def kept_per_frame(trace: PruningTrace) -> str:
+    """Return the tokens kept of every frame, video by video: "3 0 1 of 6 each; image 4 of 20"."""
+    parts = []
+    for _, pairs in groupby(zip(trace.frames, trace.kept_per_frame(), strict=True), key=lambda pair: pair[0].medium):
+        frames, kept = zip(*pairs, strict=True)
+        what = "" if len(frames) > 1 else "image "
+        parts.append(f"{what}{' '.join(map(str, kept))} of {frames[0].tokens}{' each' if len(frames) > 1 else ''}")
+    return "; ".join(parts)
+
+
 def _print_kept(reply: Reply, to: Console) -> None:
     """Print the kept positions, the strongest first where the method measured influence, else in their order."""
     trace, grid = reply.trace, reply.grid
@@ -101,6 +115,8 @@ def _print_kept(reply: Reply, to: Console) -> None:
     columns = ["position"]
     if grid is not None:
         columns.append("patch: row, column from 0")
+    if trace.frames:
+        columns.append("frame from 0: row, column")
     if influence:
         columns.append(Column("influence", "influence (L2)", ".3f"))
     table = Table(columns)
@@ -109,8 +125,19 @@ def _print_kept(reply: Reply, to: Console) -> None:
         if grid is not None:
             patch = divmod(position - reply.visual_start, grid[1])
             row[columns[1]] = f"{patch[0]}, {patch[1]} of {grid[0]}×{grid[1]}"
+        if trace.frames:
+            row["frame from 0: row, column"] = _place(position, trace.frames)
         table.add(str(position), **row)
     table.print(f"kept: {shown}", to=to)
+
+
+def _place(position: int, frames: Sequence[Frame]) -> str:
+    """Return where a visual token lies, in words; nothing for a token of no frame, or of an image without a grid."""
+    frame = next((one for one in frames if one.start <= position < one.start + one.tokens), None)
+    if frame is None or not frame.columns:
+        return ""
+    row, column = divmod(position - frame.start, frame.columns)
+    return f"{frame.number}: {row}, {column}"
 
 
 def _change(now: float, dense: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,16 +17,20 @@ from transformers.generation.streamers import BaseStreamer
 class AnswerStream(BaseStreamer):
     """Turn the tokens of one answer into text as they come.
 
-    What was passed to `on_text`, joined, is `text`: the decoded tokens without special ones, stripped, cut before
-    `stop_string`. Held back until they are certain: whitespace at the end, a character whose bytes are not complete,
-    the beginning of a stop string. `tokens` counts the new tokens, `first_at` is when (`perf_counter`) the first came.
+    What was passed to `on_text`, joined, is `text`: the decoded tokens without special ones, stripped, cut before the
+    first of the `stop_strings`. Held back until they are certain: whitespace at the end, a character whose bytes are
+    not complete, the beginning of a stop string. `tokens` counts the new tokens, `first_at` is when (`perf_counter`)
+    the first came, `stopped` whether a stop string did.
     """
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None = None, stop_string: str | None = None):
+    def __init__(
+        self, tokenizer: Any, on_text: Callable[[str], None] | None = None, stop_strings: Sequence[str | None] = ()
+    ):
         self.tokenizer = tokenizer
         self.on_text = on_text or (lambda text: None)
-        self.stop_string = stop_string
+        self.stop_strings = [one for one in stop_strings if one]
         self.text = ""
+        self.stopped = False
         self.first_at: float | None = None
         self._ids: list[int] = []
         self._prompt_is_next = True
@@ -57,11 +61,14 @@ class AnswerStream(BaseStreamer):
 
     def _emit(self, final: bool) -> None:
         decoded = self.tokenizer.decode(self._ids, skip_special_tokens=True)
-        if self.stop_string and self.stop_string in decoded:
-            decoded = decoded[: decoded.index(self.stop_string)]
+        ends = [decoded.index(stop) for stop in self.stop_strings if stop in decoded]
+        self.stopped = bool(ends)
+        if ends:
+            decoded = decoded[: min(ends)]
         elif not final:
             decoded = decoded.rstrip("\ufffd")
-            decoded = decoded[: len(decoded) - _overlap(decoded, self.stop_string or "")]
+            held_back = max((_overlap(decoded, stop) for stop in self.stop_strings), default=0)
+            decoded = decoded[: len(decoded) - held_back]
         piece = decoded.strip()[len(self.text) :]
         if piece:
             self.text += piece

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from llava.cli import one_line
+from llava.cli import VideoOptions, one_line
 
 from .display import print_trace, printable, summary_line
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "/image PATH|URL": "load an image and begin a new conversation; alone: which one is loaded",
-    "/clear": "begin a new conversation about the same image",
+    "/video PATH": "load a video and begin a new conversation; alone: what is loaded",
+    "/clear": "begin a new conversation about the same image and video",
     "/prune on|off": "switch pruning; alone: whether it is on, and its settings",
     "/set KEY VALUE": "change a setting of pruning, such as tokens_threshold 0.3, or all of them: /set JSON|FILE",
     "/trace": "show what pruning did with the last prompt, layer by layer",
@@ -44,11 +45,19 @@ class ChatLoop:
     """A `Chat` on a terminal or a pipe.
 
     Answers go to the text stream `answers` as they are written, everything else to the console `notes`. `read_line`
-    returns a line, raises EOFError at the end of input and KeyboardInterrupt on Ctrl-C.
+    returns a line, raises EOFError at the end of input and KeyboardInterrupt on Ctrl-C. `rule`: frames of videos.
     """
 
-    def __init__(self, chat: Chat, read_line: Callable[[], str], answers: TextIO, notes: Console):
+    def __init__(
+        self,
+        chat: Chat,
+        read_line: Callable[[], str],
+        answers: TextIO,
+        notes: Console,
+        rule: VideoOptions | None = None,
+    ):
         self.chat, self.read_line, self.answers, self.notes = chat, read_line, answers, notes
+        self.rule = rule or VideoOptions()
         self._leaving = False
 
     def run(self) -> None:
@@ -111,12 +120,25 @@ class ChatLoop:
             self.chat.see(load_image(source), source)
         self.say(self.describe_image(), "dim")
 
+    def video(self, source: str) -> None:
+        """Load a video, or say what is loaded."""
+        if source:
+            from llava.model.videos import read_video  # here: --help lists the commands without NumPy and Pillow
+
+            source = unquoted(source)
+            self.chat.see(read_video(source, self.rule), source)
+        self.say(self.describe_image(), "dim")
+
     def describe_image(self) -> str:
-        """Say which image the conversation is about."""
-        image = self.chat.image
-        if image is None:
-            return "no image: text only; /image PATH|URL loads one"
-        return f"image {image.name} ({image.size[0]}×{image.size[1]} pixels, {image.seen.visual} visual tokens)"
+        """Say which image and video the conversation is about."""
+        said = []
+        for one in self.chat.shown:
+            what = "image" if one.frames is None else "video"
+            frames = "" if one.frames is None else f"{one.frames} frames, "
+            said.append(
+                f"{what} {one.name} ({frames}{one.size[0]}×{one.size[1]} pixels, {one.seen.visual} visual tokens)"
+            )
+        return " and ".join(said) or "no image: text only; /image PATH|URL or /video PATH loads one"
 
     def clear(self, argument: str) -> None:
         """Begin a new conversation."""

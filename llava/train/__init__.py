@@ -1,1 +1,1 @@
-"""Training: the small model's recipe (`llava.train.tiny`)."""
+"""Training: LLaVA's interface on transformers' `Trainer` (`llava.train.train`); the small model's recipe (`tiny`)."""

@@ -14,18 +14,23 @@ from llava.model.pruning.families import family_of
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.method import AttentionRule, PromptState
 from llava.model.pruning.methods import NoPruning
-from llava.model.pruning.prefix_cache import Reused
+from llava.model.pruning.prefix_cache import PrefixCache, Reused
 
 
 class Generator:
     """Context manager: a loaded model, pruned by `config`, or left untouched without one.
 
-    With `prefix_cache` (bytes) a common prefix is computed once; dense then runs in the pruning engine, too. `images`
-    holds encoded images by any key of the caller, who removes those that no later prompt shows.
+    With `prefix_cache` (bytes, or a cache that outlives the block) a common prefix is computed once; dense then runs in
+    the pruning engine, too. `images` holds encoded images by any key of the caller, who removes those that no later
+    prompt shows.
     """
 
     def __init__(
-        self, model: Any, inputs: Inputs, config: PruningConfig | None = None, prefix_cache: int | None = None
+        self,
+        model: Any,
+        inputs: Inputs,
+        config: PruningConfig | None = None,
+        prefix_cache: int | PrefixCache | None = None,
     ):
         self.model, self.inputs, self.config, self.prefix_cache = model, inputs, config, prefix_cache
         self.images: dict[Hashable, ImageFeatures] = {}
@@ -93,10 +98,10 @@ class Generator:
         batch = self.inputs.collate(rows, shown, self.model)
         given = {"use_cache": True, "pad_token_id": self.inputs.tokenizer.pad_token_id} | arguments
         tokens = self.inputs.new_tokens(self.model.generate(**batch, **given), batch)
-        return tokens, self._traces(rows, shown, arguments.get("num_beams", 1))
+        return tokens, self.traces(rows, shown, arguments.get("num_beams", 1))
 
-    def _traces(
-        self, rows: Sequence[Sequence[int]], shown: Sequence[Sequence[ImageFeatures]], beams: int
+    def traces(
+        self, rows: Sequence[Sequence[int]], shown: Sequence[Sequence[ImageFeatures]], beams: int = 1
     ) -> list[PruningTrace]:
         """The newest prefill's trace of each prompt; beams prefill a prompt several times, alike."""
         if self._session is None:

@@ -31,8 +31,10 @@ def fitted(loaded: LoadedModel, batches: Sequence[Batch], dry: DryRun, budget: f
         raise Absent(str(error)) from None
 
 
-def reader(loaded: LoadedModel, batches: Sequence[Batch]) -> Callable[[], None]:
+def reader(loaded: LoadedModel, batches: Sequence[Batch]) -> Callable[[], torch.Tensor]:
     """Return a function that has the model read all batches; the images are encoded once, here.
+
+    It returns the logits of the prompts' last tokens, [prompts, vocabulary].
 
     Raises `UserError` for a question that cannot be asked.
     """
@@ -48,9 +50,9 @@ def reader(loaded: LoadedModel, batches: Sequence[Batch]) -> Callable[[], None]:
             shown = [[features[path] for path in question.paths] for question in batch.questions]
             prepared.append(inputs.collate(batch.rows, shown, loaded.model))
     arguments = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": inputs.tokenizer.pad_token_id}
+    arguments |= {"output_logits": True, "return_dict_in_generate": True}
 
-    def read() -> None:
-        for one in prepared:
-            loaded.model.generate(**one, **arguments)
+    def read() -> torch.Tensor:
+        return torch.cat([loaded.model.generate(**one, **arguments).logits[0] for one in prepared])
 
     return read

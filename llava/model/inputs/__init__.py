@@ -16,11 +16,12 @@ def inputs_for(tokenizer: Any, processor: Any, model_config: Any, conv_mode: str
     """Return the `Inputs` of a model; the first three arguments come from `load_pretrained_model`.
 
     `processor`: its third item; `model_config`: the model's `config`; `conv_mode`: LLaVA's conversation template
-    (None: vicuna_v1), for the original layout alone. Raises `ValueError` for an unknown template, and for one given
-    with a model that has a chat template.
+    (None: the checkpoint's own, else vicuna_v1), for the original layout alone. Raises `ValueError` for an unknown
+    template, and for one given with a model that has a chat template.
     """
     if not isinstance(processor, ProcessorMixin):
-        return ConventionInputs(tokenizer, processor, model_config, conv_mode or DEFAULT_CONV_MODE)
+        conv_mode = conv_mode or model_config.conv_mode or DEFAULT_CONV_MODE
+        return ConventionInputs(tokenizer, processor, model_config, conv_mode)
     if conv_mode is not None:
         raise ValueError(
             f"the conversation template {conv_mode!r} (conv_mode) was given, but the prompts of "

@@ -116,6 +116,10 @@ class Inputs(ABC):
         """Return the prompt text of a conversation, with one marker per image, up to the model's answer."""
 
     @abstractmethod
+    def transcript(self, turns: Sequence[Turn]) -> str:
+        """Return the text of a conversation in which every turn has its answer, as models are trained on it."""
+
+    @abstractmethod
     def prepare(self, image: Image.Image | Video) -> ProcessedImage:
         """Preprocess one image (any mode) or video; needs no model."""
 
@@ -130,6 +134,15 @@ class Inputs(ABC):
         """Return the keywords of `model.generate` for a left-padded batch, on the model's device, in its dtype."""
 
     @abstractmethod
+    def training_batch(
+        self, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], seen: Sequence[Sequence[ProcessedImage]]
+    ) -> dict[str, Any]:
+        """Return the keywords of `model.forward` for training, on the CPU: pixels, and `labels` (-100: none) per id.
+
+        `labels`: one per id of a row; those of image markers are not read.
+        """
+
+    @abstractmethod
     def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         """Return the new tokens `[B, n]` of what `generate` returned for `batch`."""
 
@@ -139,7 +152,7 @@ class Inputs(ABC):
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack prompts of L_i ids into int64 `[B, L]`, padded on the left, and their attention mask `[B, L]`."""
+    """Stack prompts of L_i ids (or labels) into int64 `[B, L]`, padded on the left, and their mask `[B, L]`."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+)
 from llava.conversation import SeparatorStyle, conv_templates, find_template
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.images import to_rgb
@@ -46,6 +52,10 @@ class ConventionInputs(Inputs):
             conversation.append_message(conversation.roles[1], turn.answer)
         return conversation.get_prompt()
 
+    def transcript(self, turns: Sequence[Turn]) -> str:
+        """Return the conversation in the template's words."""
+        return self.prompt(turns)
+
     def prepare(self, image: Image.Image) -> ProcessedImage:
         """Pad or crop an image to the tower's square, or cut it into tiles, as the model's configuration says."""
         image = to_rgb(image)
@@ -72,6 +82,18 @@ class ConventionInputs(Inputs):
         features = [image.content for images in seen for image in images]
         device = execution_device(model)
         return {"inputs": ids.to(device), "attention_mask": mask.to(device), "image_features": features}
+
+    def training_batch(
+        self, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], seen: Sequence[Sequence[ProcessedImage]]
+    ) -> dict[str, Any]:
+        """Return ids and labels with markers, mask and pixels; the model puts the features in."""
+        ids, mask = left_padded(rows, self.tokenizer.pad_token_id)
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": left_padded(labels, IGNORE_INDEX)[0]}
+        pictures = [picture.arrays for images in seen for picture in images]
+        if pictures:
+            batch["images"] = [torch.from_numpy(arrays["pixel_values"]) for arrays in pictures]
+            batch["image_sizes"] = [tuple(arrays["image_size"].tolist()) for arrays in pictures]
+        return batch
 
     def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         """Return the output as it is: these models generate from embeddings."""

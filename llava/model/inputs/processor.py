@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from llava.constants import IGNORE_INDEX
 from llava.model.images import to_rgb
 from llava.model.pruning.devices import execution_device
 from llava.model.videos import Video
@@ -32,12 +33,13 @@ class Encoded(NamedTuple):
     """An image or video without its pixels, and its features: [tiles, V / tiles, D], or one [V, D] alone.
 
     Models that take only pixels keep them, with `features` None: the vision part then runs in every prefill. `kind`:
-    "image" or "video".
+    "image" or "video"; `deepstack`: features for the decoder's first layers, [V, D] each (Qwen3-VL).
     """
 
     picture: ProcessedImage
     features: Features | None
     kind: str = "image"
+    deepstack: tuple[torch.Tensor, ...] = ()
 
 
 class ProcessorInputs(Inputs):
@@ -66,6 +68,10 @@ class ProcessorInputs(Inputs):
     def prompt(self, turns: Sequence[Turn]) -> str:
         """Return the conversation written by the processor's chat template, one placeholder per image or video."""
         return self.processor.apply_chat_template(self.messages(turns), add_generation_prompt=True, tokenize=False)
+
+    def transcript(self, turns: Sequence[Turn]) -> str:
+        """Return the conversation written by the processor's chat template, its last answer included."""
+        return self.processor.apply_chat_template(self.messages(turns), tokenize=False)
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """Return the conversation as chat templates take it."""
@@ -109,17 +115,37 @@ class ProcessorInputs(Inputs):
     ) -> dict[str, Any]:
         """Return what the processor returns for the whole batch, left padded; features in place of its pixels."""
         pictures = [[image.content.picture for image in images] for images in seen]
-        full = [self._expand(row, shown) for row, shown in zip(rows, pictures, strict=True)]
+        batch = {name: value.to(execution_device(model)) for name, value in self._text(rows, pictures).items()}
+        batch |= _arrays(list(chain.from_iterable(pictures)), execution_device(model), model.dtype)
+        media = [image.content for images in seen for image in images if image.content.features is not None]
+        for kind in dict.fromkeys(one.kind for one in media):
+            same = [one for one in media if one.kind == kind]
+            output = BaseModelOutputWithPooling(pooler_output=_joined([one.features for one in same]))
+            if same[0].deepstack:
+                output.deepstack_features = list(zip(*(one.deepstack for one in same), strict=True))
+            batch.setdefault(ENCODED, {})[kind] = output
+        return batch
+
+    def training_batch(
+        self, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], seen: Sequence[Sequence[ProcessedImage]]
+    ) -> dict[str, Any]:
+        """Return what the processor returns for the whole batch, left padded, and labels alike."""
+        spread = []
+        for row, own, pictures in zip(rows, labels, seen, strict=True):
+            following = iter(pictures)
+            repeats = [len(next(following).ids) if token in self._markers else 1 for token in row]
+            ignored = [IGNORE_INDEX if one in self._markers else label for one, label in zip(row, own, strict=True)]
+            spread.append(np.repeat(ignored, repeats))
+        batch = self._text(rows, seen) | {"labels": left_padded(spread, IGNORE_INDEX)[0]}
+        return batch | _arrays(list(chain.from_iterable(seen)), torch.device("cpu"), None)
+
+    def _text(self, rows: Sequence[Sequence[int]], seen: Sequence[Sequence[ProcessedImage]]) -> dict[str, torch.Tensor]:
+        """Return ids, mask and, where the family has them, token types of a left-padded batch."""
+        full = [self._expand(row, shown) for row, shown in zip(rows, seen, strict=True)]
         ids, mask = left_padded([ids for ids, _ in full], self.tokenizer.pad_token_id)
         batch = {"input_ids": ids, "attention_mask": mask}
         if self._has_types:
             batch[TOKEN_TYPES], _ = left_padded([types for _, types in full], 0)
-        batch = {name: value.to(execution_device(model)) for name, value in batch.items()}
-        batch |= _arrays(list(chain.from_iterable(pictures)), model)
-        media = [image.content for images in seen for image in images if image.content.features is not None]
-        for kind in dict.fromkeys(one.kind for one in media):
-            joined = _joined([one.features for one in media if one.kind == kind])
-            batch.setdefault(ENCODED, {})[kind] = BaseModelOutputWithPooling(pooler_output=joined)
         return batch
 
     def new_tokens(self, output: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
@@ -145,13 +171,14 @@ class ProcessorInputs(Inputs):
         return self.tokenizer(prompt, add_special_tokens=not begun).input_ids
 
 
-def _arrays(pictures: Sequence[ProcessedImage], model: Any) -> dict[str, torch.Tensor]:
-    """Return the arrays of pictures, joined, on the model's device; pixels in its dtype."""
+def _arrays(
+    pictures: Sequence[ProcessedImage], device: torch.device, dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """Return the arrays of pictures, joined, on a device; pixels in `dtype` (None: their own)."""
     names = dict.fromkeys(chain.from_iterable(picture.arrays for picture in pictures))
-    device = execution_device(model)
     arrays = {name: [one.arrays[name] for one in pictures if name in one.arrays] for name in names}
     return {
-        name: torch.from_numpy(_stack(parts)).to(device, model.dtype if name in _PIXELS.values() else None)
+        name: torch.from_numpy(_stack(parts)).to(device, dtype if name in _PIXELS.values() else None)
         for name, parts in arrays.items()
         if name != TOKEN_TYPES
     }
@@ -173,22 +200,30 @@ def _encode(pictures: Sequence[ProcessedImage], model: Any) -> list[Encoded]:
     features = iter(_features(images, model, "image") if images else ())
     found = []
     for picture, kind in zip(pictures, kinds, strict=True):
-        part = next(features) if kind == "image" else _features([picture], model, kind)[0]
+        part, deepstack = next(features) if kind == "image" else _features([picture], model, kind)[0]
         arrays = {name: array for name, array in picture.arrays.items() if name != _PIXELS[kind]}
-        found.append(Encoded(ProcessedImage(arrays, picture.ids), part, kind))
+        found.append(Encoded(ProcessedImage(arrays, picture.ids), part, kind, deepstack))
     return found
 
 
-def _features(pictures: Sequence[ProcessedImage], model: Any, kind: str) -> list[Features]:
-    """Run the vision part over media of one kind."""
+def _features(
+    pictures: Sequence[ProcessedImage], model: Any, kind: str
+) -> list[tuple[Features, tuple[torch.Tensor, ...]]]:
+    """Run the vision part over media of one kind; return each one's features, and those of DeepStack."""
     encode = getattr(model.base_model, f"get_{kind}_features")
     known = inspect.signature(encode).parameters
-    given = {name: value for name, value in _arrays(pictures, model).items() if name in known}
+    given = {
+        name: value for name, value in _arrays(pictures, execution_device(model), model.dtype).items() if name in known
+    }
     with align_module_device(model.base_model):  # its own image_newline, where accelerate offloads it
-        features = encode(**given, return_dict=True).pooler_output
+        output = encode(**given, return_dict=True)
+    features = output.pooler_output
     if isinstance(features, torch.Tensor):
-        return list(features.split([len(picture.arrays[_PIXELS[kind]]) for picture in pictures]))
-    return [(image,) for image in features]
+        parts = features.split([len(picture.arrays[_PIXELS[kind]]) for picture in pictures])
+    else:
+        parts = [(image,) for image in features]
+    deepstack = list(zip(*(getattr(output, "deepstack_features", None) or ()), strict=True)) or [()] * len(pictures)
+    return list(zip(parts, deepstack, strict=True))
 
 
 def _joined(features: Sequence[Features]) -> Features | list[torch.Tensor]:

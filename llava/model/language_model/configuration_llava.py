@@ -14,7 +14,10 @@ MODEL_TYPES = ("llava", "llava_llama", "mobilevlm")
 
 
 class LlavaConfig(LlamaConfig):
-    """Llama's configuration and LLaVA's keys; defaults are what a missing key meant to LLaVA."""
+    """Llama's configuration and LLaVA's keys; defaults are what a missing key meant to LLaVA.
+
+    `conv_mode` is ours: the conversation template that the model was trained with (None: vicuna_v1).
+    """
 
     model_type = "llava_llama"
 
@@ -30,6 +33,7 @@ class LlavaConfig(LlamaConfig):
     image_grid_pinpoints: list | None = None
     tokenizer_model_max_length: int | None = None
     max_sequence_length: int | None = None
+    conv_mode: str | None = None
 
 
 def read_json(path: Path) -> dict:

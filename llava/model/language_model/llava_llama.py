@@ -33,8 +33,17 @@ class LlavaLlamaModel(LlamaModel):
         if "unpad" in config.mm_patch_merge_type:
             self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.hidden_size**-0.5)
 
-    def forward(self, *args: Any, visual_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """Run the decoder; `visual_mask` (bool `[B, T]`) is there for a pruning session, which replaces this method."""
+    def forward(
+        self,
+        *args: Any,
+        visual_mask: torch.Tensor | None = None,
+        token_labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the decoder.
+
+        `visual_mask` (bool `[B, T]`) and `token_labels` (`[B, T]`) are for a pruning session, which replaces this.
+        """
         return super().forward(*args, **kwargs)
 
 
@@ -83,7 +92,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
                 raise ValueError("images must come with the first tokens of a prompt, without a cache or position_ids")
             prompt = self.prepare_prompt(input_ids, attention_mask, images, image_features, image_sizes)
             if labels is not None:
-                labels = splice_labels(labels, input_ids, attention_mask, prompt)
+                labels = kwargs["token_labels"] = splice_labels(labels, input_ids, attention_mask, prompt)
             input_ids, inputs_embeds = None, prompt.inputs_embeds
             attention_mask, position_ids = prompt.attention_mask, prompt.position_ids
             visual_mask = prompt.visual_mask

@@ -7,8 +7,8 @@ removed before the softmax leave two smaller attentions: text over text, and vis
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from .kernels import by_segment, choose
 from .layers import LayerKind
-from .layouts import first_half, merge_passes
+from .layouts import first_half, merge_passes, text_stretches
 from .method import AttentionRule
 from .packed import PackedTokens, Segments, upload
 from .prefix_cache.prefix import complete
@@ -32,7 +32,10 @@ NAME = "visipruner"
 class PrefillCall:
     """One layer reading the prompts: what it needs to attend, and the states it leaves behind for probe and cache.
 
-    `kind`: what the layer does. `unread`: visual tokens that text rows do not read, bool [T], None for none.
+    `kind`: what the layer does. `unread`: visual tokens that text rows do not read, bool [T], None for none. `frozen`:
+    visual tokens that do not run but are read, None for none; `key` and `value` are of text and visual tokens then.
+    `image_starts`: position of each prompt's first visual token as given (0 without any), for rules with `before`.
+    `norm`: the layer's, of its input.
     """
 
     tokens: PackedTokens
@@ -40,6 +43,9 @@ class PrefillCall:
     rule: AttentionRule
     backend: str
     unread: np.ndarray | None = None
+    frozen: FrozenTokens | None = None
+    image_starts: tuple[int, ...] = ()
+    norm: torch.nn.Module | None = None
     query: torch.Tensor | None = None
     key: torch.Tensor | None = None
     value: torch.Tensor | None = None
@@ -62,6 +68,14 @@ class RecordedCall:
     softmax: Softmax = SCALED
 
 
+@dataclass(frozen=True, eq=False)
+class FrozenTokens:
+    """Visual tokens that never run: `tokens` are all of the prompts', `visual` the visual ones, as they came."""
+
+    tokens: PackedTokens
+    visual: PackedTokens
+
+
 @dataclass(frozen=True)
 class DecodeCall:
     """One layer reading new tokens: which cached and new keys each row may read, bool [B, 1, q, L], None for all."""
@@ -73,8 +87,11 @@ def run_layer(layer, hidden: torch.Tensor, rope: tuple, call, kwargs: dict, cach
     """Return what a decoder layer makes of `hidden` [B, T, D]; its attention finds `call`, `cache` gets what is new."""
     keywords = {"attention_mask": None, "position_embeddings": rope, "past_key_values": cache, **kwargs}
     keywords |= {"use_cache": cache is not None, "pruning": call}
+    frozen = getattr(call, "frozen", None)
+    if frozen is not None:
+        call.norm = layer.input_layernorm
     if layer.training and getattr(layer, "gradient_checkpointing", False):
-        with _checkpointed(layer):
+        with _checkpointed(layer, call, () if frozen is None else (frozen.visual.hidden,)):
             output = layer(hidden, **keywords)
     else:
         output = layer(hidden, **keywords)
@@ -82,22 +99,26 @@ def run_layer(layer, hidden: torch.Tensor, rope: tuple, call, kwargs: dict, cach
 
 
 @contextmanager
-def _checkpointed(layer):
+def _checkpointed(layer, call, frozen: tuple[torch.Tensor, ...]):
     """Have gradient checkpointing run the layer again with pruned attention, which by then the stack has put back.
 
-    Decisions are not part of a layer, so that the recomputation repeats none.
+    Decisions are not part of a layer, so that the recomputation repeats none. `frozen`: the states of frozen tokens, an
+    argument of their own, because reentrant checkpoints pass gradients to arguments alone.
     """
     config, checkpoint = layer.self_attn.config, layer._gradient_checkpointing_func
 
-    def attending(run, *args):
+    def attending(run, hidden, *frozen):
         internal, config._attn_implementation = config._attn_implementation, NAME
+        if frozen:
+            call.frozen = replace(call.frozen, visual=call.frozen.visual.with_hidden(*frozen))
         try:
-            return run(*args)
+            return run(hidden)
         finally:
             config._attn_implementation = internal
 
     if torch.is_grad_enabled():
-        name, value = "_gradient_checkpointing_func", lambda run, *args: checkpoint(partial(attending, run), *args)
+        name = "_gradient_checkpointing_func"
+        value = lambda run, hidden: checkpoint(partial(attending, run), hidden, *frozen)  # noqa: E731
     else:
         name, value = "gradient_checkpointing", False
     before = getattr(layer, name)
@@ -141,9 +162,13 @@ def pruned_attention(
     pruning.query, pruning.key, pruning.value, pruning.softmax = query, key, value, softmax
     if isinstance(pruning, PeekCall):
         raise Peeked
+    if pruning.frozen is not None:
+        return _with_frozen(module, pruning), None
     reading = _reading(pruning)
     out = attend(reading, pruning.rule)
-    return out if pruning.unread is None else _without_unread(out, reading, pruning.unread), None
+    if pruning.unread is not None:
+        out = _without_unread(out, reading, pruning.unread)
+    return _without_rows_before(out, pruning), None
 
 
 def _reading(call: PrefillCall) -> Reading:
@@ -158,7 +183,7 @@ def _reading(call: PrefillCall) -> Reading:
 def attend(reading: Reading, rule: AttentionRule) -> torch.Tensor:
     """Attention of packed prompts under `rule`: [1, R, H, d], R the tokens that run (`tokens.live`)."""
     tokens, value = reading.tokens, reading.value
-    if rule.dense or not tokens.visual.any():
+    if rule.text == rule.visual == "dense" or not tokens.visual.any():
         return reading.everything(value)
     device, seeing = value.device, tokens.live_visual.any()
 
@@ -203,6 +228,58 @@ def _without_unread(out: torch.Tensor, reading: Reading, unread: np.ndarray) -> 
     rows, seen = reading.without(unread)
     text = np.flatnonzero(~reading.tokens.live_visual[rows])
     return out.index_copy(1, upload(rows[text], out.device), seen.index_select(1, upload(text, out.device)))
+
+
+def _without_rows_before(out: torch.Tensor, call: PrefillCall) -> torch.Tensor:
+    """Set the attention output [1, R, H, d] of text rows before the images to 0, where the rule says so."""
+    if call.rule.before == "dense":
+        return out
+    tokens = call.tokens
+    rows = tokens.position[tokens.live] < np.repeat(call.image_starts, tokens.tails)
+    return out.masked_fill(upload(rows, out.device)[None, :, None, None], 0)
+
+
+def _with_frozen(module, call: PrefillCall) -> torch.Tensor:
+    """Attention [1, R, H, d] of text rows to text and to frozen visual tokens; `call` gets the keys and values of both.
+
+    The attention module makes them as it makes those of text, of the normed states of the visual tokens. Its queries
+    are not computed.
+    """
+    visual = call.frozen.visual
+    peek, rope = PeekCall(visual, call.kind, AttentionRule(), call.backend), call.kind.rope(visual.rope)
+    with suppress(Peeked), _no_queries(module):
+        module.forward(call.norm(visual.hidden), position_embeddings=rope, attention_mask=None, pruning=peek)
+    both = [torch.cat(pair, 2) for pair in ((call.key, peek.key), (call.value, peek.value))]
+    layout, device = text_stretches(call.tokens, call.frozen.tokens), call.query.device
+    order = upload(layout.order, device)
+    call.key, call.value = (part.index_select(2, order) for part in both)
+    if call.softmax.plain and is_plain(call.frozen.tokens, call.kind):
+        read = (part.index_select(2, upload(layout.keys, device)) for part in both)
+        kernel = choose(call.backend, device, call.query.dtype, call.query.shape[-1])
+        out = kernel(call.query, *read, layout.segments, True, call.softmax.scale)
+    else:
+        states = (call.query, call.key, call.value, call.tokens, call.softmax)
+        out = MaskedReading(*states, call.kind, call.frozen.tokens).everything(call.value)
+    return _without_rows_before(out, call)
+
+
+@contextmanager
+def _no_queries(module):
+    """Have a query projection return zeros, which cost nothing, where the module has one of its own."""
+    project = getattr(module, "q_proj", None)
+    width = getattr(project, "out_features", None)
+    if width is None:
+        yield
+        return
+    before = vars(project).get("forward")
+    project.forward = lambda hidden: hidden.new_zeros(1, 1, width).expand(1, hidden.shape[1], width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del project.forward
+        else:
+            project.forward = before
 
 
 def _merge(causal, value, tokens: PackedTokens, sink: int):

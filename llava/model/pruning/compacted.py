@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from .forward import PrunedForward, Surviving
+from .forward import PrunedForward, targets_of
 from .packed import PackedTokens, upload
 from .packing import pack, unpack
 from .prefill import Prefill
@@ -67,17 +67,18 @@ class CompactedForward(PrunedForward):
         if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
             raise ValueError(f"pruning takes a 2-D attention mask, {type(self.model).__name__} was given another one")
         grid = self._grid_for(visual, handed.get("visual_grid"))
-        given, _ = pack(embeds, mask, None, visual, lambda hidden, positions: (), grid)
+        given, _ = pack(embeds, mask, None, visual, lambda hidden, positions: (), grid, self._labels)
         vision = None if self.encoder_hook is None else self.encoder_hook.find(given)
         layers = range(self._text_config.num_hidden_layers)
-        prefill = Prefill(layers, self.config, self.backend, None, vision=vision, first=len(self.traces))
+        prefill = Prefill(layers, (), self.config, self.backend, None, vision=vision, first=len(self.traces))
         tokens = prefill.before(given)
         prefill.unchanged(tokens)
         self.policies[len(self.traces) :] = prefill.policies
         self.traces += prefill.traces(self._shape, embeds.dtype)
-        self._surviving = Surviving.of(tokens, width, mask)
-        if tokens is given:
+        if tokens is given:  # its rows lie as they were given
+            self._targets = None if self._labels is None else self._labels.cpu().numpy()
             return self.untouched(**inputs)
+        self._targets = targets_of(tokens)
         rows = _Rows.of(tokens, mask, visual)
         inputs = {name: rows.of_input(name, value) for name, value in inputs.items()}
         if inputs.get("position_ids") is None:

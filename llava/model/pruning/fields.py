@@ -105,12 +105,14 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     if origin is Literal and value not in arguments:
         raise ValueError(f"{name!r} must be {expected(kind)}, got {_shown(value)}{nearest(value, arguments)}")
     if origin is tuple or _is_row(kind):
-        if not isinstance(value, list | tuple) or (_is_row(kind) and len(value) != len(kind._fields)):
+        if not isinstance(value, list | tuple):
             raise wrong
         if origin is tuple:
             return tuple(checked(name, one, arguments[0]) for one in value)
+        if not len(kind._fields) - len(kind._field_defaults) <= len(value) <= len(kind._fields):
+            raise wrong
         kinds = typing.get_type_hints(kind, include_extras=True).values()
-        return kind(*(checked(name, one, part) for one, part in zip(value, kinds, strict=True)))
+        return kind(*(checked(name, one, part) for one, part in zip(value, kinds, strict=False)))
     if kind is bool and not isinstance(value, bool):
         raise ValueError(f"{name!r} must be {expected(kind)}, got {_shown(value)}")
     if _is_number(kind):

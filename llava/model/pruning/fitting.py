@@ -1,8 +1,8 @@
-"""Fit FitPrune's numbers (arXiv 2409.10197, section 3) to a model, on a handful of prompts that need no answers."""
+"""Fit FitPrune's numbers (arXiv 2409.10197) or VTW's layer (2405.05803) to a model, on prompts that need no answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .fields import Share, checked
 from .method import Method, PromptState
+from .methods import VTW
 from .methods.fitprune import SCORES, FitPrune
 from .probes import Attention, Probe
 from .session import prune
@@ -121,3 +122,42 @@ def _reached(traces: list[PruningTrace], reduction: float) -> FitPrune | None:
         if flops <= (1 - reduction) * dense:
             return FitPrune(keep=plan, visual_tokens=visual_tokens)
     return None
+
+
+FIRST_EXIT = 5
+"""The first layer that VTW's published search tries."""
+
+
+@torch.no_grad()
+def next_token_kl(model: torch.nn.Module, read: Callable[[], torch.Tensor], layers: Sequence[int]) -> np.ndarray:
+    """Return KL(pruned ‖ dense) of the next token where all visual tokens leave before layer k: fp32 [layers, prompts].
+
+    read: has the model read all prompts and returns the logits of their last tokens [prompts, vocabulary]
+    """
+
+    def distribution() -> torch.Tensor:
+        return read().float().log_softmax(-1)
+
+    dense, found = distribution(), []
+    for k in tqdm(layers, desc="layers"):
+        with prune(model, VTW(k=k)):
+            pruned = distribution()
+        found.append((pruned.exp() * (pruned - dense)).sum(-1).cpu().numpy())
+    return np.array(found)
+
+
+def first_exit(kl: np.ndarray, layers: Sequence[int], most: float) -> VTW:
+    """Return VTW at the first of `layers` whose mean KL (see `next_token_kl`) is at most `most`.
+
+    As the original code searches (`--findk`), which takes 0.003 for LLaVA-1.5-7B, 0.0005 for the 13B and 0.0001 for
+    LLaVA-NeXT-7B.
+
+    Raises:
+        ValueError: no layer is that close to dense.
+
+    """
+    means = kl.mean(1)
+    close = np.flatnonzero(means <= most)
+    if not len(close):
+        raise ValueError(f"no layer's mean KL to dense is at most {most:g}; the smallest is {means.min():.2g}")
+    return VTW(k=int(layers[close[0]]))

@@ -40,6 +40,10 @@ class DecoderShape:
         projections = 2 * self.hidden * width + 2 * self.hidden * self.kv_heads * self.head_dim
         return tokens * (projections + 3 * self.hidden * self.mlp) + 2 * pairs * width
 
+    def kv_flops(self, tokens: float) -> float:
+        """Multiply-adds of the keys and values of `tokens` tokens in one layer, which go no further."""
+        return tokens * 2 * self.hidden * self.kv_heads * self.head_dim
+
     def kv_bytes(self, tokens: int, itemsize: int) -> int:
         """Bytes of the keys and values of `tokens` tokens in one layer, `itemsize` bytes a number."""
         return 2 * tokens * self.kv_heads * self.head_dim * itemsize

@@ -26,8 +26,8 @@ from .grid import grid_of, runs_of
 from .layers import rotary_tables
 from .method import Method as PruningConfig
 from .method import PromptState
-from .packed import PackedTokens
-from .packing import pack, unpack
+from .packed import PackedTokens, upload
+from .packing import IGNORE, left_padded_places, pack, unpack
 from .prefill import Prefill
 from .prefix_cache import PrefixCache
 from .trace import PruningTrace
@@ -93,8 +93,9 @@ class PrunedForward:
         self._lock = threading.Lock()
         self.generating = False
         self._prompt_width: int | None = None
+        self._labels: torch.Tensor | None = None
+        self._targets: np.ndarray | str | None = None
         self._grid: np.ndarray | None = None
-        self._surviving: Surviving | None = None
 
     @contextmanager
     def prompt_of(self, width: int | None, grid: np.ndarray | None = None) -> Iterator[None]:
@@ -110,6 +111,21 @@ class PrunedForward:
         finally:
             self.generating, self._prompt_width, self._grid = before
 
+    def labelled(self, forward: Callable) -> Callable:
+        """Return a model's `forward` that also shows the decoder what each token is to predict."""
+
+        @torch.compiler.disable
+        @wraps(forward)
+        def shown(*args, **kwargs):
+            labels = kwargs.get("labels")
+            self._labels = kwargs.get("shift_labels") if labels is None else next_labels(labels)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._labels = None
+
+        return shown
+
     @torch.compiler.disable
     def forward(
         self,
@@ -120,6 +136,7 @@ class PrunedForward:
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         visual_mask: torch.Tensor | None = None,
+        token_labels: torch.Tensor | None = None,
         visual_grid: np.ndarray | None = None,
         blocks: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
@@ -163,6 +180,8 @@ class PrunedForward:
             if isinstance(past_key_values, RaggedCache):
                 return self._decode(inputs_embeds, attention_mask, position_ids, past_key_values, visual_mask, *more)
             _check_cache(past_key_values)
+            if token_labels is not None:  # of a model that splices images in, after splicing
+                self._labels = next_labels(token_labels)
             if use_cache is None:
                 use_cache = self._text_config.use_cache
             beside = {"grid": visual_grid, "added": added, "blocks": blocks}
@@ -177,7 +196,7 @@ class PrunedForward:
 
     def _prefill(self, embeds, attention_mask, position_ids, visual_mask, beside, use_cache, want_hidden, kwargs):
         visual_mask = self._mask_for(embeds, visual_mask)
-        beside = beside | {"grid": self._grid_for(visual_mask, beside["grid"])}
+        beside = beside | {"grid": self._grid_for(visual_mask, beside["grid"]), "targets": self._labels}
         tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, **beside)
         cache = RaggedCache(embeds.shape[1], following, tokens.lengths) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
@@ -191,10 +210,16 @@ class PrunedForward:
         )
         states = [] if want_hidden else None
         tokens = prefill.run(tokens, states, **kwargs)
-        last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
+        training = tokens.targets is not None and self.decoder.training and not want_hidden
+        if training:  # the head has nothing to say about the others, and padding costs it as much as tokens
+            places = np.flatnonzero(tokens.targets != IGNORE)
+            last = self.decoder.norm(tokens.hidden.index_select(1, upload(places, tokens.hidden.device)))
+            self._targets = tokens.targets[None, places]
+        else:
+            last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
+            self._targets = targets_of(tokens)
         self.policies[len(self.traces) :] = prefill.policies  # whoever empties the traces empties these
         self.traces += prefill.traces(self._shape, embeds.dtype)
-        self._surviving = Surviving.of(tokens, embeds.shape[1], attention_mask)
         hidden = None
         if want_hidden:
             hidden = (*(unpack(stream, lengths) for stream, lengths in states), last)
@@ -219,7 +244,7 @@ class PrunedForward:
         prompt = self._prefill(*given, True, want_hidden, kwargs)
         cache = prompt.past_key_values
         more = self._decode(embeds[:, width:], more_masks, more_places, cache, None, want_hidden, kwargs)
-        self._surviving = None
+        self._targets = None
         pairs = zip(prompt.hidden_states, more.hidden_states, strict=True) if want_hidden else ()
         return PrunedOutput(
             last_hidden_state=torch.cat((prompt.last_hidden_state, more.last_hidden_state), 1),
@@ -283,16 +308,19 @@ class PrunedForward:
         return self.graphs.ready(self.decoder)
 
     def loss_function(self, loss: Callable) -> Callable:
-        """Return a model's loss with labels compared at the surviving tokens, each with what followed it as given."""
+        """Return a model's loss, in which each token of the output predicts what followed it in the prompt as given."""
 
         @wraps(loss)
         def pruned(logits, labels=None, *args, shift_labels=None, **kwargs):
-            ignore = kwargs.get("ignore_index", -100)
-            if shift_labels is None:
-                shift_labels = F.pad(labels, (0, 1), value=ignore)[:, 1:]
-            if self._surviving is None:
-                raise ValueError("labels belong to a prompt that the pruned model has just read")
-            shift_labels = self._surviving.targets(shift_labels, logits.shape[1], ignore)
+            targets = self._targets
+            if not isinstance(targets, np.ndarray):
+                raise ValueError(targets or "labels belong to a prompt that the pruned model has just read")
+            if targets.shape != tuple(logits.shape[:2]):
+                raise ValueError(
+                    f"labels need the logits of all {targets.shape[1]} rows of the output, got {logits.shape[1]}: "
+                    "leave logits_to_keep out"
+                )
+            shift_labels = upload(targets, logits.device)
             return loss(logits, labels, *args, shift_labels=shift_labels, **kwargs)
 
         return pruned
@@ -336,50 +364,21 @@ class PrunedForward:
         return visual_mask
 
 
-@dataclass(frozen=True)
-class Surviving:
-    """Which tokens the output of a prefill holds.
+def next_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Return the label of the token after each one, int64 [B, T], of labels [B, T]."""
+    return F.pad(labels, (0, 1), value=IGNORE)[:, 1:]
 
-    position:
-        int [T], places of the tokens in their own prompts, prompt after prompt
-    lengths:
-        tokens per prompt; None where a prefix cache left some out of the output
-    width, attention_mask:
-        of the padded batch as it was given
-    """
 
-    position: np.ndarray
-    lengths: tuple[int, ...] | None
-    width: int
-    attention_mask: torch.Tensor | None
-
-    @staticmethod
-    def of(tokens: PackedTokens, width: int, attention_mask: torch.Tensor | None) -> Surviving:
-        """Return what the output of a prefill that ended with `tokens` holds."""
-        lengths = tokens.lengths if tokens.tails == tokens.lengths else None
-        return Surviving(tokens.position, lengths, width, attention_mask)
-
-    def targets(self, following: torch.Tensor, rows: int, ignore_index: int) -> torch.Tensor:
-        """Return the ids that the `rows` tokens of the output predict, int64 [B, rows]; `following` [B, width].
-
-        Raises:
-            ValueError: labels of another shape than the prompts, or logits of some tokens only.
-
-        """
-        if self.lengths is None:
-            raise ValueError("labels need the logits of all text tokens: leave prefix_cache out")
-        shape = [len(self.lengths), self.width]
-        if list(following.shape) != shape or rows != max(self.lengths):
-            raise ValueError(
-                f"labels have shape {list(following.shape)} and logits {rows} rows; expected {shape}, one label per "
-                f"token of the prompts as given, and all {max(self.lengths)} rows: leave logits_to_keep out"
-            )
-        valid = np.ones(shape, bool) if self.attention_mask is None else self.attention_mask.bool().cpu().numpy()
-        index = np.full((shape[0], rows), self.width)
-        ends = np.cumsum(self.lengths)
-        for b, (length, end) in enumerate(zip(self.lengths, ends, strict=True)):
-            index[b, rows - length :] = np.flatnonzero(valid[b])[self.position[end - length : end]]
-        return F.pad(following, (0, 1), value=ignore_index).gather(1, torch.from_numpy(index).to(following.device))
+def targets_of(tokens: PackedTokens) -> np.ndarray | str | None:
+    """Return what the rows of an output predict, int64 [B, rows] as `unpack` makes it; a string says why it cannot."""
+    if tokens.targets is None:
+        return None
+    if tokens.tails != tokens.lengths:
+        return "labels need the logits of all text tokens: leave prefix_cache out"
+    width = max(tokens.lengths)
+    targets = np.full(len(tokens.lengths) * width, IGNORE)
+    targets[left_padded_places(tokens.lengths, width)] = tokens.targets
+    return targets.reshape(-1, width)
 
 
 def _check_cache(cache) -> None:

@@ -97,8 +97,9 @@ class LayerGraphs:
             and len(tokens.lengths) == 1
             and tokens.lengths[0] <= self.most
             and call.unread is None
+            and call.frozen is None
             and is_plain(tokens, call.kind)
-            and (call.rule.dense or not tokens.visual.any())
+            and (call.rule.dense or (call.rule.before == "dense" and not tokens.visual.any()))
             and not any(isinstance(value, torch.Tensor) for value in kwargs.values())
         )
 

@@ -8,14 +8,14 @@ visual token j contributes c_j = concat_h(A[h, j] · v[h, j]); cos_j = cos(O, O 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from .packed import upload
-from .probes import LayerStates, Probe
+from .packed import PackedTokens, upload
+from .probes import LayerStates, Probe, rows_of
 from .reading import is_plain, seen_by
 
 
@@ -71,6 +71,41 @@ class RelativeInfluence(Influence):
         """Divide each prompt's L2 by its own ‖O‖."""
         absolute = super().results(states, prompts, arrays)
         return [one._replace(l2=one.l2 / norm) for one, norm in zip(absolute, arrays[1], strict=True)]
+
+
+@dataclass(frozen=True)
+class AnswerInfluence(Influence):
+    """As `Influence`, on the rows before each answer that labels mark, averaged over them."""
+
+    last_row = False
+
+    def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> list[torch.Tensor]:
+        """Measure row by row, each as the last one of what it reads: fp32 [3, V] of each prompt."""
+        return [self._mean(states, b) for b in prompts]
+
+    def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[Measurement]:
+        """Return the rows' means."""
+        return [Measurement(*array) for array in arrays]
+
+    def _mean(self, states: LayerStates, prompt: int) -> torch.Tensor:
+        start, end = states.tokens.spans[prompt]
+        columns = np.flatnonzero(states.tokens.visual[start:end])
+        total = torch.zeros(3, len(columns), device=states.query.device)
+        rows = rows_of(states.tokens, prompt, "answers")
+        for row in rows:
+            read, seen = slice(start, start + int(row) + 1), columns[columns <= row]
+            q, k, v = (part[:, :, read] for part in (states.query, states.key, states.value))
+            alone = replace(states, tokens=_first_rows(states.tokens, read), query=q, key=k, value=v)
+            total[:, : len(seen)] += _figures(alone, (0,))[:, 0, seen]
+        return total / len(rows)
+
+
+def _first_rows(tokens: PackedTokens, rows: slice) -> PackedTokens:
+    """Return the layout of a prompt's first rows, `rows` of the stream; hidden states and angles are not cut."""
+    length = (rows.stop - rows.start,)
+    blocks = None if tokens.blocks is None else tokens.blocks[rows]
+    cut = {"visual": tokens.visual[rows], "position": tokens.position[rows], "blocks": blocks}
+    return replace(tokens, lengths=length, tails=length, **cut, _memo={})
 
 
 def _output_norm(states: LayerStates, prompt: int) -> torch.Tensor:

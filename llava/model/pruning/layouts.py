@@ -54,6 +54,46 @@ def _visual_runs(tokens: PackedTokens) -> VisualRuns:
     return VisualRuns(np.flatnonzero(tokens.live_visual), flat, Segments(tuple(queries), tuple(counts)))
 
 
+@dataclass(frozen=True)
+class Stretches:
+    """For text that reads frozen visual tokens: rows with equally many of these before them make a stretch.
+
+    keys:
+        the tokens that each stretch reads, one stretch after the other
+    segments:
+        rows that run and keys of each stretch
+    order:
+        all tokens, in the order of their prompts
+
+    Tokens are places in the stream of all text tokens and then all visual ones.
+    """
+
+    keys: np.ndarray
+    segments: Segments
+    order: np.ndarray
+
+
+def text_stretches(text: PackedTokens, tokens: PackedTokens) -> Stretches:
+    """Return what `text`, the text tokens among `tokens`, reads of them all."""
+    return text.once("text stretches", lambda: _text_stretches(text, tokens))
+
+
+def _text_stretches(text: PackedTokens, tokens: PackedTokens) -> Stretches:
+    visual = tokens.visual
+    order = np.where(visual, len(text.visual) + np.cumsum(visual) - 1, np.cumsum(~visual) - 1)
+    keys, queries, counts = [], [], []
+    for (start, end), length, tail in zip(tokens.spans, text.lengths, text.tails, strict=True):
+        rows = np.flatnonzero(~visual[start:end])
+        before = np.cumsum(visual[start:end])[rows]
+        running = np.arange(length) >= length - tail
+        for seen in np.unique(before[running]):
+            stretch = rows[before == seen]
+            keys.append(order[start : start + stretch[-1] + 1])
+            queries.append(int(running[before == seen].sum()))
+            counts.append(len(keys[-1]))
+    return Stretches(np.concatenate(keys), Segments(tuple(queries), tuple(counts)), order)
+
+
 def first_half(tokens: PackedTokens) -> np.ndarray:
     """Return bool [T]: the first ⌊V/2⌋ visual tokens of each prompt."""
     half = np.zeros_like(tokens.visual)

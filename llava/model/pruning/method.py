@@ -63,16 +63,19 @@ class AttentionRule:
     sink:
         index into the prompt's visual tokens, for `merge`; a row that comes before that token merges into the last
         visual token it sees
+    before:
+        text rows before a prompt's first visual token: `dense` as `text` says · `zero` their attention output is 0
     """
 
     text: TextRows = "dense"
     visual: VisualRows = "dense"
     sink: int = 0
+    before: Literal["dense", "zero"] = "dense"
 
     @property
     def dense(self) -> bool:
         """True where the layer attends like the untouched model."""
-        return self.text == "dense" and self.visual == "dense"
+        return self.text == "dense" and self.visual == "dense" and self.before == "dense"
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,12 @@ class PromptState:
         visual tokens that this method was given: those of the prompt, or what `before` left of them
     positions:
         int [V], places in the prompt of the visual tokens that are left now
+    answers:
+        number of answers that the prompt's labels mark, in training; None without labels
     grid:
         int [L, 4], where every token of the prompt lies: image or video, frame, row, column (see `media`, `frames`,
-        `cells`), −1 for text and for what is not known; None unless the prompt holds a video or the method
-        `reads_frames`
+        `cells`), −1 for text and for what is not known; None unless the prompt holds a video of several
+        frames or the method `reads_frames`
     filter_layer:
         the layer after which the method chose among the visual tokens for the first time, None before that
     memory:
@@ -132,6 +137,7 @@ class PromptState:
     num_layers: int
     visual_tokens: int
     positions: np.ndarray
+    answers: int | None = None
     grid: np.ndarray | None = None
     filter_layer: int | None = None
     memory: dict[str, Any] = field(default_factory=dict)
@@ -173,14 +179,20 @@ class Method:
     """Its name, or for a class without one the reference `module:Class` that loads it."""
     before_decoder = False
     """Whether all that this config does happens before layer 0, so that it can stand as another's `before`."""
-    reads_vision = False
-    """Whether its probe reads what the image encoder left behind."""
+    reads_vision: ClassVar[tuple[Any, ...]] = ()
+    """What its probe reads of the image encoder: `EncoderReading`s."""
+    encoder_needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Encoder` that must be true for it: `class_token`, `patchwise`."""
     reads_frames = False
     """Whether it asks which frame a visual token is of (`PromptState.frames`), so that the engine finds that out."""
     no_reuse: ClassVar[str | None] = None
     """Why no prefix can be reused under this method, as the end of a sentence that its name begins; None: it can."""
     positions = "original"
     """Positions of the tokens after pruning: `original`, or `compact` where a method counts them again from 0."""
+    enter = 0
+    """First layer that runs visual tokens: they enter it as they came; the layers before it run the text alone."""
+    frozen = False
+    """Whether visual tokens never run: the layers that `reads` names make keys and values of them, as they came."""
 
     def __init_subclass__(cls, name: str | None = None, **settings):
         super().__init_subclass__(**settings)
@@ -232,6 +244,10 @@ class Method:
     def cached(self, layer: int) -> KVRule:
         """Which tokens of `layer` stay in its KV cache for decoding."""
         return KVRule()
+
+    def reads(self, layer: int) -> bool:
+        """Whether text rows of `layer` read the visual tokens of a `frozen` method."""
+        return True
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
         """Return what to measure of this prompt after `layer`, None for nothing; asked before the layer runs."""

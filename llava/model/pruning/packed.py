@@ -39,6 +39,11 @@ class PackedTokens:
         bool [T]; never True for a prompt's last token, which is what is read
     position:
         int [T], place of each token in its own prompt, counted from 0 without padding
+    targets:
+        int64 [T], label of the token that followed each one in its prompt as given, −100 where none counts; None
+        without labels
+    answers:
+        bool [T], True where an answer begins: the first label after a token without one; None without labels
     tails:
         rows that a layer runs, per prompt, summing to R; default: `lengths`
     added:
@@ -56,6 +61,8 @@ class PackedTokens:
     lengths: tuple[int, ...]
     visual: np.ndarray
     position: np.ndarray
+    targets: np.ndarray | None = None
+    answers: np.ndarray | None = None
     tails: tuple[int, ...] | None = None
     added: Mapping[int, torch.Tensor] = field(default_factory=dict, repr=False)
     blocks: np.ndarray | None = None
@@ -165,11 +172,29 @@ class PackedTokens:
             tails=left.queries,
             visual=self.visual[mask],
             position=self.position[mask],
+            targets=None if self.targets is None else self.targets[mask],
+            answers=None if self.answers is None else self.answers[mask],
             added={layer: part.index_select(1, index.to(part.device)) for layer, part in self.added.items()},
             blocks=None if self.blocks is None else self.blocks[mask],
             grid=None,
             _memo={},
         )
+
+    def joined(self, text: PackedTokens) -> PackedTokens:
+        """Return all of these tokens, visual ones in their states here, text ones in those that `text` ran to.
+
+        `text`: these tokens without the visual ones, some layers later; rows that it does not run, at the beginning of
+        prompts, do not run here either.
+        """
+        left_out = [length - tail for length, tail in zip(text.lengths, text.tails, strict=True)]
+        tails = tuple(length - out for length, out in zip(self.lengths, left_out, strict=True))
+        runs = np.concatenate([np.arange(n) >= out for n, out in zip(self.lengths, left_out, strict=True)])
+        visual = upload(np.flatnonzero(self.visual), self.hidden.device)
+        rows = torch.cat((text.hidden, self.hidden.index_select(1, visual)), 1)
+        own, seen = self.visual[runs], sum(text.tails)
+        source = np.where(own, seen + np.cumsum(own) - 1, np.cumsum(~own) - 1)
+        hidden = rows.index_select(1, upload(source, rows.device))
+        return replace(self, hidden=hidden, tails=tails, prefix=text.prefix, _memo=self.layout_memo())
 
     def with_added(self, layer: int, hidden: torch.Tensor) -> tuple[PackedTokens, torch.Tensor]:
         """Return `hidden` [1, R, D], the output of `layer`, with what joins it there; and the tokens without that."""

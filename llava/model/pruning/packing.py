@@ -10,6 +10,9 @@ import torch
 
 from .packed import PackedTokens, Rotary, upload
 
+IGNORE = -100
+"""The label of tokens that no loss counts, as in LLaVA and transformers."""
+
 
 def pack(
     embeds: torch.Tensor,
@@ -20,12 +23,14 @@ def pack(
     grid: np.ndarray | None = None,
     added: Mapping[int, torch.Tensor] = MappingProxyType({}),
     blocks: torch.Tensor | None = None,
+    targets: torch.Tensor | None = None,
 ) -> tuple[PackedTokens, torch.Tensor]:
     """Pack a padded batch (padding on either side). One host synchronisation.
 
     embeds [B, T, D]; attention_mask [B, T] or None; position_ids [B, T], [1, T], [3, B, T] (M-RoPE) or None for
     counting from 0; visual_mask bool [B, T]; rotary maps (x, position_ids) to (cos, sin); grid int [B, T, 4], added
-    [B, T, D] by layer and blocks int [B, T] as `PackedTokens` has them.
+    [B, T, D] by layer and blocks int [B, T] as `PackedTokens` has them; targets int64 [B, T], the label of each next
+    token (−100: none), or None.
     Returns the tokens and each prompt's next position, int64 [B].
 
     Raises:
@@ -39,10 +44,15 @@ def pack(
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; pruning takes a 2-D mask, here {(batch, width)}"
         )
+    if targets is not None and targets.shape != (batch, width):
+        raise ValueError(f"labels have shape {list(targets.shape)}, expected {[batch, width]}: one per token as given")
     device = embeds.device
     if attention_mask is None:
         attention_mask = torch.ones_like(visual_mask)
-    valid, visual = torch.stack((attention_mask.to(device).bool(), visual_mask.to(device).bool())).cpu().numpy()
+    planes = [attention_mask.to(device).bool(), visual_mask.to(device).bool()]
+    planes += [] if targets is None else [targets.to(device)]
+    valid, visual, *targets = torch.stack(planes).cpu().numpy()
+    valid, visual = valid.astype(bool), visual.astype(bool)
     lengths = valid.sum(1)
     if not lengths.all():
         raise ValueError(f"prompt {int(np.flatnonzero(lengths == 0)[0])} of the batch has no tokens")
@@ -65,16 +75,24 @@ def pack(
     elif position_ids.shape[-2:] == (batch, width):
         position_ids = position_ids.flatten(-2).unsqueeze(-2)
     hidden = embeds.reshape(1, -1, embeds.shape[-1])
+    labels = [targets[0][valid], _answers(targets[0][valid], position)] if targets else []
     return PackedTokens(
         hidden,
         tuple(rotary(hidden, position_ids)),
         tuple(map(int, lengths)),
         visual,
         position,
+        *labels,
         added={layer: part.reshape(hidden.shape) for layer, part in added.items()},
         blocks=None if blocks is None else blocks.cpu().numpy()[valid],
         grid=None if grid is None else grid[valid],
     ), following
+
+
+def _answers(targets: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Return where answers begin, bool [T]: at tokens with a label after one without; a prompt's first has none."""
+    labelled = np.concatenate([[False], targets[:-1] != IGNORE]) & (position > 0)
+    return labelled & ~np.concatenate([[False], labelled[:-1]])
 
 
 def unpack(hidden: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:

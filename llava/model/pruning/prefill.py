@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .attention import PeekCall, Peeked, PrefillCall, run_layer
+from .attention import FrozenTokens, PeekCall, Peeked, PrefillCall, run_layer
 from .cache import RaggedCache
 from .flops import DecoderShape
 from .graphs import LayerGraphs
@@ -80,23 +80,29 @@ class Prefill:
         tokens = self.before(tokens)
         if self.attach is not None:
             tokens = self.attach(tokens)
+        tokens, waiting, frozen = self._set_apart(tokens)
         for index, layer in enumerate(self.layers):
+            if waiting is not None and index == self.config.enter:
+                tokens, waiting = prefix.joined(tokens, waiting), None
             if hidden_states is not None:
                 hidden_states.append((tokens.hidden, tokens.lengths))
             rule = self.config.attention(index)
             unread = self._unread(index, tokens) if rule.text == "dense" else None
             asked = self._asked(index, tokens)
             tokens = prefix.enter(tokens, unread, _whole(asked))
-            call = PrefillCall(tokens, self.kinds[index], rule, self.backend, unread)
+            read = frozen if frozen is not None and self.config.reads(index) else None
+            call = PrefillCall(tokens, self.kinds[index], rule, self.backend, unread, read, self.image_starts)
             output = self._read(layer, tokens, call)
+            held = tokens if read is None else read.tokens
             if self.cache is not None:
                 kept = self.cache.store(
-                    call.key, call.value, tokens, self.config.cached(index), self.shift, unread, call.kind
+                    call.key, call.value, held, self.config.cached(index), self.shift, unread, call.kind
                 )
             else:
-                kept = tokens.lengths
+                kept = held.lengths
             for b in prompts:
-                self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b])
+                fixed = 0 if read is None else held.visual_counts[b]
+                self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b], fixed)
             if index in tokens.added:
                 tokens, output = tokens.with_added(index, output)
             tokens = prefix.after_layer(tokens, output)
@@ -106,13 +112,17 @@ class Prefill:
     def before(self, tokens: PackedTokens) -> PackedTokens:
         """Return the tokens that the decoder is to read: those that the config's methods leave before layer 0."""
         self.given, self.shift = tokens.lengths, None
+        self.image_starts = tuple(int(places[0]) if len(places) else 0 for places in tokens.visual_positions)
+        asked = any(stage.reads_frames for stage in self.config.stages)
         grids = [None if tokens.grid is None else tokens.grid[start:end] for start, end in tokens.spans]
+        grids = [grid if asked or grid is not None and (grid[:, 1] > 0).any() else None for grid in grids]
+        answers = [None if tokens.answers is None else int(tokens.answers[a:b].sum()) for a, b in tokens.spans]
         given = zip(tokens.lengths, tokens.visual_counts, grids, strict=True)
         self.records = [_Record(*one) for one in given]
         for stage in self.config.stages:
             self.stage = stage
             self.policies = [
-                PromptState(self.first + b, len(self.layers), len(places), places, grids[b])
+                PromptState(self.first + b, len(self.layers), len(places), places, answers[b], grids[b])
                 for b, places in enumerate(tokens.visual_positions)
             ]
             tokens = self._prune(-1, tokens, None, self._asked(-1, tokens))
@@ -123,6 +133,16 @@ class Prefill:
         for record, length, visual in zip(self.records, tokens.lengths, tokens.visual_counts, strict=True):
             for _ in self.layers:
                 record.enter(length, visual, AttentionRule(), length)
+
+    def _set_apart(self, tokens: PackedTokens) -> tuple[PackedTokens, PackedTokens | None, FrozenTokens | None]:
+        """Return the tokens that layer 0 runs, all tokens while the visual ones wait outside, and frozen ones."""
+        if not (self.config.enter or self.config.frozen) or not tokens.visual.any():
+            return tokens, None, None
+        text = prefix.text_alone(tokens)
+        if not self.config.frozen:
+            skipped = [part for layer, part in tokens.added.items() if layer < self.config.enter]
+            return text, tokens.with_hidden(sum(skipped, start=tokens.hidden)), None
+        return text, None, FrozenTokens(tokens, replace(tokens, prefix=None).keep(tokens.visual))
 
     def _read(self, layer, tokens: PackedTokens, call: PrefillCall) -> torch.Tensor:
         """Return what the layer makes of the tokens that it runs: [1, R, D]."""
@@ -259,12 +279,13 @@ class _Record:
     def __init__(self, tokens: int, visual: int, grid: np.ndarray | None):
         self.given = (tokens, visual)
         self.frames = [] if grid is None else frames_of(grid)
-        self.tokens, self.visual, self.rules, self.kv, self.probes = [], [], [], [], []
+        self.tokens, self.visual, self.frozen, self.rules, self.kv, self.probes = [], [], [], [], [], []
         self.kept, self.influence, self.cuts = [], [], []
 
-    def enter(self, tokens, visual, rule, kv):
+    def enter(self, tokens, visual, rule, kv, frozen=0):
         self.tokens.append(tokens)
         self.visual.append(visual)
+        self.frozen.append(frozen)
         self.rules.append(rule)
         self.kv.append(kv)
 
@@ -281,7 +302,8 @@ class _Record:
         self.cuts.append((layer, sorted(int(place) for place in positions)))
 
     def trace(self, shape, itemsize, filter_layer) -> PruningTrace:
-        blind = [layer for layer, visual in enumerate(self.visual) if not visual]
+        seen = [visual + frozen > 0 for visual, frozen in zip(self.visual, self.frozen, strict=True)]
+        blind = len(seen) - (seen[::-1].index(True) if any(seen) else len(seen))
         return PruningTrace(
             shape=shape,
             itemsize=itemsize,
@@ -291,10 +313,11 @@ class _Record:
             filter_layer=filter_layer,
             kept=self.kept,
             influence=self.influence,
-            exit_layer=blind[0] if blind and self.given[1] else None,
+            exit_layer=blind if blind < len(seen) and self.given[1] else None,
             kv_tokens_per_layer=self.kv,
             probes=self.probes,
             cuts=self.cuts,
             given=self.given,
+            frozen_per_layer=self.frozen if any(self.frozen) else [],
             frames=self.frames,
         )

@@ -95,6 +95,7 @@ class Attention(NamedTuple):
     last: np.ndarray | None = None
     text: np.ndarray | None = None
     visual: np.ndarray | None = None
+    answers: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,14 @@ class AttentionProbe(Probe):
 
     rows:
         kinds: `last` the last prompt token · `text` the mean over text rows after the first visual token · `visual`
-        the mean over the visual rows
+        the mean over the visual rows · `answers` the mean over the rows before each answer, where labels mark any
     heads:
         of each row's heads, the `mean` or the `max`
     ahead:
         measured with query and key of the next layer, on the tokens as they would enter it
     """
 
-    rows: tuple[Literal["last", "text", "visual"], ...]
+    rows: tuple[Literal["last", "text", "visual", "answers"], ...]
     heads: Literal["mean", "max"]
     ahead: bool
 
@@ -144,6 +145,8 @@ def rows_of(tokens: PackedTokens, prompt: int, kind: str) -> np.ndarray:
     visual = tokens.visual[start:end]
     if kind == "last":
         return np.array([end - start - 1])
+    if kind == "answers":
+        return np.flatnonzero(tokens.answers[start:end]) - 1
     return np.flatnonzero(visual if kind == "visual" else ~visual & (np.cumsum(visual) > 0))
 
 

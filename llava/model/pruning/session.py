@@ -166,6 +166,7 @@ class PruningSession:
             self._replace(self.model, "generate", self._generate(self.model.generate))
         if hasattr(self.model, "loss_function"):
             self._replace(self.model, "_loss_function", self._forward.loss_function(self.model.loss_function))
+            self._replace(self.model, "forward", self._forward.labelled(self.model.forward))
         if self._encoder_hook is not None:
             self._encoder_hook.start()
             self._undo.callback(self._encoder_hook.stop)
@@ -219,16 +220,23 @@ class PruningSession:
 
     def _hook_for_encoder(self) -> EncoderHook | None:
         """Return the hook on the image encoder, for a config that reads it."""
-        reading = [stage.method for stage in self.config.stages if stage.reads_vision]
+        reading = [stage for stage in self.config.stages if stage.reads_vision]
         if not reading:
             return None
-        encoder = self._family.encoder(self.model)
+        encoder, name = self._family.encoder(self.model), type(self.model).__name__
         if encoder is None:
             raise ValueError(
-                f"method {reading[0]!r} reads a CLIP image encoder with a class token and one visual token per patch, "
-                f"which this {type(self.model).__name__} lacks; 'divprune' and 'random' prune before any decoder"
+                f"method {reading[0].method!r} reads the image encoder, which pruning cannot in this {name}; "
+                "'cdpruner', 'divprune' and 'random' prune before any decoder"
             )
-        return EncoderHook(encoder)
+        for stage in reading:
+            missing = [_NEEDS[need] for need in stage.encoder_needs if not getattr(encoder, need)]
+            if missing:
+                raise ValueError(
+                    f"method {stage.method!r} needs an image encoder with {' and '.join(missing)}, which this {name} "
+                    "lacks; 'vispruner' and 'hiprune' do without"
+                )
+        return EncoderHook(encoder, [one for stage in reading for one in stage.reads_vision])
 
     @torch.compiler.disable
     def _find_visual(self, module, args, kwargs):
@@ -279,6 +287,8 @@ def _through(inputs: dict[str, Any]) -> torch.Tensor:
     return mask[:, None, None] if mask.ndim == 2 else mask
 
 
+_NEEDS = {"class_token": "a class token", "patchwise": "one visual token per patch"}
+"""Fields of `Encoder` in words."""
 _REFUSED = {
     "prefill_chunk_size": "the engine reads a prompt in one piece, because decisions are made at its last token",
     "cache_implementation": "the engine makes its own cache",

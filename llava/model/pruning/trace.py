@@ -33,7 +33,7 @@ class PruningTrace:
     kept, influence:
         positions of the chosen visual tokens, and their L2 influence where the filter layer was measured
     exit_layer:
-        first layer run without visual tokens, or None (also for a prompt that had none)
+        first layer after the last that reads visual tokens, or None (also for a prompt that had none)
     kv_tokens_per_layer:
         tokens whose keys and values each layer holds after the prefill
     probes:
@@ -41,10 +41,13 @@ class PruningTrace:
     cuts:
         every choice that was made: after which layer (−1: before the decoder), and the positions of the visual tokens
         that remained
+    frozen_per_layer:
+        visual tokens that do not run each layer, but whose keys and values it makes; empty where no layer has any
     given:
         tokens of the prompt and the visual ones among them, before anything was pruned; None: as in layer 0
     frames:
-        images and frames of a prompt with a video, in order (`grid.Frame`); of other prompts where the method read them
+        images and frames in order (`grid.Frame`), of a prompt with a video of several frames and where the method read
+        them
     """
 
     shape: DecoderShape
@@ -60,6 +63,7 @@ class PruningTrace:
     probes: list[ProbeRecord]
     cuts: list[tuple[int, list[int]]] = dataclasses.field(default_factory=list)
     given: tuple[int, int] | None = None
+    frozen_per_layer: list[int] = dataclasses.field(default_factory=list)
     frames: list[Frame] = dataclasses.field(default_factory=list)
 
     @property
@@ -71,6 +75,11 @@ class PruningTrace:
     def visual_tokens(self) -> int:
         """Visual tokens of the prompt as it was given."""
         return self.visual_per_layer[0] if self.given is None else self.given[1]
+
+    @property
+    def frozen(self) -> list[int]:
+        """`frozen_per_layer`, zeros where it is empty."""
+        return self.frozen_per_layer or [0] * len(self.tokens_per_layer)
 
     def remaining(self, layer: int | None = None) -> list[int] | None:
         """Return the positions of the visual tokens that enter `layer`; None where all given ones do.
@@ -95,13 +104,15 @@ class PruningTrace:
         `visual` is the field's convention (visual tokens only, see `flops`); `all` counts every token.
         """
         total = 0.0
-        for tokens, visual, rule in zip(self.tokens_per_layer, self.visual_per_layer, self.rules, strict=True):
+        layers = (self.tokens_per_layer, self.visual_per_layer, self.frozen, self.rules)
+        for tokens, visual, frozen, rule in zip(*layers, strict=True):
             text = tokens - visual
             skipped = rule.text == rule.visual == "remove"
+            total += self.shape.kv_flops(frozen)
             if count == "visual":
                 total += self.shape.layer_flops(visual, 0 if skipped else None)
             else:
-                total += self.shape.layer_flops(tokens, text * tokens if skipped else None)
+                total += self.shape.layer_flops(tokens, (text if skipped else tokens) * (tokens + frozen))
         return total
 
     def dense_flops(self, count: Literal["visual", "all"] = "visual") -> float:

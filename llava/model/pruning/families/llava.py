@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from ..vision import Encoder, clip_encoder
+from ..vision import Encoder, layer_encoder
 from .base import Family
 
 
@@ -37,4 +37,4 @@ class Llava(Family):
         tower, projector = model.model.vision_tower, model.model.mm_projector
         if tower is None or hasattr(projector, "num_tokens") or model.config.image_aspect_ratio == "anyres":
             return None
-        return clip_encoder(tower.vision_tower, tower.select_layer, projector)
+        return layer_encoder(tower.vision_tower, tower.select_layer, projector, class_token=True)

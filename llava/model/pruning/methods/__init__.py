@@ -2,18 +2,27 @@
 
 from ..method import METHODS
 from .attention_topk import AttentionTopK
+from .cdpruner import CDPruner
 from .controls import Disturb, Mask, NoPruning, RandomPruning
+from .dart import DART
 from .divprune import DivPrune
 from .fastv import FastV
 from .fitprune import FitPrune
+from .hiprune import HiPrune
+from .holov import HoloV
+from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .replay import Replay
+from .schedule import Schedule
+from .scope import SCOPE
 from .sparsevlm import SparseVLM
 from .visionzip import VisionZip
 from .visipruner import VisiPruner
+from .vispruner import VisPruner
 from .vtw import VTW
 
 __all__ = [
     "METHODS", "VisiPruner", "FastV", "PyramidDrop", "SparseVLM", "VTW", "FitPrune", "AttentionTopK", "VisionZip",
-    "DivPrune", "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
+    "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune", "Schedule",
+    "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ The original code (vbdi/divprune) takes the share from an environment variable a
 is small (here at least one stays), computes the cosines in the model's half precision (here fp32), and renumbers the
 remaining tokens' positions from 0 (`"positions": "compact"`; here they stay, which is the default). A chosen token
 stays in the running there: equal vectors, and in bf16 merely similar ones, are chosen again and again. It prunes the
-first image only, after 35 tokens, and with a batch the first row's choice cuts every row.
+first image only, after 35 tokens; with a batch the first row's choice cuts every row, and labels are not cut.
 """
 
 from __future__ import annotations

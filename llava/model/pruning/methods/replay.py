@@ -32,6 +32,7 @@ class Rule(NamedTuple):
     text: TextRows
     visual: VisualRows
     sink: Count
+    before: Literal["dense", "zero"] = "dense"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Replay(Method, name="replay"):
     cuts:
         the whole plan: [layer, keep] each time that tokens are dropped after a layer (−1: before the decoder)
     rules, kv:
-        of every layer, as recorded: [text, visual, sink], see `AttentionRule`; and `all`, `none` or `sink`
+        of every layer, as recorded: [text, visual, sink], and "zero" for `before`, see `AttentionRule`; and `all`,
+        `none` or `sink`
+    enter, read:
+        first layer that runs visual tokens; or the layers that read them where none runs them (see `schedule`)
     """
 
     filter_layer: Annotated[int, AtLeast(-1)] | None = None
@@ -63,6 +67,8 @@ class Replay(Method, name="replay"):
     cuts: tuple[Cut, ...] | None = None
     rules: tuple[Rule, ...] | None = None
     kv: tuple[Literal["all", "none", "sink"], ...] | None = None
+    enter: Count = 0
+    read: tuple[Count, ...] | None = None
 
     def check(self) -> None:
         short = self.filter_layer is not None or self.keep is not None or self.exit_layer is not None
@@ -106,13 +112,20 @@ class Replay(Method, name="replay"):
             cuts = [] if trace["filter_layer"] is None else [(trace["filter_layer"], trace["kept"])]
             if trace["exit_layer"] is not None and (trace["filter_layer"] is None or trace["kept"]):
                 cuts.append((trace["exit_layer"] - 1, []))
+        visual, frozen = trace.get("visual_per_layer", ()), trace.get("frozen_per_layer") or ()
+        if any(visual):
+            self._set(enter=next(layer for layer, count in enumerate(visual) if count))
+        if frozen:
+            cuts = [cut for cut in cuts if cut[0] < 0]
+            self._set(read=tuple(layer for layer, count in enumerate(frozen) if count))
         self._set(cuts=tuple(Cut(layer, tuple(keep)) for layer, keep in cuts), trace=None)
         if "rules" not in trace or all(AttentionRule(**rule).dense for rule in trace["rules"]):
             return
-        columns = (trace[f"{name}_per_layer"] for name in ("kv_tokens", "tokens", "visual"))
+        kept, tokens, visual = (np.array(trace[f"{name}_per_layer"]) for name in ("kv_tokens", "tokens", "visual"))
+        read = np.array(frozen or 0)
         self._set(
             rules=tuple(Rule(**rule) for rule in trace["rules"]),
-            kv=tuple(_kv(*numbers) for numbers in zip(*columns, strict=True)),
+            kv=tuple(_kv(*numbers) for numbers in zip(kept, tokens + read, visual + read, strict=True)),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,17 +133,26 @@ class Replay(Method, name="replay"):
         settings = super().to_dict()
         settings["cuts"] = [[layer, list(keep) if isinstance(keep, tuple) else keep] for layer, keep in self.cuts]
         if self.rules is not None:
-            settings["rules"] = [list(rule) for rule in self.rules]
-        return settings
+            settings["rules"] = [list(rule)[: 3 if rule.before == "dense" else 4] for rule in self.rules]
+        return {key: value for key, value in settings.items() if key != "enter" or value}
 
     @property
     def before_decoder(self) -> bool:
         """True where the plan ends before layer 0."""
-        return all(layer < 0 for layer, _ in self.cuts) and not self.shallow_layers and self.rules is None
+        whole = not (self.enter or self.frozen or self.shallow_layers) and self.rules is None
+        return whole and all(layer < 0 for layer, _ in self.cuts)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no layer runs visual tokens."""
+        return self.read is not None
+
+    def reads(self, layer: int) -> bool:
+        return layer in self.read
 
     def check_layers(self, num_layers: int) -> None:
         """Raise `ValueError` when the plan does not fit a decoder of `num_layers` layers."""
-        deepest = max([layer + 1 for layer, _ in self.cuts] + [self.shallow_layers], default=0)
+        deepest = max([layer + 1 for layer, _ in self.cuts] + [self.shallow_layers, self.enter, *(self.read or ())])
         if deepest > num_layers:
             raise ValueError(f"the plan reaches layer {deepest - 1}, but the model has {num_layers} layers")
         if self.rules is not None and not len(self.rules) == len(self.kv) == num_layers:

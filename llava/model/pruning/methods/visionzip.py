@@ -1,9 +1,10 @@
 """VisionZip (arXiv 2412.04467): before the decoder, dominant tokens of the image encoder and merged contextual ones.
 
-In the encoder layer whose output the projector reads, the class token's attention (summed over heads) ranks an image's
-patches. The class token and the best `dominant` − 1 patches stay. Of the rest, every ⌊rest / contextual⌋-th patch
-becomes a target; the others join the target with the most similar key (cosine, heads averaged), and a contextual token
-is the target's feature plus the mean feature of those that joined. All of it goes through the projector.
+In the encoder layer whose output the projector reads, the class token's attention (averaged over heads) ranks the
+patches of an image. The class token and the best `dominant` − 1 patches stay. Of the rest, every
+⌊rest / contextual⌋-th patch becomes a target; the others join the target with the most similar key (cosine, heads
+averaged), and a contextual token is the target's feature plus the mean feature of those that joined. All of it goes
+through the projector.
 
 The original code (dvlab-research/VisionZip, text-independent, no training) drops the untouched tokens from the
 sequence, so that the text follows closer: `"positions": "compact"`, with the class token first, then dominant, then
@@ -17,17 +18,15 @@ away (here nothing is pruned, with a warning). Its path for LLaVA-NeXT is not of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from ..method import AtLeast, Count, Method, PromptState, Selection, strongest
-from ..packed import upload
-from ..probes import LayerStates, Probe
-from ..vision import EncoderStates
+from ..probes import Probe
+from ..vision import EncoderProbe, EncoderReading, SeenImage
+from .by_encoder import Place, mixed
 from .controls import RandomPruning
 from .ranking import warn_nothing_pruned
 
@@ -55,29 +54,20 @@ class VisionZip(Method, name="visionzip"):
     positions: Literal["original", "compact"] = "original"
 
     before_decoder = True
-    reads_vision = True
+    reads_vision: ClassVar = (EncoderReading("class"), EncoderReading("keys"))
+    encoder_needs = ("class_token", "patchwise")
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
-        return EncoderProbe() if layer < 0 else None
+        return EncoderProbe(self.reads_vision) if layer < 0 else None
 
-    def select(self, layer: int, prompt: PromptState, measured: Zippable | None) -> Selection | None:
+    def select(self, layer: int, prompt: PromptState, measured: list[SeenImage] | None) -> Selection | None:
         if measured is None:
             return None
-        tokens, patches = self.dominant + self.contextual, measured.attention.shape[1]
+        tokens, patches = self.dominant + self.contextual, len(measured[0].readings[0])
         if tokens >= patches:
             warn_nothing_pruned("'dominant' + 'contextual'", self, tokens, patches)
             return None
-        plans = [zip_image(*arrays, self) for arrays in zip(measured.attention, measured.keys, strict=True)]
-
-        def rewrite(visual: torch.Tensor) -> torch.Tensor:
-            """[V, D] → [kept, D]: each image's features mixed, then projected."""
-            parts = []
-            for (_, mix), image in zip(plans, measured.images, strict=True):
-                features = upload(mix, image.features.device) @ image.features.float()
-                parts.append(image.project(features.to(image.features.dtype)).to(visual))
-            return torch.cat(parts)
-
-        return Selection(np.concatenate([keep for keep, _ in plans]), rewrite)
+        return mixed([(image, zip_image(*image.readings, self)) for image in measured], self.positions)
 
     @classmethod
     def schedules(cls, num_layers: int) -> list[Method]:
@@ -93,46 +83,15 @@ class VisionZip(Method, name="visionzip"):
         return RandomPruning(share=min(1.0, (self.dominant + self.contextual) / visual_tokens), before=self.before)
 
 
-class Zippable(NamedTuple):
-    """The images of a prompt: attention [n, P], keys [n, 1 + P, d], and their encoder states on the device."""
-
-    attention: np.ndarray
-    keys: np.ndarray
-    images: list[EncoderStates]
-
-
-@dataclass(frozen=True)
-class EncoderProbe(Probe):
-    """What the image encoder made of a prompt's images."""
-
-    def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> list[torch.Tensor]:
-        """Return attention [n, P] and keys [n, 1 + P, d] of each prompt's images."""
-        device, result = states.tokens.hidden.device, []
-        for b in prompts:
-            images = states.vision[b]
-            result.append(torch.stack([image.attention for image in images]).to(device))
-            result.append(torch.stack([image.keys for image in images]).to(device))
-        return result
-
-    def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[Zippable]:
-        """Put arrays and states of each prompt together."""
-        pairs = zip(arrays[::2], arrays[1::2], prompts, strict=True)
-        return [Zippable(attention, keys, states.vision[b]) for attention, keys, b in pairs]
-
-
-def zip_image(attention: np.ndarray, keys: np.ndarray, config: VisionZip) -> tuple[np.ndarray, np.ndarray]:
-    """Return which patches' places stay, bool [P], and what goes there: fp32 [kept, 1 + P], rows of feature weights.
-
-    attention [P], keys [1 + P, d]; the class token is feature 0, patch p feature 1 + p.
-    """
-    patches = len(attention)
+def zip_image(attention: np.ndarray, keys: np.ndarray, config: VisionZip) -> list[Place]:
+    """Return what stays of one image: attention [P], keys [P, d]; feature 0 is the class token, patch p is 1 + p."""
     dominant = np.flatnonzero(strongest(attention, config.dominant - config.class_token))
-    rest = np.setdiff1d(np.arange(patches), dominant)
+    rest = np.setdiff1d(np.arange(len(attention)), dominant)
     step = max(1, len(rest) // max(config.contextual, 1))
     targets = rest[::step][: config.contextual]
     joining = np.setdiff1d(rest, targets)
-    rows: list[tuple[int, Any]] = [(int(patch), {1 + patch: 1.0}) for patch in dominant]
-    unit = keys[1:] / np.linalg.norm(keys[1:], axis=1, keepdims=True)
+    rows: list[Place] = [(int(patch), {1 + patch: 1.0}) for patch in dominant]
+    unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
     nearest = (unit[joining] @ unit[targets].T).argmax(1) if len(targets) else []
     for number, target in enumerate(targets):
         members = joining[nearest == number]
@@ -140,11 +99,4 @@ def zip_image(attention: np.ndarray, keys: np.ndarray, config: VisionZip) -> tup
     if config.class_token:
         free = np.setdiff1d(rest, targets)[0]
         rows.insert(0, (int(free), {0: 1.0}))
-    keep = np.zeros(patches, bool)
-    keep[[place for place, _ in rows]] = True
-    if config.positions == "original":
-        rows.sort(key=lambda row: row[0])
-    mix = np.zeros((len(rows), 1 + patches), np.float32)
-    for row, (_, weights) in enumerate(rows):
-        mix[row, list(weights)] = list(weights.values())
-    return keep, mix
+    return rows

@@ -40,6 +40,23 @@ class Prefix:
     queries: bool = False
 
 
+def text_alone(tokens: PackedTokens) -> PackedTokens:
+    """Return the text of the tokens that enter layer 0; known are its rows before the visual tokens."""
+    text, prefix = tokens.keep(~tokens.visual), tokens.prefix
+    if prefix is None:
+        return text
+    chains = tuple(tuple(takewhile(lambda block: block.settled, chain)) for chain in prefix.chains)
+    return replace(text, prefix=replace(prefix, chains=chains))
+
+
+def joined(text: PackedTokens, tokens: PackedTokens) -> PackedTokens:
+    """Return `tokens`, as they were before `text_alone`, at the layer that `text` has reached."""
+    together = tokens.joined(text)
+    if text.prefix is None:
+        return together
+    return replace(together, prefix=replace(text.prefix, chains=tokens.prefix.chains))
+
+
 def enter(
     tokens: PackedTokens, unread: np.ndarray | None = None, queries: bool = False, peek: bool = False
 ) -> PackedTokens:

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# A LLaVA on one's own task, with a LoRA on the language model.
+#   bash scripts/v1_5/finetune_task_lora.sh [more options of llava.train.train; the last one counts]
+# Variables: MODEL, DATA, IMAGES, OUT, GPUS, PYTHON.
+# shellcheck source=scripts/v1_5/train_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/train_common.sh"
+train "${MODEL:-liuhaotian/llava-v1.5-7b}" "${DATA:-playground/data/llava_v1_5_mix665k.json}" \
+    "${IMAGES:-playground/data}" "${OUT:-checkpoints/llava-v1.5-7b-task-lora}" zero3 "${CONVERSATIONS[@]}" \
+    "${LORA[@]}" "$@"
