@@ -6,6 +6,7 @@ pixels that each family's processor would, so that no processor has to be loaded
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,6 +136,16 @@ def peaked(model: torch.nn.Module) -> torch.nn.Module:
         std = 1.0 if "embed_tokens" in name else gain * parameter[0].numel() ** -0.5
         torch.nn.init.normal_(parameter, std=std)
     return model
+
+
+def angles_of(decoder, layer, hidden, positions):
+    """(cos, sin) of positions as a layer takes them."""
+    kinds = (
+        [decoder.config.layer_types[layer]]
+        if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
+        else []
+    )
+    return decoder.rotary_emb(hidden, positions, *kinds)
 
 
 def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

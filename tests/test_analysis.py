@@ -9,6 +9,7 @@ import torch
 from conftest import FULL, MIXED, Prompts, random_llama
 from family_case import Batch
 from family_models import CASES
+from transformers import DynamicCache
 
 from llava.analysis import attention_map, influence_map, logit_lens, remove_sinks, value_norms, value_output
 from llava.analysis.arrays import NamedArray
@@ -28,12 +29,12 @@ class Slow:
         self.mask = self.batch.visual if self.case.layout == "bare" else None
         model = self.case.model
         wanted = {"output_attentions": True, "output_hidden_states": True, "use_cache": True}
-        before = model.config._attn_implementation
-        model.set_attn_implementation("eager")
+        text = self.case.decoder.config
+        before, text._attn_implementation = text._attn_implementation, "eager"
         try:
-            out = model(**self.batch.inputs, **wanted)
+            out = model(**self.batch.inputs, **wanted, past_key_values=DynamicCache())  # keeps more than a window
         finally:
-            model.set_attn_implementation(before)
+            text._attn_implementation = before
         self.model, self.hidden, self.logits = model, out.hidden_states, out.logits
         self.attentions = [layer.float() for layer in out.attentions]
         self.values = [layer.values.float() for layer in out.past_key_values.layers]
@@ -46,6 +47,12 @@ class Slow:
         """[H, T, d], grouped heads written out."""
         values, heads = self.values[layer][b], self.attentions[layer].shape[1]
         return torch.stack([values[h // (heads // len(values))] for h in range(heads)])
+
+    def words(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Probabilities of words, soft caps of the logits included."""
+        logits = self.model.get_output_embeddings()(vectors)
+        cap = getattr(self.case.decoder.config, "final_logit_softcapping", None)
+        return (logits if cap is None else cap * torch.tanh(logits / cap)).softmax(-1)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -68,12 +75,12 @@ def test_attention_rows_are_those_of_the_eager_model(slow):
 
 def test_the_lens_is_norm_and_unembedding_of_the_hidden_states(slow):
     follow = [7, 3]
-    norm, head = slow.case.decoder.norm, slow.model.get_output_embeddings()
+    norm = slow.case.decoder.norm
     states = [*(norm(state) for state in slow.hidden[1:-1]), slow.hidden[-1]]  # the last one is normed already
     found = logit_lens(slow.model, slow.batch.inputs, POSITIONS, top=4, follow=follow)
     for b, words in enumerate(found):
         rows = slow.real[b][list(POSITIONS)]
-        expected = torch.stack([head(state[b, rows]).softmax(-1) for state in states])
+        expected = torch.stack([slow.words(state[b, rows]) for state in states])
         best = expected.topk(4).values
         torch.testing.assert_close(torch.from_numpy(words.probabilities.values), best, atol=2e-5, rtol=1e-4)
         own = expected.gather(-1, torch.from_numpy(words.ids.values))
@@ -94,7 +101,7 @@ def test_value_output_is_each_heads_value_through_its_own_columns(slow, norm):
             size = values.shape[1]
             for h, value in enumerate(values):
                 vector = block.self_attn.o_proj.weight[:, h * size : (h + 1) * size] @ value
-                expected = head(decoder.norm(vector) if norm else vector).softmax(-1)
+                expected = slow.words(decoder.norm(vector) if norm else vector)
                 got = torch.from_numpy(words.followed.values[layer, h])
                 torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 

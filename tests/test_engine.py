@@ -252,11 +252,12 @@ def test_influence_stays_fp32_under_autocast(llama):
     from llava.model.pruning.influence import Influence
     from llava.model.pruning.packing import pack
     from llava.model.pruning.probes import LayerStates, run
+    from llava.model.pruning.softmax import Softmax
 
     prompts, empty = Prompts(*MIXED), torch.zeros(1, 0)
     tokens, _ = pack(prompts.embeds, prompts.attention_mask, None, prompts.visual, lambda *_: (empty, empty))
     query, (key, value) = torch.randn(1, 4, 82, 6), torch.randn(2, 1, 2, 82, 6)
-    states, asked = LayerStates(tokens, query, key, value, 0.5), dict.fromkeys((0, 1), Influence())
+    states, asked = LayerStates(tokens, query, key, value, Softmax(0.5)), dict.fromkeys((0, 1), Influence())
     plain = run(states, asked)
     with torch.autocast("cpu", torch.bfloat16):
         cast = run(states, asked)

@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 import transformers as hf
-from family_case import LAYERS, fields
+from family_case import LAYERS, angles_of, fields
 from family_models import CASES, batch_of, internvl
 from layer_reading import OwnLayers
 
@@ -90,12 +90,6 @@ def test_batch_equals_one_by_one(name, preset):
         assert trace.tokens_per_layer == session.traces[0].tokens_per_layer
         assert trace.kv_tokens_per_layer == session.traces[0].kv_tokens_per_layer
         assert (output.logits[row, -1] - single.logits[0, -1]).abs().max() < 5e-5
-
-
-def angles_of(decoder, layer, hidden, positions):
-    """(cos, sin) of positions as a layer takes them."""
-    kinds = [decoder.config.layer_types[layer]] if isinstance(decoder, hf.Gemma3TextModel) else []
-    return decoder.rotary_emb(hidden, positions, *kinds)
 
 
 def prompt_of(name, word):

@@ -41,7 +41,8 @@ def value_output(
     """
     unembedding = Unembedding(model, top, follow)
     attentions = [layer.self_attn for layer in unembedding.layers]
-    with captured(unembedding.decoder, [attention.v_proj for attention in attentions], [position]) as values:
+    projections = [attention.v_proj for attention in attentions]
+    with captured(unembedding.decoder, projections, [position], inputs.get("attention_mask")) as values:
         read(model, inputs)
     words = []
     for b in range(len(values[0])):

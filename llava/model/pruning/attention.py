@@ -156,8 +156,11 @@ def pruned_attention(
         return decode(query, key, value, mask, softmax), None
     if isinstance(pruning, RecordedCall):
         pruning.states, pruning.softmax = (query, key, value), softmax
-        stream = Segments((query.shape[2],), (query.shape[2],))
-        return by_segment(query, key, value, stream, True, softmax.scale), None
+        rows = query.shape[2]
+        if not softmax.plain:
+            seen = torch.ones(1, 1, rows, rows, dtype=torch.bool, device=query.device).tril()
+            return attend_masked(query, key, value, seen, softmax), None
+        return by_segment(query, key, value, Segments((rows,), (rows,)), True, softmax.scale), None
     key, value = complete(pruning.tokens, query, key, value)
     pruning.query, pruning.key, pruning.value, pruning.softmax = query, key, value, softmax
     if isinstance(pruning, PeekCall):

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .attention import NAME, DecodeCall, run_layer
 from .cache import RaggedCache
-from .families import Family
-from .flops import DecoderShape
+from .families import Family, shape_of
 from .graphs import LayerGraphs
 from .grid import grid_of, runs_of
-from .layers import rotary_tables
+from .layers import LayerKind, rotary_tables
 from .method import Method as PruningConfig
 from .method import PromptState
 from .packed import PackedTokens, upload
@@ -85,9 +84,7 @@ class PrunedForward:
         self.traces: list[PruningTrace] = []
         self.policies: list[PromptState] = []
         self._text_config = self.decoder.config
-        self._shape = DecoderShape.of(self._text_config)
-        self.kinds = family.layers(self.decoder)
-        self._tables = rotary_tables(self.decoder)
+        self._shape = shape_of(model)
         self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
         self.handed: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -96,6 +93,15 @@ class PrunedForward:
         self._labels: torch.Tensor | None = None
         self._targets: np.ndarray | str | None = None
         self._grid: np.ndarray | None = None
+
+    @cached_property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """What each layer does."""
+        return self.family.layers(self.decoder)
+
+    @cached_property
+    def _tables(self) -> tuple[str, ...]:
+        return rotary_tables(self.decoder)
 
     @contextmanager
     def prompt_of(self, width: int | None, grid: np.ndarray | None = None) -> Iterator[None]:
