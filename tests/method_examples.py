@@ -33,6 +33,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "scope": {"method": "scope", "share": 0.4},
     "prumerge": {"method": "prumerge", "share": 0.4, "neighbours": 4},
     "hiprune": {"method": "hiprune", "share": 0.4, "alpha": 0.9},
+    "evs": {"method": "evs", "share": 0.6},
+    "vidcom2": {"method": "vidcom2", "share": 0.4},
+    "dycoke": {"method": "dycoke", "merge": 0.6},
+    "frames": {"method": "frames", "share": 0.4},
+    "downsample": {"method": "downsample", "share": 0.3},
     "none": {"method": "none", "before": {"method": "random", "keep": 6}},
     "replay": {"method": "replay", "filter_layer": 2, "keep": 3, "exit_layer": 5, "shallow_layers": 2},
     "mask": {

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from llava.eval import compare_methods
+from llava.eval.results.comparison import compare
 from llava.eval.runner.costs import Costs
+from llava.eval.runner.run import Run
 from llava.eval.tuning import choosing
 from llava.eval.tuning.benchmark_set import Answered
 from llava.eval.tuning.candidates import Candidate, Shallow, Space
@@ -51,7 +53,8 @@ def test_every_method_that_prunes_takes_part():
     assert played == {name for name, cls in CLASSES.items() if cls.__module__.startswith("llava.")} - {
         "mask",
         "disturb",
-    }  # these drop nothing: instruments of experiments
+        "schedule",
+    }  # instruments of experiments, which drop nothing; and plans that a training makes
 
 
 def test_a_dry_run_counts_as_the_formula_does(dry):
@@ -212,7 +215,7 @@ def data(tmp_path_factory):
     return folder
 
 
-PLAYED = ("visipruner", "plan", "fastv", "fitprune", "vtw", "visionzip", "random-before")
+PLAYED = ("visipruner", "plan", "fastv", "fitprune", "vtw", "visionzip", "random-before", "downsample")
 
 
 def arguments(data, out, *more):
@@ -238,13 +241,38 @@ def test_methods_stand_at_one_cost_beside_dense(run):
     for name, row in reached.items():
         # VisiPruner decides by what it measures: ten questions cost what they cost, set on six others
         assert row["flops"] <= 0.4 + (0.06 if name == "visipruner-60" else 0.01)
-        assert row["flops"] > 0.4 - (0.1 if name == "vtw-60" else 0.03)
+        assert row["flops"] > 0.4 - (0.1 if name in ("vtw-60", "downsample-60") else 0.03)
     assert rows["dense"]["flops"] == rows["none"]["flops"] == 1 > rows["half"]["flops"] > rows["blind"]["flops"]
     assert rows["none"]["agreement"]["gqa_mini"] == 100
     assert rows["none"]["interval"] == rows["dense"]["interval"]
     assert all(row["questions"] == 10 for row in rows.values())
     assert set(summary["absent"]["99"]) == set(PLAYED)  # the text alone costs more
     assert summary["verdicts"][1] == "−99%: no method reaches it"
+
+
+def test_methods_are_scored_on_what_the_control_fails(run, data):
+    """The share of questions, and each config's accuracy on them, counted again from the answers."""
+    failed = json.loads((run / "summary.json").read_text())["failed"]["60"]
+    asked = json.loads((data / "eval/gqa_mini/data/testdev_balanced_questions.json").read_text())
+    answers = run / "answers" / "gqa_mini"
+
+    def right(name):
+        rows = map(json.loads, (answers / f"{name}.jsonl").read_text().splitlines())
+        return {row["question_id"]: row["text"].lower() == asked[row["question_id"]]["answer"].lower() for row in rows}
+
+    wrong = [question for question, ok in right("downsample-60").items() if not ok]
+    assert wrong and failed["percent"] == {"gqa_mini": 100 * len(wrong) / 10}
+    assert (
+        set(failed["accuracy"]) >= {"dense", "none", "blind", "fastv-60"} and "downsample-60" not in failed["accuracy"]
+    )
+    for name in ("dense", "fastv-60", "blind"):
+        expected = 100 * sum(right(name)[question] for question in wrong) / len(wrong)
+        assert failed["accuracy"][name]["gqa_mini"] == pytest.approx(expected)
+    words = [str(answers / f"{name}.jsonl") for name in ("dense", "fastv-60")]
+    result = compare(*map(Run.read, words), failed_by=Run.read(answers / "downsample-60.jsonl"), resamples=10)
+    assert result["failed"] == {"by": "downsample-60", "asked": 10, "count": len(wrong), "percent": 10.0 * len(wrong)}
+    assert result["questions"] == result["scored"] == len(wrong)
+    assert result["scores"]["accuracy"]["b"] == pytest.approx(failed["accuracy"]["fastv-60"]["gqa_mini"])
 
 
 def test_configs_are_written_with_what_was_tried(run):

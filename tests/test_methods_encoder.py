@@ -307,6 +307,54 @@ def test_methods_that_mix_features_refuse_towers_whose_tokens_mix_patches():
         PruningConfig.from_dict({"method": "prumerge"}).countable(576)
 
 
+def patchify(video):
+    """[frames, 3, H, W] → Qwen's patches: squares of 2 × 2 patches of 4 × 4 pixels of two frames, row after row."""
+    rows = []
+    for t in range(0, len(video), 2):
+        for a in range(0, video.shape[2], 8):
+            for b in range(0, video.shape[3], 8):
+                for i in (0, 4):
+                    for j in (0, 4):
+                        rows.append(video[t : t + 2, :, a + i : a + i + 4, b + j : b + j + 4].transpose(0, 1).flatten())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", ["llava original", "llava", "siglip", "internvl llama", "qwen2_vl", "qwen2_5_vl"])
+@torch.no_grad()
+def test_downsample_shows_the_tokens_of_the_smaller_picture(name):
+    """One image of 4 × 4 tokens (Qwen 4 × 3) at 2 × 2, by the model's own encoder."""
+    model = MORE[name].model
+    batch = family_models.Batch(MORE[name], "ttitt")
+    with MORE[name].prune({"method": "downsample", "keep": 5}, batch) as session:
+        if name.startswith("qwen"):
+            picture = torch.randn(2, 3, 32, 24, generator=torch.Generator().manual_seed(3))
+            batch.inputs["pixel_values"] = patchify(picture)
+        entered = model(**batch.inputs, output_hidden_states=True).hidden_states[0][0]
+    (trace,) = session.traces
+    count, wide = (12, 3) if name.startswith("qwen") else (16, 4)
+    assert trace.visual_tokens == count and trace.visual_per_layer == [4] * 6
+    first = batch.visual[0].nonzero()[0].item()
+    rows, columns = (1, 3), (0, 2) if wide == 3 else (1, 3)
+    assert trace.cuts == [(-1, [first + wide * row + column for row in rows for column in columns])]
+    if name.startswith("qwen"):
+        small = torch.nn.functional.interpolate(picture, (16, 16), mode="bicubic", antialias=True)
+        expected = model.model.visual(patchify(small), grid_thw=torch.tensor([[1, 4, 4]])).pooler_output
+    else:
+        pixels = batch.inputs.get("images", batch.inputs.get("pixel_values"))
+        small = torch.nn.functional.interpolate(pixels, (8, 8), mode="bicubic", antialias=True)
+        if name.startswith("internvl"):
+            expected = model.model.get_image_features(
+                small, vision_feature_layer=-1, vision_feature_select_strategy="default"
+            ).pooler_output[0]
+        else:
+            original = name == "llava original"
+            tower = model.get_vision_tower().vision_tower if original else model.model.vision_tower
+            states = tower(small, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-2]
+            project = model.model.mm_projector if original else model.model.multi_modal_projector
+            expected = project(states[:, int(name != "siglip") :])[0]
+    assert (entered[first : first + 4] - expected).abs().max() < 1e-5
+
+
 def hooks_of(model):
     return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
 

@@ -15,6 +15,8 @@ run, whose chunks are put together. Both must have been asked the same question 
 example, dense against pruned:
   python -m llava.eval.compare runs/quickstart/gqa_mini/dense.jsonl runs/quickstart/gqa_mini/paper.jsonl --examples 3
 
+  … --failed-by runs/control/gqa_mini/downsample.jsonl    # only the questions that a smaller picture fails
+
 fixed, broken    answers that B scores higher, or lower, than A does: wrong to right and right to wrong, scored 0 or 1
 interval         95%, paired bootstrap: images are drawn with all their questions, MME's within their task
 p                exact and two-sided, that fixed and broken are equally likely (McNemar's test for scores of 0 and 1)
@@ -36,6 +38,9 @@ class Options(OutputOptions):
     references: str | None = option(None, help="default: where LLaVA's layout has them, beside the question file")
     judge: str | None = option(None, help="how answers to questions of your own compare with --references, e.g. exact")
     allow_partial: bool = option(False, help="compare the common questions of unfinished or unequal runs")
+    failed_by: str | None = option(
+        None, help="the run of a control: compare only the questions that it fails", metavar="RUN"
+    )
     examples: int = option(0, help="show the first N broken and the first N fixed answers", type=number(int, 0))
     resamples: int = option(10_000, help="draws of the bootstrap (default 10000)", type=number(int, 1))
     seed: int = option(0, help="seed of the bootstrap (default 0)", type=number(int, 0))
@@ -56,6 +61,7 @@ def work(options: Options) -> None:
         options.resamples,
         options.seed,
         options.examples,
+        None if options.failed_by is None else Run.read(options.failed_by),
     )
     print_comparison(result)
     print_json(result, options)

@@ -13,16 +13,19 @@ from llava.eval.results.plots import PlotOptions
 
 PROG = "python -m llava.eval.compare_methods"
 METHODS = ("visipruner", "plan", "divprune-visipruner", "fastv", "pyramiddrop", "sparsevlm", "vtw", "fitprune")
-METHODS += ("topk-text", "topk-visual", "topk-influence", "visionzip", "divprune", "random", "random-before")
+METHODS += ("topk-text", "topk-visual", "topk-influence", "dart", "visionzip", "divprune", "cdpruner", "vispruner")
+METHODS += ("holov", "scope", "prumerge", "hiprune", "random", "random-before", "downsample")
 EPILOG = f"""
 methods:
   {", ".join(METHODS[:8])},
-  {", ".join(METHODS[8:])}
+  {", ".join(METHODS[8:17])},
+  {", ".join(METHODS[17:])}
 of these
   plan                    VisiPruner's filter and exit layer (medians), one for every prompt, tokens spread evenly
   divprune-visipruner     DivPrune before the decoder, then VisiPruner as it was set for the lowest target
   topk-RANK               attention_topk; by the last token's attention it is fastv
   random, random-before   controls: drawn after a layer, or before the decoder
+  downsample              control: the picture made smaller; the questions that it fails are also scored alone
 or path/to/file.py:Class, a method of your own with schedules() and with_budget() (docs/methods.md).
 Beside them run none and blind (nothing pruned; no visual token at all) and every --config as it is.
 

@@ -17,6 +17,8 @@ from llava.eval.runner.run import Run
 FIGURES = ("flops", "flops_all_tokens", "kv_bytes", "prompt_tokens", "visual_tokens", "generated_tokens")
 FIGURES += ("tokens_per_layer", "kept_tokens", *(f"{stage}_ms" for stage in STAGES))
 MACHINE = ("device_name", "threads", "batch_size")
+FAILED = 0.5
+"""A score below it is a failure."""
 _SAID = ("model", "model_base", "pruning_config", "question_file", "chunk")
 
 
@@ -30,6 +32,7 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
     examples: int = 0,
+    failed_by: Run | None = None,
 ) -> dict[str, Any]:
     """Compare run B with run A, question by question.
 
@@ -43,11 +46,13 @@ def compare(
         resamples: draws of the bootstrap.
         seed: of the bootstrap.
         examples: how many broken and how many fixed answers to show, the first ones of the file.
+        failed_by: a run of a control: only the questions that it fails are compared.
 
     Returns:
         JSON-ready: "a", "b" (name, answers, model, config), "questions", "partial", "notes", "agreement", "costs"
         {figure: {"a", "b", "ratio"}}; with references also "benchmark", "scored", "scores" {score: {"a", "b",
-        "difference", "interval"}}, "clusters", "fixed", "broken", "p" and "examples".
+        "difference", "interval"}}, "clusters", "fixed", "broken", "p" and "examples"; with `failed_by` also "failed"
+        (how many of "asked" the control fails, and their "percent").
 
     Raises:
         UserError: runs that cannot be compared (other questions, unfinished, nothing in common), or a benchmark,
@@ -56,6 +61,13 @@ def compare(
     """
     keys, notes = _common(a, b, partial)
     notes += _differences(a, b)
+    failed = {}
+    if failed_by is not None:
+        answered = [key for key in keys if key in failed_by.answers]
+        keys = failed_questions(failed_by, answered, benchmark, references, judge)
+        failed = {"by": failed_by.name, "asked": len(answered), "count": len(keys)}
+        failed["percent"] = 100 * len(keys) / len(answered)
+        notes.append(f"only the {len(keys)} of {len(answered)} questions that {failed_by.answers_file} fails")
     agreement = a.agreement(b, keys)
     result: dict[str, Any] = {
         "a": _describe(a),
@@ -70,6 +82,8 @@ def compare(
         },
         "costs": _costs(a, b, keys),
     }
+    if failed:
+        result["failed"] = failed
     try:
         judging = judge_of(a, benchmark, references, judge)
         both = [judging.scores(run) for run in (a, b)]
@@ -118,6 +132,28 @@ def compare(
             for key in found[:examples]
         ],
     }
+
+
+def failed_questions(
+    control: Run,
+    keys: Sequence[Key],
+    benchmark: Benchmark | str | None = None,
+    references: str | Path | None = None,
+    judge: str | None = None,
+) -> list[Key]:
+    """Return the questions among `keys` that a control's run fails (see `judge_of` for the last three).
+
+    Raises:
+        UserError: the control answered none of them, fails none, or cannot be scored.
+
+    """
+    scores = judge_of(control, benchmark, references, judge).scores(control)
+    if not any(key in scores for key in keys):
+        raise UserError(f"{control.answers_file} has scores for none of the questions that are compared")
+    failed = [key for key in keys if key in scores and scores[key] < FAILED]
+    if not failed:
+        raise UserError(f"{control.answers_file} fails none of the questions that are compared")
+    return failed
 
 
 def _describe(run: Run) -> dict[str, Any]:

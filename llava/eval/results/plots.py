@@ -12,6 +12,14 @@ import numpy as np
 from llava.cli import number, option
 
 MARKERS = "osD^vPXh"
+NAMED = (
+    *("visipruner", "fastv", "pyramiddrop", "sparsevlm", "vtw", "fitprune", "visionzip", "divprune", "random"),
+    *("downsample", "cdpruner", "dart", "vispruner", "holov", "scope", "prumerge", "hiprune", "plan", "topk-text"),
+    *("topk-visual", "topk-influence", "random-before", "divprune-visipruner", "none", "blind", "attention_topk"),
+)
+"""Methods with a colour and marker of their own in every picture; a new one goes to the end."""
+OTHERS = 40
+"""Number of the first look of other things; colours and markers repeat together after as many."""
 FRONT = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
 DENSE_LEVEL = {"color": "0.6", "linestyle": ":", "linewidth": 1.4}
 BAND = (10, 90)
@@ -65,12 +73,13 @@ def summary_plot(
     "dense_flops_all_tokens"
     """
     figure, [[left, right]] = new_figure((11, 4.2), 1, 2, width_ratios=(3, 2))
+    own = looks(list(rows))
     for place, (name, row) in enumerate(rows.items()):
         tokens = row["tokens_per_layer"]
-        left.plot(range(len(tokens)), tokens, label=name, linewidth=2, markersize=5, **look(place))
+        left.plot(range(len(tokens)), tokens, label=name, linewidth=2, markersize=5, **own[name])
         accuracy = sum(row["accuracy"].values()) / len(row["accuracy"])
         share = 100 * row["flops_all_tokens"] / row["dense_flops_all_tokens"]
-        right.plot([share], [accuracy], linestyle="", label=name, markersize=9, **look(place))
+        right.plot([share], [accuracy], linestyle="", label=name, markersize=9, **own[name])
         right.annotate(name, (share, accuracy), xytext=(8, (5, -12)[place % 2]), textcoords="offset points", fontsize=9)
     left.set(title="tokens kept per layer, mean")
     _token_axes(left, len(next(iter(rows.values()))["tokens_per_layer"]))
@@ -216,13 +225,23 @@ def look(number: int) -> dict[str, Any]:
     return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)]}
 
 
+def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker by name: a method's own, also with a target behind it ("fastv-50"), or the next ones."""
+    bases = {name: name if name in NAMED else name.rpartition("-")[0] for name in names}
+    others = [name for name, base in bases.items() if base not in NAMED]
+    numbers = {
+        name: NAMED.index(base) if base in NAMED else OTHERS + others.index(name) for name, base in bases.items()
+    }
+    return {name: look(number) for name, number in numbers.items()}
+
+
 def _looks(panels: Panels, shown: Panels) -> dict[str, dict[str, Any]]:
     """One look per name over all `panels`, for the names in `shown`; dense runs are black stars."""
     runs = {run.name: run.dense for runs in panels.values() for run in runs}
-    others = [name for name, dense in runs.items() if not dense]
+    own = looks([name for name, dense in runs.items() if not dense])
     star = {"color": "black", "marker": "*"}
     names = {run.name for runs in shown.values() for run in runs}
-    return {name: star if dense else look(others.index(name)) for name, dense in runs.items() if name in names}
+    return {name: star if dense else own[name] for name, dense in runs.items() if name in names}
 
 
 def _with(panels: Panels, wanted: Callable[[Drawn], bool]) -> Panels:

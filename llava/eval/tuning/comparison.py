@@ -17,11 +17,13 @@ from llava.model.pruning import PruningConfig
 
 from .benchmark_set import BenchmarkSet
 from .choosing import Chooser, Entry, schedules
-from .rows import Row, csv_text, draw, make_row, verdict
+from .rows import Failed, Row, csv_text, draw, failed_by, make_row, verdict
 
 if TYPE_CHECKING:
     from llava.eval.compare_methods import Options
 
+CONTROL = "downsample"
+"""The method whose failures are scored by themselves."""
 CONTROLS = {"none": {"method": "none"}, "blind": {"method": "vtw", "k": 0}}
 """Beside dense and random: the engine with nothing pruned, and the language model without any visual token."""
 
@@ -105,7 +107,18 @@ class MethodComparison:
         ]
         if self.options.rounds:
             self._time(configs, rows)
-        return self._write(rows, chosen, sorted(devices))
+        return self._write(rows, self._failed(configs), chosen, sorted(devices))
+
+    def _failed(self, configs: Configs) -> dict[str, Failed]:
+        """Return what each config scores on the questions that the control of its target fails, by target."""
+        found = {}
+        for saved in self.targets:
+            control = f"{CONTROL}-{saved:g}"
+            names = [name for name, (_, target, _) in configs.items() if target in (None, saved) and name != control]
+            if control in configs:
+                runs = {name: self.real.runs(_file_name(name)) for name in names}
+                found[f"{saved:g}"] = failed_by(self.real.runs(_file_name(control)), runs)
+        return found
 
     def _choose(self) -> dict[str, dict[str, Entry]]:
         """Return the entries by target and method; those that `configs.json` has are taken from there."""
@@ -139,7 +152,9 @@ class MethodComparison:
         for row in rows:
             row |= {key: times[row["name"]][key] for key in ("prefill_ms", "speedup", "speedup_range")}
 
-    def _write(self, rows: list[Row], chosen: dict[str, dict[str, Entry]], devices: list[str]) -> dict[str, Any]:
+    def _write(
+        self, rows: list[Row], failed: dict[str, Failed], chosen: dict[str, dict[str, Entry]], devices: list[str]
+    ) -> dict[str, Any]:
         options, targets = self.options, [f"{saved:g}" for saved in self.targets]
         absent = {
             target: {name: chosen[target][name]["absent"] for name in self.methods if "absent" in chosen[target][name]}
@@ -152,6 +167,7 @@ class MethodComparison:
             "targets": self.targets,
             "count": options.count,
             "rows": rows,
+            "failed": failed,
             "absent": absent,
             "verdicts": [verdict(rows, saved, options.points) for saved in self.targets],
         }

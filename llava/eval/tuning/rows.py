@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llava.eval.results.comparison import compare
-from llava.eval.results.plots import DENSE_LEVEL, FRONT, look, new_figure, pareto_front, tidy
+from llava.eval.results.comparison import FAILED, compare
+from llava.eval.results.judging import judge_of
+from llava.eval.results.plots import DENSE_LEVEL, FRONT, draw_intervals, looks, new_figure, pareto_front, tidy
 from llava.eval.results.table import Column, Table
 from llava.eval.results.table import csv_text as csv_of
 from llava.eval.runner.run import Run
@@ -15,10 +16,14 @@ from llava.eval.runner.run import Run
 from .benchmark_set import Count, costs_of
 
 MEAN = "mean"
+COLUMNS = 6
+"""Panels of a line of the picture."""
 TOKENS: Mapping[Count, str] = {"all": "all tokens", "visual": "visual tokens"}
 SHARES: Mapping[Count, str] = {"all": "flops", "visual": "visual_flops"}
 
 Row = dict[str, Any]
+Failed = dict[str, Any]
+"""{"percent": questions that a control fails, "accuracy": {config: on those}}, both by benchmark."""
 
 
 def make_row(name: str, method: str, saved: float | None, runs: Mapping[str, Run], dense: Mapping[str, Run]) -> Row:
@@ -73,6 +78,26 @@ def mean_interval(parts: Sequence[tuple[float, Sequence[float] | None]]) -> list
     return [middle - below, middle + above]
 
 
+def failed_by(control: Mapping[str, Run], runs: Mapping[str, Mapping[str, Run]]) -> Failed:
+    """Return the share of questions that the control fails, and the accuracy of each config's runs on them.
+
+    Benchmarks of which it fails none are left out.
+    """
+    found: Failed = {"percent": {}, "accuracy": {name: {} for name in runs}}
+    for benchmark, run in control.items():
+        spec = run.record.get("benchmark")
+        judging = judge_of(run, spec if isinstance(spec, str) and ":" in spec else None)
+        scores = judging.scores(run)
+        failed = [key for key, score in scores.items() if score < FAILED]
+        if not failed:
+            continue
+        found["percent"][benchmark] = 100 * len(failed) / len(scores)
+        for name, own in runs.items():
+            reached = judging.scores(own[benchmark])
+            found["accuracy"][name][benchmark] = 100 * _mean([reached[key] for key in failed])
+    return found
+
+
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """Sort by mean accuracy, best first, then by FLOPs."""
     return sorted(rows, key=lambda row: (-row["mean"], row["flops"]))
@@ -105,9 +130,25 @@ def print_tables(summary: Mapping[str, Any]) -> None:
         if members:
             target = f"−{saved or 0:g}% of prefill FLOPs, {TOKENS[summary['count']]}"
             table_of(members).print("controls and other configs" if saved is None else target)
+        failed = summary["failed"].get(f"{saved:g}") if saved is not None else None
+        if failed and failed["percent"]:
+            print_failed(failed)
         for method, reason in summary["absent"].get(f"{saved:g}", {}).items() if saved is not None else ():
             print(f"{method}: absent, {reason}")
         print()
+
+
+def print_failed(failed: Failed) -> None:
+    """Print the accuracy on the questions that the control fails, best first."""
+    benchmarks = list(failed["percent"])
+    table = Table(
+        [Column("name", "config"), Column(MEAN, MEAN, ".1f"), *(Column(one, one, ".1f") for one in benchmarks)]
+    )
+    means = {name: _mean(list(own.values())) for name, own in failed["accuracy"].items()}
+    for name in sorted(means, key=lambda name: -means[name]):
+        table.add(name, means[name], *failed["accuracy"][name].values())
+    shares = ", ".join(f"{share:.0f}% of {benchmark}" for benchmark, share in failed["percent"].items())
+    table.print(f"accuracy on the questions that downsample fails: {shares}")
 
 
 def table_of(rows: Sequence[Row]) -> Table:
@@ -160,32 +201,42 @@ def _flat(row: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
 
 
 def draw(rows: Sequence[Row], title: str, count: Count) -> Any:
-    """Draw accuracy against prefill FLOPs, one panel per benchmark and one of the mean, a line per method."""
-    benchmarks = list(rows[0]["accuracy"])
-    panels = {MEAN: [row["mean"] for row in rows]} | {b: [row["accuracy"][b] for row in rows] for b in benchmarks}
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    columns, lines = min(2, len(panels)), -(-len(panels) // 2)
-    figure, grid = new_figure((5.4 * columns, 4.2 * lines + 1), lines, columns)
-    for axes in grid.ravel()[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (name, values) in zip(grid.ravel(), panels.items(), strict=False):
-        points = [(100 * row[SHARES[count]], value) for row, value in zip(rows, values, strict=True)]
-        for number, method in enumerate(methods):
-            own = sorted(point for point, row in zip(points, rows, strict=True) if row["method"] == method)
-            axes.plot(*zip(*own, strict=True), label=method, alpha=0.85, **_look(number, method))
-        axes.plot(*zip(*(points[index] for index in pareto_front(points)), strict=True), zorder=1, **FRONT)
-        level = next(value for row, value in zip(rows, values, strict=True) if row["method"] == "dense")
-        axes.axhline(level, zorder=0, **DENSE_LEVEL)
-        axes.set(title=name, xlabel=f"prefill FLOPs, {TOKENS[count]} (% of dense)", ylabel="accuracy (%)")
+    """Draw mean accuracy against prefill FLOPs in one small panel per method, the others grey behind it.
+
+    Every panel has the levels of dense and of the best config at each cost; bars are 95% intervals of the difference.
+    """
+    dense = next(row for row in rows if row["method"] == "dense")["mean"]
+    methods = [name for name in dict.fromkeys(row["method"] for row in rows) if name != "dense"]
+    shown = {name: _line([row for row in rows if row["method"] == name], count) for name in methods}
+    points = [(100 * row[SHARES[count]], row["mean"]) for row in rows]
+    front, own = [points[index] for index in pareto_front(points)], looks(methods)
+    columns = min(COLUMNS, len(methods))
+    lines = -(-len(methods) // columns)
+    figure, grid = new_figure((2.3 * columns, 2.1 * lines + 0.9), lines, columns, sharex=True, sharey=True)
+    for axes, (name, (x, y, low, high)) in zip(grid.ravel(), shown.items(), strict=False):
+        for other, line in shown.items():
+            if other != name:
+                axes.plot(line[0], line[1], color="0.85", linewidth=0.8, marker=".", markersize=3, zorder=0)
+        axes.axhline(dense, zorder=1, **DENSE_LEVEL)
+        axes.plot(*zip(*front, strict=True), zorder=1, **FRONT | {"linewidth": 0.8})
+        draw_intervals(axes, x, y, low, high, own[name]["color"])
+        axes.plot(x, y, linewidth=1.8, markersize=6, zorder=3, **own[name])
+        axes.set_title(name, fontsize=9)
         tidy(axes)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    figure.suptitle(f"{title}: accuracy against FLOPs (dashed: Pareto front, dotted: dense)")
+    for axes in grid.ravel()[len(methods) :]:
+        axes.set_visible(False)
+    figure.supxlabel(f"prefill FLOPs, {TOKENS[count]} (% of dense)", fontsize=9)
+    figure.supylabel("mean accuracy (%)", fontsize=9)
+    figure.suptitle(
+        f"{title}: mean accuracy of {', '.join(rows[0]['accuracy'])} (dotted: dense, dashed: Pareto front)", fontsize=10
+    )
     return figure
 
 
-def _look(number: int, method: str) -> dict[str, Any]:
-    if method == "dense":
-        return {"color": "black", "marker": "*", "markersize": 14, "linestyle": ""}
-    size = {"linewidth": 2.4, "markersize": 9} if method == "visipruner" else {"linewidth": 1.0, "markersize": 6}
-    return look(number) | size
+def _line(rows: Sequence[Row], count: Count) -> tuple[list[float], ...]:
+    """FLOPs in percent, mean accuracy and the ends of its interval (NaN without one), cheapest first."""
+    rows = sorted(rows, key=lambda row: row[SHARES[count]])
+    ends = [row["mean_interval"] or (math.nan, math.nan) for row in rows]
+    base = [row["mean"] - row["mean_difference"] for row in rows]
+    low, high = ([level + end[side] for level, end in zip(base, ends, strict=True)] for side in (0, 1))
+    return [100 * row[SHARES[count]] for row in rows], [row["mean"] for row in rows], low, high

@@ -182,7 +182,7 @@ class Method:
     reads_vision: ClassVar[tuple[Any, ...]] = ()
     """What its probe reads of the image encoder: `EncoderReading`s."""
     encoder_needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of `Encoder` that must be true for it: `class_token`, `patchwise`."""
+    """Fields of `Encoder` that must be there for it: `class_token`, `patchwise`, `shrink`."""
     reads_frames = False
     """Whether it asks which frame a visual token is of (`PromptState.frames`), so that the engine finds that out."""
     no_reuse: ClassVar[str | None] = None

@@ -65,6 +65,8 @@ class Probe:
 
 def fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
     """Bring tensors of one device to the host as fp32 arrays: one transfer, one synchronisation."""
+    if not tensors:
+        return []
     if len(tensors) == 1:  # the usual case: nothing to join, and no launch for it in every probed layer
         return [tensors[0].detach().float().cpu().numpy()]
     flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu().numpy()

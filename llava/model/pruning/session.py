@@ -32,7 +32,7 @@ _entering = threading.Lock()
 
 def prune(
     model: torch.nn.Module,
-    config: PruningConfig | Mapping[str, Any] | str | os.PathLike,
+    config: PruningConfig | Mapping[str, Any] | str | os.PathLike | None = None,
     visual_mask: torch.Tensor | None = None,
     *,
     backend: str = "auto",
@@ -44,7 +44,8 @@ def prune(
     model:
         a supported model, a bare decoder, or a PEFT model around one
     config:
-        a `PruningConfig`, a dict, JSON text or a path to a `.json` file
+        a `PruningConfig`, a dict, JSON text or a path to a `.json` file; None: the one that the model was trained with
+        (`visual_schedule` of its config)
     visual_mask:
         bool [B, T], True at visual tokens of the prompts read inside the block; needed for a bare decoder
         (`LlamaForCausalLM`), found by the model family otherwise. Beams repeat its rows.
@@ -83,7 +84,8 @@ def prune(
     graphs = LayerGraphs() if cuda_graphs is True else cuda_graphs or None
     if graphs is not None and cache is not None:
         raise ValueError("cuda_graphs is for prompts that are read whole; leave it or prefix_cache out")
-    return PruningSession(model, PruningConfig.of(config), visual_mask, backend, cache, lasting, graphs)
+    config = PruningConfig.of(_trained_config(model) if config is None else config)
+    return PruningSession(model, config, visual_mask, backend, cache, lasting, graphs)
 
 
 class PruningSession:
@@ -156,7 +158,7 @@ class PruningSession:
 
     def __enter__(self) -> PruningSession:
         with _entering:
-            if isinstance(getattr(vars(self._decoder).get("forward"), "__self__", None), PrunedForward):
+            if is_pruned(self._decoder):
                 raise RuntimeError(
                     f"this {type(self.model).__name__} is being pruned already; "
                     "leave that `with prune(…)` block first, or load a second copy of the model"
@@ -287,7 +289,11 @@ def _through(inputs: dict[str, Any]) -> torch.Tensor:
     return mask[:, None, None] if mask.ndim == 2 else mask
 
 
-_NEEDS = {"class_token": "a class token", "patchwise": "one visual token per patch"}
+_NEEDS = {
+    "class_token": "a class token",
+    "patchwise": "one visual token per patch",
+    "shrink": "a size of its own for each picture",
+}
 """Fields of `Encoder` in words."""
 _REFUSED = {
     "prefill_chunk_size": "the engine reads a prompt in one piece, because decisions are made at its last token",
@@ -295,6 +301,18 @@ _REFUSED = {
     "assistant_early_exit": "the draft would be read and pruned by the same layers",
 }
 """Settings of `generate` that a pruned model refuses, and why."""
+
+
+def is_pruned(decoder: torch.nn.Module) -> bool:
+    """Whether a session is active on this decoder stack."""
+    return isinstance(getattr(vars(decoder).get("forward"), "__self__", None), PrunedForward)
+
+
+def _trained_config(model: torch.nn.Module) -> Mapping[str, Any]:
+    schedule = getattr(_without_adapters(model).config, "visual_schedule", None)
+    if schedule is None:
+        raise ValueError(f"prune needs a config: this {type(model).__name__} was trained with no visual_schedule")
+    return schedule
 
 
 def _without_adapters(model: torch.nn.Module) -> torch.nn.Module:

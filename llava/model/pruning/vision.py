@@ -8,13 +8,16 @@ again by the visual tokens that enter the decoder.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -38,12 +41,13 @@ class EncoderReading:
     what:
         `class` the attention of the class token to each patch, mean over heads (of a tower without a class token, as
         `all`) · `all` the attention that each patch receives, summed over rows, mean over heads · `joint` that of the
-        class token with the queries and keys of all heads as one · `keys` mean over heads · `joint keys` of all heads
+        class token with the queries and keys of all heads as one · `keys` mean over heads · `joint keys` of all heads ·
+        `pixels` nothing: the picture is held, so that `EncoderStates.shrink` can encode it again
     layer:
         the one whose output is `projected`, the `next` one, or as a share of the encoder's depth: 0.5 of 24 is the 12th
     """
 
-    what: Literal["class", "all", "joint", "keys", "joint keys"]
+    what: Literal["class", "all", "joint", "keys", "joint keys", "pixels"]
     layer: Literal["projected", "next"] | float = "projected"
 
 
@@ -78,6 +82,11 @@ class Encoder:
         maps the projector's keyword arguments and output to `EncodedImages`
     patchwise:
         whether each visual token is made of one patch, so that features [n, Dv] can be mixed and then projected
+    tower, pictures:
+        the module that takes the pixels, and what splits its keyword arguments into those of each image
+    shrink:
+        maps such a picture and (rows, columns) of visual tokens to the tokens [rows · columns, D] of the picture made
+        smaller; None where the tower takes one size only
     """
 
     layers: Sequence[nn.Module]
@@ -86,6 +95,9 @@ class Encoder:
     class_token: bool
     images: Callable[[dict[str, Any], Any], EncodedImages] = square_images
     patchwise: bool = True
+    tower: nn.Module | None = None
+    pictures: Callable[[dict[str, Any]], Sequence[Any]] = lambda arguments: next(iter(arguments.values()))
+    shrink: Callable[[Any, tuple[int, int]], torch.Tensor] | None = None
 
     def place(self, layer: Literal["projected", "next"] | float) -> int:
         """Return the index of a reading's layer."""
@@ -106,16 +118,23 @@ class EncoderStates:
         rows and columns of the image's visual tokens
     project:
         maps features [n, Dv] to visual tokens [n, D]
+    shrink:
+        maps (rows, columns) to the visual tokens of the picture at that size, for a method that reads `pixels`
     """
 
     features: torch.Tensor | None
     readings: dict[EncoderReading, torch.Tensor]
     grid: tuple[int, int]
     project: Callable[[torch.Tensor], torch.Tensor]
+    shrink: Callable[[tuple[int, int]], torch.Tensor] | None = None
 
 
-def layer_encoder(tower: nn.Module, select_layer: int, projector: nn.Module, class_token: bool) -> Encoder:
+def layer_encoder(
+    tower: nn.Module, select_layer: int, projector: nn.Module, class_token: bool, around: nn.Module | None = None
+) -> Encoder:
     """Return the encoder of a CLIP or SigLIP tower whose hidden state `select_layer` (as transformers counts) is read.
+
+    around: the module that calls the tower's parts, where that is not the tower itself
 
     Raises:
         ValueError: the selected state is no layer's output.
@@ -125,7 +144,22 @@ def layer_encoder(tower: nn.Module, select_layer: int, projector: nn.Module, cla
     number = select_layer % (len(stack) + 1)
     if number == 0:
         raise ValueError(f"hidden state {select_layer} of the vision tower is not the output of an encoder layer")
-    return Encoder(stack, number - 1, projector, class_token)
+
+    def shrink(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        patch = tower.config.patch_size
+        small = resized(pixels[None], (size[0] * patch, size[1] * patch))
+        features = tower.embeddings(small.to(tower.embeddings.patch_embedding.weight), interpolate_pos_encoding=True)
+        features = tower.pre_layrnorm(features) if hasattr(tower, "pre_layrnorm") else features
+        for layer in stack[:number]:
+            features = layer(features, attention_mask=None)
+        return projector(features[:, int(class_token) :])[0]
+
+    return Encoder(stack, number - 1, projector, class_token, tower=around or tower, shrink=shrink)
+
+
+def resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return pixels [N, C, H, W] at (height, width) `size`, bicubic with antialiasing as image processors resize."""
+    return F.interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False)
 
 
 class EncoderHook:
@@ -138,10 +172,12 @@ class EncoderHook:
     def __init__(self, encoder: Encoder, readings: Sequence[EncoderReading]):
         self.encoder, self.readings = encoder, tuple(dict.fromkeys(readings))
         self._hooks: list = []
-        self._recorders = {encoder.place(one.layer): _Recorder() for one in readings}
+        self._recorders = {encoder.place(one.layer): _Recorder() for one in readings if one.what != "pixels"}
         self._features: torch.Tensor | None = None
+        self._pictures: Sequence[Any] | None = None
         self._images: list[tuple[torch.Tensor, int, EncoderStates]] = []
         self._present = 0
+        self._hooks_off = False
 
     def start(self) -> None:
         """Start recording."""
@@ -151,6 +187,9 @@ class EncoderHook:
                 layer.register_forward_pre_hook(recorder.enter),
                 layer.register_forward_hook(recorder.leave),
             ]
+        if any(one.what == "pixels" for one in self.readings):
+            hook = self.encoder.tower.register_forward_pre_hook(self._entered, with_kwargs=True)
+            self._hooks.append(hook)
         selected = self.encoder.layers[self.encoder.layer]
         self._hooks.append(selected.register_forward_hook(self._encoded))
         self._hooks.append(self.encoder.projector.register_forward_hook(self._projected, with_kwargs=True))
@@ -162,14 +201,29 @@ class EncoderHook:
         for recorder in self._recorders.values():
             recorder.restore()
             recorder.calls = []
-        self._hooks, self._features, self._images, self._present = [], None, [], 0
+        self._hooks, self._features, self._pictures, self._images, self._present = [], None, None, [], 0
+
+    def _entered(self, module, args, kwargs) -> None:
+        names = list(inspect.signature(module.forward).parameters)
+        self._pictures = self.encoder.pictures(dict(zip(names, args, strict=False)) | kwargs)
+
+    def _shrunk(self, picture: Any, size: tuple[int, int]) -> torch.Tensor:
+        """Encode a picture again, at another size; it is not an image that a prompt shows."""
+        self._hooks_off = True
+        try:
+            with torch.no_grad():
+                return self.encoder.shrink(picture, size)
+        finally:
+            self._hooks_off = False
 
     def _encoded(self, module, args, output) -> None:
+        if self._hooks_off:
+            return
         self._features = output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
     def _projected(self, module, args, kwargs, output) -> None:
-        if self._features is None:
+        if self._features is None or self._hooks_off:
             return
         features, self._features = self._features, None
         following = self._recorders.get(self.encoder.layer + 1)
@@ -177,8 +231,8 @@ class EncoderHook:
             self.encoder.layers[self.encoder.layer + 1](features, attention_mask=None)
         images = self.encoder.images(kwargs, output)
         counts = [len(tokens) for tokens in images.tokens]
-        measured = {one: self._measure(one, images.patches) for one in self.readings}
-        found = len(measured[self.readings[0]])
+        measured = {one: self._measure(one, images.patches) for one in self.readings if one.what != "pixels"}
+        found = len(next(iter(measured.values()))) if measured else sum(counts)
         if found != sum(counts):
             raise ValueError(
                 f"the projector makes {sum(counts)} visual tokens of {found} patches; methods that read the image "
@@ -191,10 +245,12 @@ class EncoderHook:
                 {one: part[number] for one, part in parts.items()},
                 images.grids[number],
                 self.encoder.projector.forward,
+                None if self._pictures is None else partial(self._shrunk, self._pictures[number]),
             )
             self._images.append((_fingerprint(tokens), len(tokens), states))
         for recorder in self._recorders.values():
             recorder.calls = []
+        self._pictures = None
         self._present += len(counts)
         del self._images[: -max(REMEMBERED, self._present)]
 
@@ -344,14 +400,14 @@ class EncoderProbe(Probe):
         device, result = states.tokens.hidden.device, []
         for b in prompts:
             images = states.vision[b]
-            counts = [len(image.readings[self.readings[0]]) for image in images]
+            counts = [image.grid[0] * image.grid[1] for image in images]
             hidden = states.tokens.visual_hidden(b).split(counts) if self.cosines else images
             for image, tokens in zip(images, hidden, strict=True):
-                result += [image.readings[one].to(device) for one in self.readings]
+                result += [image.readings[one].to(device) for one in self.readings if one.what != "pixels"]
                 if self.cosines:
                     own = image.features is not None and self.cosines == "features"
                     vectors = image.features[-len(tokens) :].to(device) if own else tokens
-                    unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
+                    unit = F.normalize(vectors.float(), dim=-1)
                     result.append(unit @ unit.T)
         return result
 
@@ -359,10 +415,10 @@ class EncoderProbe(Probe):
         self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]
     ) -> list[list[SeenImage]]:
         """Put arrays and states of each image together."""
-        rest = iter(arrays)
+        rest, count = iter(arrays), sum(one.what != "pixels" for one in self.readings)
         return [
             [
-                SeenImage([next(rest) for _ in self.readings], next(rest) if self.cosines else None, image)
+                SeenImage([next(rest) for _ in range(count)], next(rest) if self.cosines else None, image)
                 for image in states.vision[b]
             ]
             for b in prompts

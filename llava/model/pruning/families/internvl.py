@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..vision import EncodedImages, Encoder
+from ..vision import EncodedImages, Encoder, resized
 from .placeholders import Placeholders
 
 
@@ -24,7 +24,16 @@ class InternVL(Placeholders):
             return None
         layers = inner.vision_tower.encoder.layer
         images = partial(_tiles, inner.pixel_shuffle, config.downsample_ratio)
-        return Encoder(layers, len(layers) - 1, inner.multi_modal_projector, True, images, patchwise=False)
+
+        def shrink(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+            side = min(size) * round(config.vision_config.patch_size[0] / config.downsample_ratio)
+            small = resized(pixels[None], (side, side)).to(pixels)
+            return inner.get_image_features(
+                small, vision_feature_layer=-1, vision_feature_select_strategy="default"
+            ).pooler_output[0]
+
+        tower, projector = inner.vision_tower, inner.multi_modal_projector
+        return Encoder(layers, len(layers) - 1, projector, True, images, patchwise=False, tower=tower, shrink=shrink)
 
 
 def _tiles(shuffle, ratio: float, arguments: dict, output: torch.Tensor) -> EncodedImages:

@@ -37,4 +37,4 @@ class Llava(Family):
         tower, projector = model.model.vision_tower, model.model.mm_projector
         if tower is None or hasattr(projector, "num_tokens") or model.config.image_aspect_ratio == "anyres":
             return None
-        return layer_encoder(tower.vision_tower, tower.select_layer, projector, class_token=True)
+        return layer_encoder(tower.vision_tower, tower.select_layer, projector, class_token=True, around=tower)

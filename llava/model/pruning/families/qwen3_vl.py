@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
+from ..vision import Encoder
 from .qwen2_vl import Qwen2VL
 
 
@@ -13,6 +16,10 @@ class Qwen3VL(Qwen2VL):
     """The encoder's earlier layers make further features, which the decoder's first layers add at visual tokens."""
 
     model_types = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
+
+    def encoder(self, model: nn.Module) -> Encoder:
+        """Return Qwen2-VL's, without smaller pictures: their DeepStack features would be those of the whole one."""
+        return replace(super().encoder(model), shrink=None)
 
     def added(self, given: dict[str, Any], embeds: torch.Tensor) -> dict[int, torch.Tensor]:
         """Return the features of each layer at their places, zero elsewhere."""
