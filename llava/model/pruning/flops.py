@@ -52,6 +52,8 @@ class LayerShape:
         kv_matrices, matrices = sum(map(_size, made)), _matrices(layer, active)
         if kind.keys_of is not None:
             matrices, kv_matrices, kv = matrices - kv_matrices, 0, 0
+        if kind.reads == "recurrent":
+            return cls(matrices, 0, 0, 0, kind)
         return cls(matrices, 2 * shape.heads * head, kv_matrices, kv, kind)
 
     def flops(self, tokens, pairs):

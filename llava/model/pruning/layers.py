@@ -59,6 +59,8 @@ class LayerKind:
 
     def cached(self, tokens: int) -> int:
         """Return how many of a prompt's tokens the next one can still see."""
+        if self.reads == "recurrent":
+            return 0
         if self.window is None:
             return tokens
         return tokens % self.window if self.reads == "chunked" else min(tokens, self.window - 1)

@@ -144,6 +144,8 @@ class PruningSession:
             warn_no_prefix_cache(f"method {stage.method!r} {stage.no_reuse}")
             prefix_cache = None
         obstacle = self._obstacle or (self._family.no_reuse and f"{type(model).__name__} {self._family.no_reuse}")
+        if obstacle is None and any(kind.reads == "recurrent" for kind in self._family.layers(self._decoder)):
+            obstacle = f"the recurrent layers of {type(model).__name__} keep no state per token"
         if prefix_cache is not None and obstacle is not None:
             warn_no_prefix_cache(obstacle)
             prefix_cache = None

@@ -6,12 +6,13 @@ from torch import nn
 
 from .base import Family
 
-STACKS = ("LlamaModel", "MistralModel", "Ministral3Model", "Qwen2Model", "Qwen3Model", "Qwen3MoeModel", "SmolLM3Model")
-STACKS += ("GemmaModel", "Gemma2Model", "Gemma3TextModel", "CohereModel", "Cohere2Model", "GptOssModel")
+PLAIN = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+STACKS = (*PLAIN, "Ministral3Model", "Qwen3MoeModel", "SmolLM3Model", "GemmaModel", "Gemma2Model", "Gemma3TextModel")
+STACKS += ("CohereModel", "Cohere2Model", "GptOssModel")
 """Stacks that are pruned by themselves, too: their positions are one number per token."""
 
 DECODERS = (*STACKS, "Qwen2VLTextModel", "Qwen2_5_VLTextModel", "Qwen3VLTextModel", "Qwen3VLMoeTextModel")
-DECODERS += ("Glm4vTextModel", "Glm4vMoeTextModel")
+DECODERS += ("Glm4vTextModel", "Glm4vMoeTextModel", "Qwen3_5TextModel", "Qwen3_5MoeTextModel", "Lfm2Model")
 """Stacks that the engine runs: they do nothing but what their `LayerKind`s and `Family.added` say."""
 
 
@@ -41,6 +42,11 @@ class BareDecoder(Family):
 def stack_in(model: nn.Module) -> str | None:
     """Return the name of the first module of `model` that could be pruned by itself, None where there is none."""
     return next((name for name, module in model.named_modules() if name and _is(module, STACKS)), None)
+
+
+def plain(decoder: nn.Module) -> bool:
+    """Whether a decoder is one of those with one row of positions and nothing but attention and MLPs."""
+    return _is(decoder, PLAIN)
 
 
 def check_attention(model: nn.Module, decoder: nn.Module) -> None:
