@@ -26,6 +26,8 @@ from .reading import MaskedReading, Reading, is_plain
 from .softmax import SCALED, Softmax, attend_masked
 
 NAME = "visipruner"
+EXTRA = 8
+"""Dimensions that a rectified head has more: one for the bias, and none that kernels refuse."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ class FrozenTokens:
 
 @dataclass(frozen=True)
 class DecodeCall:
-    """One layer reading new tokens: which cached and new keys each row may read, bool [B, 1, q, L], None for all."""
+    """One layer reading new tokens: which keys each row may read, bool [B, 1, q, L], None for all; fp32: a bias."""
 
     mask: torch.Tensor | None
 
@@ -156,6 +158,7 @@ def pruned_attention(
     softmax = Softmax(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
     if isinstance(pruning, DecodeCall):
         mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
+        mask = mask.to(query.dtype) if mask is not None and mask.is_floating_point() else mask
         return decode(query, key, value, mask, softmax), None
     if isinstance(pruning, RecordedCall):
         pruning.states, pruning.softmax = (query, key, value), softmax
@@ -174,14 +177,37 @@ def pruned_attention(
     out = attend(reading, pruning.rule)
     if pruning.unread is not None:
         out = _without_unread(out, reading, pruning.unread)
+    out = out if pruning.tokens.weights is None else out[..., : query.shape[-1]]
     return _without_rows_before(out, pruning), None
+
+
+def weighted(query, key, weights: torch.Tensor, softmax: Softmax) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return query and key [1, H, T, d + EXTRA] whose scores have log(weights) added, `weights` fp32 [T] of the keys.
+
+    The first extra dimension of a query is 1, that of a key the bias / scale; any kernel then attends rectified.
+
+    Raises:
+        ValueError: a layer that caps its scores, whose bias would be capped with them.
+
+    """
+    if softmax.cap is not None:
+        raise ValueError("rectified attention does not go with layers that cap their scores; leave 'rectify' out")
+    bias = F.pad((weights.log() / softmax.scale).to(key.dtype)[:, None], (0, EXTRA - 1))
+    key = torch.cat((key, bias.expand(*key.shape[:-1], EXTRA)), -1)
+    query = F.pad(query, (0, EXTRA))
+    query[..., -EXTRA] = 1
+    return query, key
 
 
 def _reading(call: PrefillCall) -> Reading:
     """Return how the layer's rows read its keys: by the kernel of the backend where that is right, else masked."""
-    states = (call.query, call.key, call.value, call.tokens, call.softmax)
+    query, key, value = call.query, call.key, call.value
+    if call.tokens.weights is not None:
+        query, key = weighted(query, key, call.tokens.weights, call.softmax)
+        value = F.pad(value, (0, EXTRA))
+    states = (query, key, value, call.tokens, call.softmax)
     if call.softmax.plain and is_plain(call.tokens, call.kind):
-        kernel = choose(call.backend, call.query.device, call.query.dtype, call.query.shape[-1])
+        kernel = choose(call.backend, query.device, query.dtype, query.shape[-1])
         return Reading(*states, kernel)
     return MaskedReading(*states, call.kind, call.tokens)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from .layers import PLAIN, LayerKind
@@ -38,12 +39,12 @@ class RaggedCache(Cache):
     length:
         tokens seen so far, left padding of the batch included
     given:
-        tokens of each prompt as it was given: the place of its first further token, from which windows count
+        int64 [B], tokens of each prompt as it was given, from which windows count; None in a cache without windows
     """
 
     def __init__(self, length: int, next_position: torch.Tensor, given: tuple[int, ...]):
         super().__init__(layers=[])
-        self.given = upload(np.array(given), next_position.device)
+        self.given: torch.Tensor | None = None
         self._given = given
         self.length = self.prompt_length = length
         self.next_position = next_position
@@ -51,6 +52,7 @@ class RaggedCache(Cache):
         self.shifts: list[tuple[int, ...] | None] = []
         self._valid: dict[tuple[int, ...], torch.Tensor] = {}
         self._shift: dict[tuple[int, ...], torch.Tensor] = {}
+        self._bias: dict[int, torch.Tensor] = {}
         self._windows: list[_Window | None] = []
         self._places: dict[_Window, torch.Tensor] = {}
 
@@ -70,7 +72,7 @@ class RaggedCache(Cache):
         unread: bool [T], visual tokens that are not kept, where `rule` keeps all others
         kind: what the layer does; of a window, those tokens are kept that the next one can see
         """
-        lengths, kept = tokens.lengths, None
+        lengths, weights, kept = tokens.lengths, tokens.weights, None
         if unread is not None and rule.visual == "all":
             kept, name = ~unread, None
         elif rule.visual != "all" and tokens.visual.any():
@@ -83,12 +85,15 @@ class RaggedCache(Cache):
             places = partial(np.flatnonzero, kept)
             index = upload(places(), key.device) if name is None else tokens.tensor(name, places, key.device)
             key, value = key.index_select(2, index), value.index_select(2, index)
+            weights = None if weights is None else weights.index_select(0, index)
             counted = partial(_counts, kept, tokens)
             lengths = counted() if name is None else tokens.once((*name, "lengths"), counted)
         self._windows.append(None if kind.window is None else self._window(tokens, kind, kept, lengths))
         layer = DynamicLayer()
         layer.lazy_initialization(key, value)
         layer.keys, layer.values = _padded(key, lengths, tokens), _padded(value, lengths, tokens)
+        if weights is not None:
+            self._bias[len(self.layers)] = _padded(weights.log()[None, None, :, None], lengths, tokens)[:, 0, :, 0]
         self.layers.append(layer)
         self.prompt_tokens.append(lengths)
         self.shifts.append(shift)
@@ -108,18 +113,27 @@ class RaggedCache(Cache):
         self.shifts.append(shift)
 
     def masks(self, new: int) -> list[torch.Tensor | None]:
-        """Return, for each layer, which keys `new` further tokens may read: bool [B, 1, new, L + new], None for all."""
+        """Return, for each layer, which keys `new` further tokens may read: bool [B, 1, new, L + new], None for all.
+
+        Of a layer with tokens that stand for others, fp32: their bias, −∞ at keys that may not be read.
+        """
         made: dict[tuple, torch.Tensor | None] = {}
         last = max(self._given) + self.length - self.prompt_length + new - 1
         windows = self._windows
         if self._places:  # a window that reaches back to all that is held hides nothing
             windows = [one if one and not one.kind.near(last, one.first) else None for one in windows]
-        for layer, key in enumerate(zip(self.prompt_tokens, windows, strict=True)):
+        keys = list(zip(self.prompt_tokens, windows, strict=True))
+        for layer, key in enumerate(keys):
             if not key[0]:
                 made[key] = None
             elif key not in made:
                 made[key] = self._mask(*key, self.layers[layer].get_seq_length(), new)
-        return [made[key] for key in zip(self.prompt_tokens, windows, strict=True)]
+        masks = [made[key] for key in keys]
+        for layer, bias in self._bias.items():
+            full = F.pad(bias, (0, self.layers[layer].get_seq_length() - bias.shape[1] + new))[:, None, None]
+            seen = masks[layer]
+            masks[layer] = full if seen is None else full.masked_fill(~seen.to(full.device), float("-inf"))
+        return masks
 
     def ropes(self, position_ids: torch.Tensor, rotary: Callable[[torch.Tensor], Any]) -> list[Any]:
         """Return (cos, sin) of the new tokens in each layer; position_ids [B, q] before any renumbering."""
@@ -137,6 +151,8 @@ class RaggedCache(Cache):
     def _window(self, tokens: PackedTokens, kind: LayerKind, kept: np.ndarray, lengths: tuple[int, ...]) -> _Window:
         places = tokens.position[kept]
         window = _Window(kind, int(places.min(initial=max(self._given))), places.tobytes(), lengths)
+        if self.given is None:
+            self.given = upload(np.array(self._given), self.next_position.device)
         if window not in self._places:
             padded = np.full((len(lengths), max(lengths)), -1)
             padded.reshape(-1)[left_padded_places(lengths, max(lengths))] = places
@@ -227,8 +243,10 @@ class RaggedCache(Cache):
 
     def _pick(self, rows: torch.Tensor) -> None:
         self.next_position = self.next_position.index_select(0, rows.to(self.next_position.device))
-        self.given = self.given.index_select(0, rows.to(self.given.device))
+        if self.given is not None:
+            self.given = self.given.index_select(0, rows.to(self.given.device))
         self._places = {key: places.index_select(0, rows.to(places.device)) for key, places in self._places.items()}
+        self._bias = {key: bias.index_select(0, rows.to(bias.device)) for key, bias in self._bias.items()}
         # masks stay under the key of the layer's prompt lengths: all layers that share it are reordered alike
         self._valid = {key: valid.index_select(0, rows.to(valid.device)) for key, valid in self._valid.items()}
         self._shift = {key: shift.index_select(0, rows.to(shift.device)) for key, shift in self._shift.items()}

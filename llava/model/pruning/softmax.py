@@ -54,8 +54,8 @@ SCALED = Softmax()
 def attend_masked(query, key, value, seen: torch.Tensor | None, softmax: Softmax) -> torch.Tensor:
     """Attention of rows that each read some keys: query [B, H, q, d], key and value [B, Hkv, k, d] → [B, q, H, d].
 
-    seen: bool [B or 1, 1, q, k], True where a row reads a key; None where it reads all. Soft caps form the weights, in
-    fp32; everything else is torch's SDPA, a sink as one more key without a value.
+    seen: bool [B or 1, 1, q, k], True where a row reads a key, or what is added to the scores; None where it reads all.
+    Soft caps form the weights, in fp32; everything else is torch's SDPA, a sink as one more key without a value.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -68,7 +68,7 @@ def attend_masked(query, key, value, seen: torch.Tensor | None, softmax: Softmax
     if softmax.sinks is not None:
         mask = query.new_zeros(1, 1, query.shape[2], key.shape[2])
         if seen is not None:
-            mask = mask.masked_fill(~seen, float("-inf"))
+            mask = mask + seen if seen.is_floating_point() else mask.masked_fill(~seen, float("-inf"))
         sinks = softmax.sinks.to(query).view(1, -1, 1, 1).expand(len(mask), -1, query.shape[2], 1)
         mask = torch.cat((mask.expand(-1, query.shape[1], -1, -1), sinks), -1)
         key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
