@@ -85,7 +85,7 @@ def test_smollm2_goes_from_captions_to_questions(tmp_path):
     assert prepare == ["scripts/smollm2/prepare.py", "--out", out]
     assert files[:4] == ["-m", "llava.train.tiny.files", "--out", f"{out}/data"]
     for words, expected in [
-        (pretrain, {"tune_mm_mlp_adapter": True, "version": "mpt", "max_steps": 100}),
+        (pretrain, {"tune_mm_mlp_adapter": True, "version": "mpt", "max_steps": 200}),
         (lora, {"lora_enable": True, "pretrain_mm_mlp_adapter": f"{out}/pretrain/mm_projector.bin", "max_steps": 5}),
     ]:
         model, _, training = parse_arguments([*words[2:], "--bf16", "False"])
