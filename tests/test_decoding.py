@@ -63,7 +63,7 @@ def test_settings_check_themselves_and_are_kept():
         and "decoding" not in PruningConfig.from_dict({"method": "fastv"}).to_dict()
     )
     for given, message in (
-        ({"visul": 1}, "did you mean 'visual'"),
+        ({"visuals": 1}, "did you mean 'visual'"),
         ({"every": 0}, "'decoding.every' must be"),
         (3, "an object with"),
     ):
