@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+import torch.nn.functional as F
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from .layouts import sinks
 from .method import KVRule
 from .packed import PackedTokens, upload
 from .packing import left_padded_places
+from .recurrent import nbytes
 
 
 class RaggedCache(Cache):
@@ -35,6 +37,7 @@ class RaggedCache(Cache):
         self.shifts: list[tuple[int, ...] | None] = []
         self._valid: dict[tuple[int, ...], torch.Tensor] = {}
         self._shift: dict[tuple[int, ...], torch.Tensor] = {}
+        self._bias: dict[int, torch.Tensor] = {}
 
     def store(
         self,
@@ -50,21 +53,25 @@ class RaggedCache(Cache):
         shift: by how much the positions of this layer run behind the prompt's own, where they were renumbered
         unread: bool [T], visual tokens that are not kept, where `rule` keeps all others
         """
-        lengths = tokens.lengths
+        lengths, weights = tokens.lengths, tokens.weights
         if unread is not None and rule.visual == "all":
             index = upload(np.flatnonzero(~unread), key.device)
             key, value = key.index_select(2, index), value.index_select(2, index)
+            weights = None if weights is None else weights.index_select(0, index)
             lengths = tuple(int((~unread[start:end]).sum()) for start, end in tokens.spans)
         elif rule.visual != "all" and tokens.visual.any():
             name, places = ("kv", rule), lambda: np.flatnonzero(_kept(tokens, rule))
             index = tokens.tensor(name, places, key.device)
             key, value = key.index_select(2, index), value.index_select(2, index)
+            weights = None if weights is None else weights.index_select(0, index)
             extra = 1 if rule.visual == "sink" else 0
             counts = zip(tokens.lengths, tokens.visual_counts, strict=True)
             lengths = tuple(n - v + min(v, extra) for n, v in counts)
         layer = DynamicLayer()
         layer.lazy_initialization(key, value)
         layer.keys, layer.values = _padded(key, lengths, tokens), _padded(value, lengths, tokens)
+        if weights is not None:
+            self._bias[len(self.layers)] = _padded(weights.log()[None, None, :, None], lengths, tokens)[:, 0, :, 0]
         self.layers.append(layer)
         self.prompt_tokens.append(lengths)
         self.shifts.append(shift)
@@ -76,13 +83,29 @@ class RaggedCache(Cache):
             self._valid[lengths] = upload(filled, key.device)
         return lengths
 
+    def store_states(self, states: LinearAttentionLayer, shift: tuple[int, ...] | None = None) -> None:
+        """Append the next layer: the states [B, …] that a recurrent layer has after the prompts."""
+        self.layers.append(states)
+        self.prompt_tokens.append(())
+        self.shifts.append(shift)
+
     def masks(self, new: int) -> list[torch.Tensor | None]:
-        """Return, for each layer, which keys `new` further tokens may read: bool [B, 1, new, L + new], None for all."""
+        """Return, for each layer, which keys `new` further tokens may read: bool [B, 1, new, L + new], None for all.
+
+        Of a layer with tokens that stand for others, fp32: their bias, −∞ at keys that may not be read.
+        """
         made: dict[tuple[int, ...], torch.Tensor | None] = {}
         for layer, lengths in enumerate(self.prompt_tokens):
-            if lengths not in made:
+            if not lengths:
+                made[lengths] = None
+            elif lengths not in made:
                 made[lengths] = self._mask(lengths, self.layers[layer].get_seq_length(), new)
-        return [made[lengths] for lengths in self.prompt_tokens]
+        masks = [made[lengths] for lengths in self.prompt_tokens]
+        for layer, bias in self._bias.items():
+            full = F.pad(bias, (0, self.layers[layer].get_seq_length() - bias.shape[1] + new))[:, None, None]
+            seen = masks[layer]
+            masks[layer] = full if seen is None else full.masked_fill(~seen.to(full.device), float("-inf"))
+        return masks
 
     def ropes(self, position_ids: torch.Tensor, rotary: Callable[[torch.Tensor], Any]) -> list[Any]:
         """Return (cos, sin) of the new tokens in each layer; position_ids [B, q] before any renumbering."""
@@ -109,8 +132,11 @@ class RaggedCache(Cache):
         self.next_position = self.next_position + new
 
     def nbytes(self) -> int:
-        """Bytes of all keys and values held, padding included."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        """Bytes of all keys, values and states held, padding included."""
+        return sum(
+            nbytes(layer) if isinstance(layer, LinearAttentionLayer) else layer.keys.nbytes + layer.values.nbytes
+            for layer in self.layers
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens seen so far, pruned ones included."""
@@ -131,7 +157,10 @@ class RaggedCache(Cache):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the prompts at `indices`, in that order."""
         for layer in self.layers:  # which may lie on several devices
-            layer.batch_select_indices(indices.to(layer.keys.device))
+            if isinstance(layer, LinearAttentionLayer):
+                layer.reorder_cache(indices)
+            else:
+                layer.batch_select_indices(indices.to(layer.keys.device))
         self._pick(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -143,9 +172,14 @@ class RaggedCache(Cache):
         """Forget the last `-tokens_to_remove` decoded tokens (a negative number, as transformers asks).
 
         Raises:
-            ValueError: more than were decoded; a pruned prompt itself cannot be shortened.
+            ValueError: more than were decoded; a pruned prompt itself cannot be shortened. Recurrent layers.
 
         """
+        if any(isinstance(layer, LinearAttentionLayer) for layer in self.layers):
+            raise ValueError(
+                "recurrent layers cannot forget tokens again, which drafts need: leave assistant_model and "
+                "prompt_lookup_num_tokens out"
+            )
         decoded = self.length - self.prompt_length
         if abs(tokens_to_remove) > decoded:
             raise ValueError(
@@ -160,6 +194,7 @@ class RaggedCache(Cache):
 
     def _pick(self, rows: torch.Tensor) -> None:
         self.next_position = self.next_position.index_select(0, rows.to(self.next_position.device))
+        self._bias = {key: bias.index_select(0, rows.to(bias.device)) for key, bias in self._bias.items()}
         # masks stay under the key of the layer's prompt lengths: all layers that share it are reordered alike
         self._valid = {key: valid.index_select(0, rows.to(valid.device)) for key, valid in self._valid.items()}
         self._shift = {key: shift.index_select(0, rows.to(shift.device)) for key, shift in self._shift.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .attention import FrozenTokens, PeekCall, Peeked, PrefillCall, run_layer
+from .attention import FrozenTokens, PeekCall, Peeked, PrefillCall, run_layer, weighted
 from .cache import RaggedCache
 from .flops import DecoderShape
 from .graphs import LayerGraphs
@@ -19,9 +19,10 @@ from .grid import frames_of
 from .influence import Measurement
 from .layers import LayerKind
 from .method import EXIT, AttentionRule, Method, PromptState, Selection
-from .packed import PackedTokens, Rotary
+from .packed import PackedTokens, Rotary, upload
 from .prefix_cache import prefix
 from .probes import LayerStates, Probe, run
+from .recurrent import scan
 from .trace import ProbeRecord, PruningTrace
 
 
@@ -69,6 +70,10 @@ class Prefill:
         self.graphs = graphs
         self.first = first
         self.policies: list[PromptState] = []
+        self.hybrid = any(kind.reads == "recurrent" for kind in kinds)
+        self.since: dict[int, int] = {}
+        self.waiting: dict[int, tuple[int, Probe]] = {}
+        self.measured: set[int] = set()
 
     def run(self, tokens: PackedTokens, hidden_states: list | None = None, **kwargs) -> PackedTokens:
         """Run all layers and return the surviving tokens, before the final norm; with reuse, those of them that ran.
@@ -86,18 +91,23 @@ class Prefill:
                 tokens, waiting = prefix.joined(tokens, waiting), None
             if hidden_states is not None:
                 hidden_states.append((tokens.hidden, tokens.lengths))
-            rule = self.config.attention(index)
-            unread = self._unread(index, tokens) if rule.text == "dense" else None
+            recurrent = self.kinds[index].reads == "recurrent"
+            rule = AttentionRule() if recurrent else self.config.attention(index)
+            unread = self._unread(index, tokens) if rule.text == "dense" and not recurrent else None
             asked = self._asked(index, tokens)
             tokens = prefix.enter(tokens, unread, _whole(asked))
-            read = frozen if frozen is not None and self.config.reads(index) else None
+            read = frozen if frozen is not None and not recurrent and self.config.reads(index) else None
             call = PrefillCall(tokens, self.kinds[index], rule, self.backend, unread, read, self.image_starts)
-            output = self._read(layer, tokens, call)
             held = tokens if read is None else read.tokens
-            if self.cache is not None:
-                kept = self.cache.store(call.key, call.value, held, self.config.cached(index), self.shift, unread)
+            kept = (0,) * len(prompts) if recurrent else held.lengths
+            if recurrent:
+                output, states = scan(layer, index, tokens, self.kwargs, self.cache is not None)
+                if self.cache is not None:
+                    self.cache.store_states(states, self.shift)
             else:
-                kept = held.lengths
+                output = self._read(layer, tokens, call)
+                if self.cache is not None:
+                    kept = self.cache.store(call.key, call.value, held, self.config.cached(index), self.shift, unread)
             for b in prompts:
                 fixed = 0 if read is None else held.visual_counts[b]
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b], fixed)
@@ -168,9 +178,40 @@ class Prefill:
         return _states(tokens, call, whole)
 
     def _asked(self, index: int, tokens: PackedTokens) -> dict[int, Probe]:
-        """Ask the method what to measure of every prompt after layer `index`."""
+        """Ask the method what to measure of every prompt after layer `index`, and return what is measured there.
+
+        A measurement of attention waits for the next layer that has attention; a newer one takes its place.
+        """
         asked = {b: self.stage.probe(index, self.policies[b]) for b, n in enumerate(tokens.visual_counts) if n}
-        return {b: probe for b, probe in asked.items() if probe is not None}
+        asked = {b: probe for b, probe in asked.items() if probe is not None}
+        self.since = dict.fromkeys(asked, index)
+        if index < 0 or not self.hybrid:
+            return asked
+        self.waiting |= {b: (index, probe) for b, probe in asked.items()}
+        due = {b: one for b, one in self.waiting.items() if tokens.visual_counts[b] and self._attends(index, one[1])}
+        for b, (asked_at, probe) in self.waiting.items():
+            if asked_at == index and b not in due and b not in self.measured:
+                self._check_attends(index, probe)
+        self.measured |= due.keys()
+        self.since = {b: asked_at for b, (asked_at, _) in due.items()}
+        self.waiting = {b: one for b, one in self.waiting.items() if b not in due}
+        return {b: probe for b, (_, probe) in due.items()}
+
+    def _attends(self, index: int, probe: Probe) -> bool:
+        """Whether the layer that `probe` measures after layer `index` has what it needs."""
+        if not probe.reads_attention:
+            return True
+        index += probe.ahead
+        return index < len(self.kinds) and self.kinds[index].reads != "recurrent"
+
+    def _check_attends(self, index: int, probe: Probe) -> None:
+        """Raise `ValueError` where attention is asked for after layer `index`, and no layer from there on has any."""
+        if not any(self._attends(later, probe) for later in range(index, len(self.kinds))):
+            able = [number for number, kind in enumerate(self.kinds) if kind.reads != "recurrent"]
+            raise ValueError(
+                f"method {self.stage.method!r} measures attention after layer {index}, but from there on all layers "
+                f"are recurrent and have none; layers with attention: {', '.join(map(str, able))}"
+            )
 
     def _prune(
         self, index: int, tokens: PackedTokens, call: PrefillCall | None, asked: dict[int, Probe]
@@ -189,6 +230,7 @@ class Prefill:
             for b, count in enumerate(tokens.visual_counts)
             if count and (selection := self._select(b, index, measured.get(b))) is not None
         }
+        self.waiting = {b: one for b, one in self.waiting.items() if b not in selections}
         return self._apply(selections, tokens) if selections and index + 1 < len(self.layers) else tokens
 
     def _apply(self, selections: dict[int, Selection], tokens: PackedTokens) -> PackedTokens:
@@ -197,7 +239,7 @@ class Prefill:
         changed = [b for b, one in selections.items() if one.rewrite is not None or not one.keep.all()]
         every = range(len(tokens.lengths))
         tokens = prefix.recompute(tokens, every if compact and changed else changed, entirely=compact)
-        mask, position = np.ones(len(tokens.visual), bool), tokens.position
+        mask, position, similar = np.ones(len(tokens.visual), bool), tokens.position, tokens
         rewritten, states = [], []
         for b, selection in selections.items():
             places = tokens.visual_places[b]
@@ -213,6 +255,8 @@ class Prefill:
         if position is not tokens.position:
             tokens = replace(tokens, position=position, _memo={})
         cut = not mask.all()
+        if cut and any(stage.rectify for stage in self.config.stages):
+            tokens = replace(tokens, weights=standing_for(tokens, mask, similar))
         if cut:
             tokens = tokens.keep(mask)
         for prompt, positions in zip(self.policies, tokens.visual_positions, strict=True):
@@ -227,7 +271,12 @@ class Prefill:
         prompt, record = self.policies[b], self.records[b]
         if isinstance(measured, Measurement):
             record.probed(index, measured)
-        answer = self.stage.select(index, prompt, measured)
+        if self.waiting.get(b, (None,))[0] == index:
+            return None
+        asked_at = self.since.get(b, index)
+        answer = self.stage.select(asked_at, prompt, measured)
+        if asked_at != index and self.stage.select(index, prompt, None) is EXIT:
+            answer = EXIT
         if answer is None:
             return None
         if answer is EXIT:
@@ -269,8 +318,30 @@ def _whole(asked: dict[int, Probe]) -> bool:
 
 def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates:
     """Return what probes see of the layer that `call` was for, every row of it for `whole`."""
-    query = prefix.all_queries(call.tokens, call.query)
-    return LayerStates(prefix.whole(tokens) if whole else tokens, query, call.key, call.value, call.scaling)
+    query, key = prefix.all_queries(call.tokens, call.query), call.key
+    if call.tokens.weights is not None:
+        query, key = weighted(query, key, call.tokens.weights, call.scaling)
+    return LayerStates(prefix.whole(tokens) if whole else tokens, query, key, call.value, call.scaling)
+
+
+@torch.no_grad()
+def standing_for(tokens: PackedTokens, mask: np.ndarray, states: PackedTokens) -> torch.Tensor:
+    """Return how many tokens each one stands for once those where `mask` (bool [T]) is False are gone: fp32 [T].
+
+    states: the tokens in the states that say which kept one a dropped one resembles, before any is rewritten
+    """
+    device = tokens.hidden.device
+    weights = torch.ones(len(mask), device=device) if tokens.weights is None else tokens.weights.clone()
+    for b, places in enumerate(tokens.visual_places):
+        kept = mask[places]
+        if kept.all() or not kept.any():
+            continue
+        unit = torch.nn.functional.normalize(states.visual_hidden(b).float(), dim=-1)
+        stays, goes = (upload(np.flatnonzero(part), device) for part in (kept, ~kept))
+        nearest = (unit.index_select(0, goes) @ unit.index_select(0, stays).T).argmax(1)
+        every = upload(places, device)
+        weights.index_add_(0, every[stays][nearest], weights[every[goes]])
+    return weights
 
 
 class _Record:
