@@ -191,6 +191,7 @@ def bench(options: BenchOptions, configs: Mapping[str, PruningConfig], device: t
 
 
 def _peak(model, batch: Batch, config: PruningConfig | None) -> int | None:
+    model.zero_grad(set_to_none=True)  # gradients count, those of the step before do not
     if model.device.type == "cpu":
         return cpu_peak(lambda: take_step(model, batch, config)).whole
     with CudaPeak(model.device) as memory:
