@@ -4,9 +4,9 @@ from .placeholders import Placeholders
 
 
 class Ovis2(Placeholders):
-    """`thisisiron/Ovis2-*-hf`, a Qwen2 decoder: tiles of 256 tokens; the indicators around and between them are text.
+    """`thisisiron/Ovis2-*-hf`, a Qwen2 decoder: tiles of 256 tokens.
 
-    Indicators have ids below zero's reach of the text vocabulary: the model replaces their embeddings by table rows.
+    The indicators around and between tiles are text, although the model takes their embeddings from the visual table.
     """
 
     model_types = {"ovis2": "Ovis2ForConditionalGeneration"}
