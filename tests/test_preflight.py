@@ -69,5 +69,5 @@ def test_commands_say_so_before_weights_are_read(tmp_path, capfd):
     bench = Bench(tmp_path, folder, write_images(tmp_path / "images"))
     assert bench.run(pruning_config='{"method":"visionzip","dominant":3,"contextual":1}') == 1
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: method 'visionzip' reads a CLIP image encoder") and "Qwen2VL" in error
+    assert error.startswith("error: method 'visionzip' needs an image encoder") and "Qwen2VL" in error
     assert torch.get_default_device().type == "cpu"
