@@ -230,7 +230,12 @@ def test_peak_of_a_pruned_run_is_below_dense(small_run):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("llava-1.5-7b", 6_738_415_616), ("llava-1.5-13b", 13_015_864_320), ("qwen2-vl-7b", 7_615_616_512)],
+    [
+        ("llava-1.5-7b", 6_738_415_616),
+        ("llava-1.5-13b", 13_015_864_320),
+        ("qwen2-vl-7b", 7_615_616_512),
+        ("qwen3-vl-8b", 8_190_735_360),
+    ],
 )
 def test_shapes_have_the_published_decoders_parameters(name, parameters):
     shape = SHAPES[name]

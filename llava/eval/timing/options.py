@@ -8,7 +8,8 @@ from typing import Any
 
 from llava.cli import ModelOptions, OutputOptions, UserError, number, option
 
-SHAPE_NAMES = ("llava-1.5-7b", "llava-1.5-13b", "qwen2-vl-7b", "internvl2.5-8b", "mobilevlm-v2-3b", "tiny")
+SHAPE_NAMES = ("llava-1.5-7b", "llava-1.5-13b", "qwen2-vl-7b", "internvl2.5-8b", "mobilevlm-v2-3b", "qwen3-vl-8b")
+SHAPE_NAMES += ("internvl3.5-8b", "tiny")
 PROMPT_TOKENS = 64
 SYSTEM_TOKENS, QUESTION_TOKENS = 35, 20
 COUNT = number(int, 1)
