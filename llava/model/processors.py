@@ -126,8 +126,8 @@ def check_processor(processor: ProcessorMixin, config: PreTrainedConfig, folder:
     """Prepare the tokenizer; `ValueError` where a processor cannot serve a model (see `load_processor`)."""
     if any(family.makes_masks and config.model_type in family.model_types for family in FAMILIES):
         raise ValueError(
-            f"{folder}: prompts of {config.model_type} need token types, which evaluation and chat do not make; prune the "
-            "model in Python, with what its own processor returns"
+            f"{folder}: prompts of {config.model_type} need token types, which evaluation and chat do not make; prune "
+            "the model in Python, with what its own processor returns"
         )
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
