@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llava.cli import ModelOptions, OutputOptions, UserError, number, option
 
@@ -85,6 +85,14 @@ class BenchOptions(ModelOptions, OutputOptions):
         type=number(int, 0),
         aliases=["--prefix-cache-bytes"],
     )
+    train: bool = option(
+        False,
+        help="instead: time training steps (forward and backward): padded as Trainer pads, packed, and packed under "
+        "each config",
+    )
+    lengths: Literal["equal", "mix"] = option(
+        "mix", help="with --train: prompts of one length, or of LLaVA-1.5's mixture (default)"
+    )
     cuda_graphs: bool = option(
         False,
         help="pruned runs replay recorded layers where one prompt's few tokens are left (--batch-size 1, CUDA)",
@@ -110,6 +118,10 @@ class BenchOptions(ModelOptions, OutputOptions):
                 raise UserError(f"--{name.replace('_', '-')} is for {what}")
         if self.shape is not None and self.prompt_tokens == 1:
             raise UserError("--prompt-tokens must be at least 2, got 1")
+        if self.train:
+            for name in ("force_plan", "vision", "cuda_graphs", "questions_per_image", "image_file", "prompt_tokens"):
+                if getattr(self, name):
+                    raise UserError(f"--{name.replace('_', '-')} does not go with --train")
         if self.questions_per_image is not None:
             for name in ("force_plan", "vision", "cuda_graphs"):
                 if getattr(self, name):
