@@ -23,6 +23,7 @@ from .figures import changed_decisions, figures, warnings_of
 from .options import BenchOptions
 from .rounds import Replayed, Run, measures, memory_for, peak_on_cpu, run_once, take_turns
 from .shapes import SHAPES, sharpen
+from .video import video_workload
 from .workload import Workload, loaded_workload, random_workload
 
 DENSE = "dense"
@@ -41,6 +42,8 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     with memory_for("the model"):
         if options.shape is None:
             workload = loaded_workload(options, dtype)
+        elif options.frames is not None:
+            workload = video_workload(SHAPES[options.shape], options, device, dtype)
         else:
             workload = random_workload(SHAPES[options.shape], options, device, dtype)
     forced: dict[str, PruningConfig] = {}
