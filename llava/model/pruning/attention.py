@@ -7,6 +7,7 @@ removed before the softmax leave two smaller attentions: text over text, and vis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -83,6 +84,7 @@ class DecodeCall:
     """One layer reading new tokens: which keys each row may read, bool [B, 1, q, L], None for all; fp32: a bias."""
 
     mask: torch.Tensor | None
+    observe: Callable | None = None
 
 
 def run_layer(layer, hidden: torch.Tensor, rope: tuple, call, kwargs: dict, cache=None) -> torch.Tensor:
@@ -159,6 +161,8 @@ def pruned_attention(
     if isinstance(pruning, DecodeCall):
         mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
         mask = mask.to(query.dtype) if mask is not None and mask.is_floating_point() else mask
+        if pruning.observe is not None:
+            pruning.observe(query, key, softmax.scale)
         return decode(query, key, value, mask, softmax), None
     if isinstance(pruning, RecordedCall):
         pruning.states, pruning.softmax = (query, key, value), softmax

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
+from .decoding import Decoding, HeldAside
 from .layers import PLAIN, LayerKind
 from .layouts import sinks
 from .method import KVRule
@@ -42,7 +43,13 @@ class RaggedCache(Cache):
         int64 [B], tokens of each prompt as it was given, from which windows count; None in a cache without windows
     """
 
-    def __init__(self, length: int, next_position: torch.Tensor, given: tuple[int, ...]):
+    def __init__(
+        self,
+        length: int,
+        next_position: torch.Tensor,
+        given: tuple[int, ...],
+        decoding: Decoding | None = None,
+    ):
         super().__init__(layers=[])
         self.given: torch.Tensor | None = None
         self._given = given
@@ -53,6 +60,8 @@ class RaggedCache(Cache):
         self._valid: dict[tuple[int, ...], torch.Tensor] = {}
         self._shift: dict[tuple[int, ...], torch.Tensor] = {}
         self._bias: dict[int, torch.Tensor] = {}
+        self.decoding = decoding
+        self.aside = None if decoding is None or decoding.visual == 1 else HeldAside(decoding)
         self._windows: list[_Window | None] = []
         self._places: dict[_Window, torch.Tensor] = {}
 
@@ -88,12 +97,26 @@ class RaggedCache(Cache):
             weights = None if weights is None else weights.index_select(0, index)
             counted = partial(_counts, kept, tokens)
             lengths = counted() if name is None else tokens.once((*name, "lengths"), counted)
+        visual = tokens.visual if kept is None or self.decoding is None else tokens.visual[kept]
+        if self.decoding is not None and self.decoding.text < 1:
+            if kind.window is not None:
+                raise ValueError("'decoding.text' does not go with layers that read a window: leave it out")
+            ends = np.cumsum(lengths)
+            bounds = [(int(end) - length, int(end)) for end, length in zip(ends, lengths, strict=True)]
+            index, lengths = self.decoding.text_kept(key, visual, bounds)
+            key, value = key.index_select(2, index), value.index_select(2, index)
+            weights = None if weights is None else weights.index_select(0, index)
+            visual = upload(visual, key.device)[index]
         self._windows.append(None if kind.window is None else self._window(tokens, kind, kept, lengths))
         layer = DynamicLayer()
         layer.lazy_initialization(key, value)
         layer.keys, layer.values = _padded(key, lengths, tokens), _padded(value, lengths, tokens)
         if weights is not None:
             self._bias[len(self.layers)] = _padded(weights.log()[None, None, :, None], lengths, tokens)[:, 0, :, 0]
+        if self.aside is not None:
+            seen = visual if isinstance(visual, torch.Tensor) else upload(visual, key.device)
+            own = _padded(seen[None, None, :, None], lengths, tokens)[:, 0, :, 0]
+            self.aside.hold(len(self.layers), own)
         self.layers.append(layer)
         self.prompt_tokens.append(lengths)
         self.shifts.append(shift)
@@ -129,6 +152,9 @@ class RaggedCache(Cache):
             elif key not in made:
                 made[key] = self._mask(*key, self.layers[layer].get_seq_length(), new)
         masks = [made[key] for key in keys]
+        for layer, hidden in self.aside.hidden.items() if self.aside is not None else ():
+            read = ~F.pad(hidden, (0, self.layers[layer].get_seq_length() - hidden.shape[1] + new))[:, None, None]
+            masks[layer] = read if masks[layer] is None else read & masks[layer].to(read.device)
         for layer, bias in self._bias.items():
             full = F.pad(bias, (0, self.layers[layer].get_seq_length() - bias.shape[1] + new))[:, None, None]
             seen = masks[layer]
@@ -179,6 +205,21 @@ class RaggedCache(Cache):
         """Count `new` tokens as seen, after all layers have run."""
         self.length += new
         self.next_position = self.next_position + new
+        if self.aside is not None:
+            self.aside.advance(new)
+
+    def observer(self, layer: int) -> Callable | None:
+        """Return what watches a layer's new tokens, to choose the visual keys that later ones read; None without."""
+        if self.aside is None or layer not in self.aside.visual:
+            return None
+        return partial(self.aside.observe, layer, valid=self._valid.get(self.prompt_tokens[layer]))
+
+    def choose(self, query: torch.Tensor, scaling: float) -> None:
+        """Choose which visual keys of the newest layer are read, by the prompts' last tokens: query [B, H, 1, d]."""
+        layer = len(self.layers) - 1
+        if self.aside is not None and layer in self.aside.visual:
+            self.observer(layer)(query, self.layers[layer].keys, scaling)
+            self.aside.choose(layer)
 
     def nbytes(self) -> int:
         """Bytes of all keys, values and states held, padding included."""
@@ -247,6 +288,8 @@ class RaggedCache(Cache):
             self.given = self.given.index_select(0, rows.to(self.given.device))
         self._places = {key: places.index_select(0, rows.to(places.device)) for key, places in self._places.items()}
         self._bias = {key: bias.index_select(0, rows.to(bias.device)) for key, bias in self._bias.items()}
+        if self.aside is not None:
+            self.aside.pick(rows)
         # masks stay under the key of the layer's prompt lengths: all layers that share it are reordered alike
         self._valid = {key: valid.index_select(0, rows.to(valid.device)) for key, valid in self._valid.items()}
         self._shift = {key: shift.index_select(0, rows.to(shift.device)) for key, shift in self._shift.items()}

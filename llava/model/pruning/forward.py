@@ -201,7 +201,8 @@ class PrunedForward:
         visual_mask = self._mask_for(embeds, visual_mask)
         beside = beside | {"grid": self._grid_for(visual_mask, beside["grid"]), "targets": self._labels}
         tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, **beside)
-        cache = RaggedCache(embeds.shape[1], following, tokens.lengths) if use_cache else None
+        decoding = self.config.decoding
+        cache = RaggedCache(embeds.shape[1], following, tokens.lengths, decoding) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
         if torch.is_grad_enabled() and any(layer.training and layer.gradient_checkpointing for layer in layers):
             cache = None  # as transformers does: it would hold on to the states that checkpointing drops
@@ -269,10 +270,11 @@ class PrunedForward:
         ropes = cache.ropes(position_ids, partial(self._rope, embeds))
         masks = cache.masks(new)
         hidden, states = embeds, []
-        for layer, kind, mask, rope in zip(self.decoder.layers, self.kinds, masks, ropes, strict=False):
+        parts = zip(self.decoder.layers, self.kinds, masks, ropes, strict=False)
+        for index, (layer, kind, mask, rope) in enumerate(parts):
             if want_hidden:
                 states.append(hidden)
-            call = None if kind.reads == "recurrent" else DecodeCall(mask)
+            call = None if kind.reads == "recurrent" else DecodeCall(mask, cache.observer(index))
             hidden = run_layer(layer, hidden, kind.rope(rope), call, kwargs, cache)
         cache.advance(new)
         last = self.family.norm(self.decoder)(hidden)

@@ -109,6 +109,10 @@ class Prefill:
                 if self.cache is not None:
                     kv = self.config.cached(index)
                     kept = self.cache.store(call.key, call.value, held, kv, self.shift, unread, call.kind)
+                if self.cache is not None and self.cache.aside is not None:
+                    last = upload(np.cumsum(tokens.tails) - 1, call.query.device)
+                    asking = call.query.index_select(2, last)[0].transpose(0, 1)[:, :, None]
+                    self.cache.choose(asking, call.softmax.scale)
             for b in prompts:
                 fixed = 0 if read is None else held.visual_counts[b]
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b], fixed)
