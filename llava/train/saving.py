@@ -47,7 +47,9 @@ def save(model: nn.Module, prepared: Prepared, folder: Path, state: State | None
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if is_lora(model):
-        model.save_pretrained(folder, state_dict=state)
+        with silence():
+            model.save_pretrained(folder, state_dict=state)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         rest = {name: state[name].cpu().clone() for name in names if "lora_" not in name}
         if rest:
             _write_bin(folder / _REST, rest)

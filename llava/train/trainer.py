@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from llava.model.pruning import PruningConfig, prune
 from llava.train import saving
 from llava.train.arguments import DataArguments, ModelArguments
 from llava.train.data import ModalityGroups, TrainingData
-from llava.train.loss import answers_only
 from llava.train.models import PROJECTOR, Prepared
 
 _DENSE = PruningConfig.from_dict({"method": "none"})
@@ -49,20 +48,9 @@ class LlavaTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Take a step inside `prune`, its backward too: gradient checkpointing runs layers again there."""
-        plain = self.accelerator.unwrap_model(model)
-        plain = plain.get_base_model() if saving.is_lora(plain) else plain
-        with ExitStack() as stack:
-            stack.enter_context(answers_only(plain))
-            if (config := self.step_config(self.state.global_step)) is not None:
-                stack.enter_context(prune(plain, config))
+        plain, config = self.accelerator.unwrap_model(model), self.step_config(self.state.global_step)
+        with nullcontext() if config is None else prune(plain, config):
             return super().training_step(model, inputs, *args, **kwargs)
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the loss; without an image, the projector has a gradient of zero, as other ranks wait for it."""
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.projector and "images" not in inputs and self.args.world_size > 1:
-            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.projector)
-        return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Give the projector the learning rate `--mm_projector_lr`."""

@@ -100,6 +100,12 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             raise ValueError("images were given without input_ids: the markers say where they belong")
         elif input_ids is not None and not cached and visual_mask is None:
             visual_mask = torch.zeros_like(input_ids, dtype=torch.bool)
+            if self.training and torch.is_grad_enabled() and self.model.mm_projector is not None:
+                # other devices, whose batches have images, wait for the projector's gradients
+                idle = sum(
+                    parameter.sum() for parameter in self.model.mm_projector.parameters() if parameter.requires_grad
+                )
+                input_ids, inputs_embeds = None, self.get_input_embeddings()(input_ids) + 0 * idle
         if visual_mask is not None:
             kwargs["visual_mask"] = visual_mask
         return super().forward(
