@@ -105,7 +105,9 @@ class ModelOptions:
     model_path: str = option(help="checkpoint folder or hub name; docs/models.md lists the known models")
     model_base: str | None = option(None, help="base model of a checkpoint that holds a projector or a LoRA alone")
     pruning_config: str | None = option(
-        None, help="JSON, a path to a .json file, or none (the default): the model runs dense", metavar="JSON|FILE"
+        None,
+        help="JSON, a .json file, or none: dense (the default, unless the checkpoint was trained with a config)",
+        metavar="JSON|FILE",
     )
     conv_mode: str | None = option(
         None,

@@ -5,6 +5,13 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 prepare_environment "[dev]"
 
+# for tests/test_web_page.py, which skips itself where there is none
+if ! command -v chromium >/dev/null && ((EUID == 0)) && command -v apt-get >/dev/null; then
+    echo "installing chromium"
+    { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } >/dev/null 2>&1 ||
+        echo "chromium cannot be installed: the page is not tested"
+fi
+
 export CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

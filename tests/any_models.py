@@ -92,6 +92,7 @@ def shrink(config: hf.PreTrainedConfig) -> None:
             put(config, key, SMALL[key])
     if kinds := vars(config).get("layer_types"):
         config.layer_types = (list(dict.fromkeys(kinds)) * 4)[: config.num_hidden_layers]
+    rotary(config)
 
 
 def put(config: hf.PreTrainedConfig, key: str, value: Any) -> None:
@@ -102,5 +103,52 @@ def put(config: hf.PreTrainedConfig, key: str, value: Any) -> None:
         setattr(config, key, float(value))
 
 
-CONFIGS: dict[str, Any] = {}
-ADJUST: dict[str, Any] = {}
+def rotary(config: hf.PreTrainedConfig) -> None:
+    """Divide the rotary frequencies among the rows of M-RoPE as the small heads allow."""
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in rope:
+        width = vars(config).get("head_dim") or config.hidden_size // config.num_attention_heads
+        half = int(width * rope.get("partial_rotary_factor", 1.0)) // 2
+        third = half // 3 or 1
+        config.rope_parameters = rope | {
+            "mrope_section": [third, third, half - 2 * third][: len(rope["mrope_section"])]
+        }
+
+
+def text(**fields: Any):
+    """Set fields of the text config."""
+    return lambda config: [setattr(config.get_text_config(), key, value) for key, value in fields.items()]
+
+
+def latent(config: hf.PreTrainedConfig) -> None:
+    """Latent attention has as many key heads as query heads, and rotates its own part of them."""
+    inner = config.get_text_config()
+    inner.num_key_value_heads = 4
+    inner.head_dim = inner.qk_rope_head_dim
+
+
+def audio(config: hf.PreTrainedConfig) -> None:
+    """The thinkers' audio tower, and the ids that frame images."""
+    config.audio_config.d_model, config.audio_config.encoder_attention_heads = 32, 4
+    config.vision_start_token_id = 145
+
+
+FULL = {"rope_theta": 10000.0, "rope_type": "default"}
+VISUAL_WORDS = {"<image>": IMAGE, "IMGIMGAZ": 151, "IMGIMGBZ": 152}
+CONFIGS: dict[str, Any] = {
+    "chameleon": lambda make: make(vocabulary_map=VISUAL_WORDS),
+    "emu3": lambda make: make(vocabulary_map={"<image>": IMAGE, "<|extra_200|>": 149, "<|visual token 000000|>": 151}),
+    "granite4_vision": lambda make: make(deepstack_layer_map=[(-1, 1), (0, 2)]),
+}
+ADJUST: dict[str, Any] = {
+    "cohere_compass": text(rope_parameters={"full_attention": FULL, "sliding_attention": FULL}),
+    "deepseek_ocr2": text(mlp_layer_types=["dense"] * 2 + ["sparse"] * 2),
+    "glm5_next": latent,
+    "hunyuan_vl": text(head_dim=8),
+    "kimi_k25": latent,
+    "mistral4": latent,
+    "mistral_large4": latent,
+    "qwen2_5_omni_thinker": audio,
+    "qwen3_omni_moe_thinker": audio,
+    "step3p7": text(sliding_window=64),
+}

@@ -157,6 +157,46 @@ def qwen3_media(model, letter, generator):
     return [*frame, END, 7, START, *frame, END, 8, START, *frame] if letter == "v" else count, inputs
 
 
+def hybrid(kind: str) -> dict:
+    """Layers of a hybrid decoder: two of three read into a state."""
+    return {"layer_types": [kind, "full_attention"] + [kind, kind, "full_attention"] + ["full_attention"]}
+
+
+def qwen3_5(moe=False):
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 48, "num_heads": 2, **PATCHES}
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12}
+    heads |= {"linear_value_head_dim": 8, "head_dim": 12, **hybrid("linear_attention")}
+    rope = {**ROPE, "mrope_section": [1, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.5}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    experts |= {"shared_expert_intermediate_size": 24}
+    text = fields(rope_parameters=rope, **heads, **(experts if moe else {}))
+    config = (hf.Qwen3_5MoeConfig if moe else hf.Qwen3_5Config)(
+        text_config=text, vision_config=vision | {"num_position_embeddings": 16}, **QWEN
+    )
+    return (hf.Qwen3_5MoeForConditionalGeneration if moe else hf.Qwen3_5ForConditionalGeneration)(config)
+
+
+def lfm2_vl():
+    vision = hf.Siglip2VisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, patch_size=4, num_patches=16
+    )
+    text = hf.Lfm2Config(**fields(**hybrid("conv")), block_auto_adjust_ff_dim=False, tie_word_embeddings=False)
+    config = hf.Lfm2VlConfig(
+        vision_config=vision, text_config=text, image_token_id=IMAGE, downsample_factor=2, projector_hidden_size=48
+    )
+    return hf.Lfm2VlForConditionalGeneration(config)
+
+
+def lfm2_media(model, letter, generator):
+    """Patches of one image, padded to those of the largest; four patches make a token."""
+    height, width = (4, 8) if letter == "i" else (6, 8)
+    patches = torch.zeros(1, 48, 48)
+    patches[:, : height * width] = torch.randn(1, height * width, 48, generator=generator)
+    there = (torch.arange(48) < height * width).long()[None]
+    inputs = {"pixel_values": patches, "spatial_shapes": torch.tensor([[height, width]]), "pixel_attention_mask": there}
+    return height * width // 4, inputs
+
+
 CASES = {
     "llava original": Case(llava_original, markers_media, layout="markers"),
     "mobilevlm": Case(
@@ -175,6 +215,8 @@ CASES = {
     "qwen2_vl": Case(qwen2_vl, qwen_media, VIDEOS, frame=(START, END)),
     "qwen2_5_vl": Case(qwen2_5_vl, qwen_media, VIDEOS, frame=(START, END)),
     "qwen3_vl": Case(qwen3_vl, qwen3_media, VIDEOS, frame=(START, END), plain=False),
+    "qwen3_5": Case(qwen3_5, qwen3_media, VIDEOS, frame=(START, END), plain=False, rounding=1e-4),
+    "lfm2_vl": Case(lfm2_vl, lfm2_media, plain=False),
     "bare llama": Case(lambda: hf.LlamaForCausalLM(llama()), bare_media, layout="bare"),
     "bare qwen3": Case(
         lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**fields(head_dim=12))), bare_media, plain=False, layout="bare"

@@ -14,6 +14,7 @@ from llava.analysis import attention_map, influence_map, logit_lens, remove_sink
 from llava.analysis.arrays import NamedArray
 from llava.analysis.sinks import ValueMap, find_sinks
 from llava.model.pruning import prune
+from llava.model.pruning.families import family_of
 
 POSITIONS = (-1, 1, -2)
 
@@ -35,8 +36,8 @@ class Slow:
         finally:
             model.set_attn_implementation(before)
         self.model, self.hidden, self.logits = model, out.hidden_states, out.logits
-        self.attentions = [layer.float() for layer in out.attentions]
-        self.values = [layer.values.float() for layer in out.past_key_values.layers]
+        self.attentions = [layer.float() for layer in out.attentions if layer is not None]
+        self.values = [layer.values.float() for layer in out.past_key_values.layers if hasattr(layer, "values")]
         self.real = [row.nonzero()[:, 0] for row in self.batch.attention_mask]
 
     def visual(self, b: int) -> torch.Tensor:
@@ -48,7 +49,10 @@ class Slow:
         return torch.stack([values[h // (heads // len(values))] for h in range(heads)])
 
 
-@pytest.fixture(scope="module", params=CASES)
+HYBRID = ("qwen3_5", "lfm2_vl")
+
+
+@pytest.fixture(scope="module", params=[name for name in CASES if name not in HYBRID])
 def slow(request):
     return Slow(request.param)
 
@@ -66,9 +70,22 @@ def test_attention_rows_are_those_of_the_eager_model(slow):
             torch.testing.assert_close(torch.from_numpy(found.values), torch.stack(expected), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", HYBRID)
+def test_layers_without_attention_are_left_out_of_maps(name):
+    slow = Slow(name)
+    test_attention_rows_are_those_of_the_eager_model(slow)
+    test_the_lens_is_norm_and_unembedding_of_the_hidden_states(slow)
+    attends = [layer for layer, block in enumerate(slow.case.decoder.layers) if hasattr(block, "self_attn")]
+    assert attention_map(slow.model, slow.batch.inputs)[0].labels["layer"] == attends
+    cosine = influence_map(slow.model, slow.batch.inputs)[0].cosine.values
+    assert np.flatnonzero(~np.isnan(cosine).any(1)).tolist() == attends
+    with pytest.raises(ValueError, match="layer 0 of .* has no attention heads"):
+        value_output(slow.model, slow.batch.inputs)
+
+
 def test_the_lens_is_norm_and_unembedding_of_the_hidden_states(slow):
     follow = [7, 3]
-    norm, head = slow.case.decoder.norm, slow.model.get_output_embeddings()
+    norm, head = family_of(slow.model).norm(slow.case.decoder), slow.model.get_output_embeddings()
     states = [*(norm(state) for state in slow.hidden[1:-1]), slow.hidden[-1]]  # the last one is normed already
     found = logit_lens(slow.model, slow.batch.inputs, POSITIONS, top=4, follow=follow)
     for b, words in enumerate(found):

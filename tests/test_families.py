@@ -49,9 +49,10 @@ def test_nothing_pruned_equals_the_untouched_model(name):
         output = model(**batch.inputs, output_hidden_states=True)
         assert [generate(model, batch, beams).tolist() for beams in (1, 2)] == [ids.tolist() for ids in generated]
     live = batch.attention_mask.bool()
-    assert (output.logits - expected.logits)[live].abs().max() < 1e-5 * expected.logits.abs().max()
+    rounding = CASES[name].rounding
+    assert (output.logits - expected.logits)[live].abs().max() < rounding * expected.logits.abs().max()
     for ours, theirs in zip(output.hidden_states, [*entering, expected.hidden_states[-1]], strict=True):
-        assert (ours - theirs)[live].abs().max() < 1e-5 * theirs.abs().max()
+        assert (ours - theirs)[live].abs().max() < rounding * theirs.abs().max()
     traces = session.traces[: len(batch.words)]
     assert [trace.tokens_per_layer for trace in traces] == [[n] * LAYERS for n in batch.lengths]
     assert [trace.visual_tokens for trace in traces] == batch.visual.sum(1).tolist()
@@ -180,11 +181,16 @@ def test_decoding_equals_recomputation_with_the_models_own_layers(name):
     for visual, layer in zip(trace.visual_per_layer, case.decoder.layers, strict=True):
         alive = torch.ones_like(text) if visual == trace.visual_tokens else chosen
         mask = torch.ones(length + 2, length + 2, dtype=torch.bool).tril() & (alive[None] | itself)
+        if not hasattr(layer, "self_attn"):  # it reads one row after the other: those that are left, in a row
+            rows = alive.nonzero()[:, 0]
+            hidden = hidden.index_copy(1, rows, layer(hidden[:, rows], position_embeddings=rope))
+            continue
         hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rope)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if (part := next(features, None)) is not None:
             hidden[:, :length][batch.visual] += part
-    expected = case.model.lm_head(case.decoder.norm(hidden))[0, -3:]
+    norm = family_of(case.model).norm(case.decoder)
+    expected = case.model.lm_head(norm(hidden))[0, -3:]
     found = torch.stack([output.logits[0, -1], *(step.logits[0, -1] for step in steps)])
     assert (found - expected).abs().max() < 1e-4
 

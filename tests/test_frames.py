@@ -10,7 +10,13 @@ from family_models import CASES, VIDEO, batch_of
 from llava.model.pruning import Method
 from llava.model.pruning.grid import grid_of
 
-FAMILIES = {"qwen2_vl": (3, 2, 3), "qwen2_5_vl": (3, 2, 3), "qwen3_vl": (3, 2, 3), "llava_onevision": (3, 2, 2)}
+FAMILIES = {
+    "qwen2_vl": (3, 2, 3),
+    "qwen2_5_vl": (3, 2, 3),
+    "qwen3_vl": (3, 2, 3),
+    "llava_onevision": (3, 2, 2),
+    "llava_next_video": (3, 2, 2),
+}
 """Frames, rows and columns of the video of `family_models`."""
 
 

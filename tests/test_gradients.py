@@ -1,10 +1,12 @@
 """Training through the engine: its gradients are the untouched model's where nothing is pruned, in every family."""
 
 import copy
+import socket
 from contextlib import nullcontext
 
 import pytest
 import torch
+from distributed_steps import step as distributed_step
 from family_models import CASES, Batch
 from method_examples import EXAMPLES
 
@@ -101,3 +103,11 @@ def test_only_rows_with_a_label_reach_the_head_in_training():
         model(**inputs, logits_to_keep=1)
     with prune(model, {"method": "none"}, mask), pytest.raises(ValueError, match="one per token as given"):
         model(**inputs | {"labels": inputs["labels"][:, 1:]})
+
+
+def test_two_processes_average_the_gradients_of_one():
+    """DDP and FSDP2, with and without checkpoints, packed and pruned; each process prunes what it sees."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(distributed_step, (port,), nprocs=2)

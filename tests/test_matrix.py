@@ -29,6 +29,10 @@ def _variants() -> dict[str, dict]:
 VARIANTS = _variants()
 
 
+IMAGES_WHOLE = ("evs", "dycoke", "frames")
+"""Methods for video that drop nothing of an image."""
+
+
 def run(name, config, *words):
     """Greedy generation of a batch: session, new tokens [B, NEW], logits of every step [NEW, B, vocabulary]."""
     model, batch = CASES[name].model, batch_of(name, *words)
@@ -55,7 +59,8 @@ def test_every_family_runs_every_method(name, variant):
             return
     session, tokens, logits = run(name, config)
     assert len(session.traces) == len(batch.words) and logits.isfinite().all()
-    assert any(trace.tokens_per_layer[-1] < trace.prompt_tokens for trace in session.traces)
+    if "v" in "".join(batch.words) or variant not in IMAGES_WHOLE:
+        assert any(trace.tokens_per_layer[-1] < trace.prompt_tokens for trace in session.traces)
     for row, (word, trace) in enumerate(zip(batch.words, session.traces, strict=True)):
         visual = set(batch.visual[row, -batch.lengths[row] :].nonzero()[:, 0].tolist())
         assert (trace.prompt_tokens, trace.visual_tokens) == (batch.lengths[row], len(visual))

@@ -20,7 +20,8 @@ def test_every_method_round_trips_through_json_alone_and_after_another(name, bef
     settings = dict(EXAMPLES[name])
     settings.pop("before", None)
     if before is not None:
-        stage = {"method": before} if before == "visionzip" else {"method": before, "keep": 288}
+        own = {"visionzip": {}, "dycoke": {}, "frames": {"count": 8}}
+        stage = {"method": before} | own.get(before, {"keep": 288})
         settings["before"] = stage
     config = PruningConfig.from_dict(settings)
     assert PruningConfig.from_json(json.dumps(config.to_dict())) == config

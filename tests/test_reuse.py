@@ -29,10 +29,12 @@ MORE = {
     "pyramiddrop compact": {"method": "pyramiddrop", "positions": "compact"},
     "divprune compact": {"method": "fastv", "before": {"method": "divprune", "share": 0.6, "positions": "compact"}},
 }
+HYBRID = ("qwen3_5", "lfm2_vl")
 PATCHWISE = ("llava original", "llava")  # a CLIP tower whose patches are the visual tokens, for methods that read it
 MATRIX = [
     (name, config)
     for name in CASES
+    if name not in HYBRID
     for config in METHODS
     if config != "visionzip" or name in PATCHWISE  # tests/test_matrix.py sees the others refuse it
 ]
@@ -146,3 +148,9 @@ def test_videos_are_prefixes_too(name, method):
 def test_text_before_a_sink_in_the_second_image(name):
     """Text between the images merges into the last visual token it sees, text after them into the sink."""
     agree(name, EXAMPLES["visipruner"] | {"sink_token": 17}, "tittj", batches_for(name))
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_recurrent_layers_keep_no_prefix(name):
+    with pytest.warns(UserWarning, match="prefix cache is not used: the recurrent layers of .* keep no state"):
+        assert CASES[name].prune(METHODS["fastv"], beginning(name, "ttitt"), prefix_cache=True).prefix_cache is None

@@ -102,7 +102,10 @@ def test_a_full_run_is_killed_continued_and_whole(world, tmp_path):
     whole = run(world, tmp_path / "whole", **settings)
     assert whole[-1] < 0.7 * whole[0]
     words = command(world, tmp_path / "full", **settings, logging_strategy="steps")
-    process = subprocess.Popen([sys.executable, "-m", "llava.train.train", *words], stderr=subprocess.DEVNULL)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums round alike
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llava.train.train", *words], stderr=subprocess.DEVNULL, env=one_thread
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "full" / "checkpoint-3" / "trainer_state.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

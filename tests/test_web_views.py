@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from family_checkpoints import write_family
 from PIL import Image
 from scene_fixtures import PATH, QUESTION
 from test_web_server import FASTV, runs  # noqa: F401 - a fixture
@@ -76,7 +77,9 @@ def test_influence_and_panels_are_those_of_the_analysis(server, inspected):
     assert panel["cells"] == expected.cells.tolist() and tuple(panel["box"]) == expected.box
 
 
-@pytest.mark.parametrize("config", [PYRAMID, {"method": "divprune", "share": 0.25}, {"method": "visionzip"}, "none"])
+@pytest.mark.parametrize(
+    "config", [PYRAMID, None, {"method": "divprune", "share": 0.25}, {"method": "visionzip"}, "none"]
+)
 def test_every_kind_of_method_can_be_inspected(server, config):
     asked = {"messages": question(QUESTION, PATH), "pruning_config": config}
     answer = server.http.post("/api/inspect", json=asked)
@@ -85,7 +88,7 @@ def test_every_kind_of_method_can_be_inspected(server, config):
         return
     found = answer.json()
     given = server.ask(question(QUESTION, PATH), pruning_config=config).pruning["trace"]
-    assert found["trace"]["tokens_per_layer"] == given["tokens_per_layer"]
+    assert all(found["trace"][key] == given[key] for key in ("tokens_per_layer", "flops_all_tokens", "kv_bytes"))
     present = [[one < LEFT for one in row].count(True) for row in found["states"]]
     assert present == found["trace"]["visual_per_layer"]
     assert [sum(one is not None for one in row) for row in found["influence"]["l2"]] == present
@@ -208,3 +211,26 @@ def test_wrong_runs_are_said_before_the_model_loads(monkeypatch):
         pass
     with pytest.raises(UserError, match="give --run, too"), serving(against=f"{CHECKPOINT}/x.jsonl"):
         pass
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "internvl", "llava_next"])
+def test_tiles_and_grids_of_other_families(family, tmp_path):
+    """Two pictures of other shapes: every visual token has its place, its state, and its position in the prompt."""
+    folder = write_family(tmp_path / family, family)
+    pictures = [Image.new("RGB", size, colour) for size, colour in (((64, 32), "red"), ((30, 50), "blue"))]
+    asked = {"messages": question("What is it?", *pictures)}
+    config = {"method": "random", "layer": 0, "keep": 5}
+    with serving(model_path=str(folder), pruning_config=json.dumps(config), max_new_tokens=2) as made:
+        found = made.http.post("/api/inspect", json=asked).json()
+        trace = made.ask(asked["messages"]).pruning["trace"]
+        again = made.ask(asked["messages"], stream=False, pruning_config="none").pruning
+        words = made.http.post("/api/words", json={**asked, "position": found["visual"][0]}).json()
+    cells = [token for panel in found["panels"] for row in panel["cells"] for token in row]
+    newlines = 0 if family != "llava_next" else len(found["visual"]) - len(cells)
+    assert (
+        sorted(cells) == sorted(set(cells)) and len(cells) + newlines == len(found["visual"]) == trace["visual_tokens"]
+    )
+    assert {panel["image"] for panel in found["panels"]} == {0, 1} and found["sizes"] == [[64, 32], [30, 50]]
+    assert set(trace["kept"]) <= set(found["visual"]) and again["prefix_reuse"]["prompts"] == 1
+    kept = {found["visual"][place] for place, one in enumerate(found["states"][-1]) if one == READ}
+    assert kept == set(trace["kept"]) and len(words["lens"]) == len(found["states"])

@@ -41,8 +41,8 @@ def attention_map(
     columns:
         `visual`: its visual tokens; `all`: every token
 
-    Returns fp32 arrays with axes (layer, row, head, token), tokens labelled with their positions. The softmax runs over
-    all tokens that a row sees; later tokens weigh 0.
+    Returns fp32 arrays with axes (layer, row, head, token), tokens labelled with their positions, layers with their
+    numbers: those that have attention. The softmax runs over all tokens that a row sees; later tokens weigh 0.
 
     Raises:
         ValueError: positions that a prompt does not have, more than `MAX_ROWS` of them, a prompt without an image.
@@ -55,7 +55,7 @@ def attention_map(
         layers = [prompt.measured[layer] for layer in sorted(prompt.measured)]
         chosen = prompt.visual if columns == "visual" else layers[0].columns
         weights = np.stack([layer.weights[..., chosen] for layer in layers])
-        labels = {"row": list(positions), "token": chosen.tolist()}
+        labels = {"layer": sorted(prompt.measured), "row": list(positions), "token": chosen.tolist()}
         arrays.append(NamedArray(weights, ("layer", "row", "head", "token"), labels))
     return arrays
 

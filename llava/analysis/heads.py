@@ -36,11 +36,14 @@ def value_output(
         equations have none. The norm's weights change which words come first, its scale how sharp they are.
 
     Raises:
-        ValueError: a model without an unembedding, a position that a prompt does not have, an id that is no token.
+        ValueError: a model without an unembedding, a layer without attention, a position that a prompt does not have,
+            an id that is no token.
 
     """
     unembedding = Unembedding(model, top, follow)
-    attentions = [layer.self_attn for layer in unembedding.layers]
+    attentions = [getattr(layer, "self_attn", None) for layer in unembedding.layers]
+    if None in attentions:
+        raise ValueError(f"layer {attentions.index(None)} of {type(model).__name__} has no attention heads to read")
     with captured(unembedding.decoder, [attention.v_proj for attention in attentions], [position]) as values:
         read(model, inputs)
     words = []

@@ -91,7 +91,9 @@ class Unembedding:
     """
 
     def __init__(self, model: nn.Module, top: int = 5, follow: Sequence[int] = ()):
-        self.decoder = family_of(model).decoder(model)
+        family = family_of(model)
+        self.decoder = family.decoder(model)
+        self.norm = family.norm(self.decoder)
         self.head = model.get_output_embeddings()
         if self.head is None:
             raise ValueError(
@@ -115,7 +117,7 @@ class Unembedding:
         weight = self.head.weight
         vectors = vectors.to(weight.device, weight.dtype)
         if norm:
-            vectors = self.decoder.norm(vectors).to(weight.device)
+            vectors = self.norm(vectors).to(weight.device)
         probabilities = self.head(vectors).float().softmax(-1)
         best = probabilities.topk(self.top)
         followed = probabilities[:, torch.tensor(self.follow, dtype=torch.long, device=weight.device)]

@@ -45,11 +45,12 @@ def record(
 
 
 @torch.no_grad()
-def read(model: torch.nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Run one forward over the prompts for its side effects: no cache, last logits only.
+def read(model: torch.nn.Module, inputs: Mapping[str, Any], use_cache: bool = False) -> None:
+    """Run one forward over the prompts for its side effects, last logits only.
 
-    `inputs` are keywords of the model's `generate` or `forward`.
+    `inputs` are keywords of the model's `generate` or `forward`; `use_cache`: keys and values are kept as for decoding,
+    so that traces count them.
     """
     accepted = inspect.signature(type(model).forward).parameters
-    settings = {"use_cache": False, **({"logits_to_keep": 1} if "logits_to_keep" in accepted else {})}
+    settings = {"use_cache": use_cache, **({"logits_to_keep": 1} if "logits_to_keep" in accepted else {})}
     model(**{"input_ids" if name == "inputs" else name: value for name, value in inputs.items()}, **settings)

@@ -68,8 +68,8 @@ def value_norms(
         layers = [prompt.measured[layer] for layer in sorted(prompt.measured)]
         norms = np.stack([norms for norms, _ in layers])
         attention = np.stack([rows.weights[0].mean(0) for _, rows in layers])
-        axes = ("layer", "kv_head", "token")
-        maps.append(ValueMap(NamedArray(norms, axes), NamedArray(attention, axes[::2]), prompt.visual))
+        axes, labels = ("layer", "kv_head", "token"), {"layer": sorted(prompt.measured)}
+        maps.append(ValueMap(NamedArray(norms, axes, labels), NamedArray(attention, axes[::2], labels), prompt.visual))
     return maps
 
 
@@ -80,8 +80,9 @@ def find_sinks(found: ValueMap, layer: int, *, attention: float = 4.0, norm: flo
     its value vector (heads added) is below `norm` times their median. The paper gives no bounds (sinks' norms are
     significantly lower); both are choices of this project.
     """
-    received = found.attention.values[layer, found.visual]
-    norms = found.norms.values[layer].sum(0)[found.visual]
+    place = list(found.norms.labels.get("layer", range(found.norms.size("layer")))).index(layer)
+    received = found.attention.values[place, found.visual]
+    norms = found.norms.values[place].sum(0)[found.visual]
     sinks = (received > attention * received.mean()) & (norms < norm * np.median(norms))
     order = np.argsort(-received, kind="stable")
     return found.visual[order[sinks[order]]].tolist()

@@ -173,7 +173,10 @@ def send_fuzz(options: Options, words: list[str]) -> dict[str, Any]:
     from llava.eval.timing.server_load import ServerProcess, fuzz
 
     with ServerProcess(words) as server:
-        statuses = fuzz(server.url, options.fuzz, options.seed)
+        try:
+            statuses = fuzz(server.url, options.fuzz, options.seed)
+        except UserError as error:
+            raise UserError(f"{error}; exit status {server.process.poll()}; {server.errors[-2000:]}") from None
         alive = server.process.poll() is None
         errors = server.errors
     record = {"requests": options.fuzz, "statuses": {str(key): statuses[key] for key in sorted(statuses)}}

@@ -59,7 +59,8 @@ def eval_model(args: Any) -> dict[str, Any]:
 def answer(options: Options, ranks: Ranks | None = None) -> Run | None:
     """Ask the questions; the run is rank 0's, None elsewhere. Raises as `eval_model` does."""
     from llava.eval.benchmarks import question_set
-    from llava.eval.runner.evaluator import Evaluator, config_of
+    from llava.eval.runner.evaluator import Evaluator
+    from llava.model.preflight import config_of
 
     questions = question_set(options.question_file, options.image_folder)
     evaluator = Evaluator(options, command_of(PROG, options), ranks)
@@ -67,7 +68,7 @@ def answer(options: Options, ranks: Ranks | None = None) -> Run | None:
         questions,
         questions.at(""),
         Path(options.answers_file),
-        config_of(options.pruning_config),
+        config_of(options),
         chunk=(options.chunk_idx, options.num_chunks),
     )
     return evaluator.run(plan)

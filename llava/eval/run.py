@@ -139,9 +139,10 @@ def evaluate(options: Options, ranks: Ranks, side_by_side: bool) -> None:
 
 def configs_of(options: Options, side_by_side: bool) -> dict[str, PruningConfig | None]:
     """The configs by name: --pruning-config's, and with --config dense and all of those."""
-    from llava.eval.runner.evaluator import DENSE, config_of, named_configs
+    from llava.eval.runner.evaluator import DENSE, named_configs
+    from llava.model.preflight import config_of
 
-    config = config_of(options.pruning_config)
+    config = config_of(options)
     name = options.name or (DENSE if config is None else "pruned")
     beside = named_configs(options.config)
     if not side_by_side:

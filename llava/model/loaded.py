@@ -20,7 +20,8 @@ class LoadedModel:
     """A model in eval mode, its name, and what turns questions and images into its inputs and its output into text.
 
     `processor`: the family's processor, or the image processor of LLaVA's original layout; `context_len`: tokens that a
-    prompt and its answer may have together, images included.
+    prompt and its answer may have together, images included. The model runs as its caller says: in `generate`, too,
+    dense outside `prune`, whatever it was trained with.
     """
 
     name: str
@@ -50,5 +51,6 @@ class LoadedModel:
             **{key: value for key, value in pixels.items() if value is not None},
             **more,
         )
+        model.config.visual_schedule = None  # which `generate` of LLaVA's layout would run by itself
         inputs = inputs_for(tokenizer, processor, model.config, options.conv_mode)
         return cls(name, tokenizer, model, processor, context_len, inputs)

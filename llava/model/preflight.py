@@ -15,7 +15,7 @@ from llava.cli import ModelOptions
 from llava.model import checkpoint
 from llava.model.formats import Layout, read_layout, read_transformers_config
 from llava.model.inputs import DEFAULT_CONV_MODE
-from llava.model.language_model.configuration_llava import read_config, read_json, read_vision_config
+from llava.model.language_model.configuration_llava import HIDROP, read_config, read_json, read_vision_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import quantization_config
 from llava.model.parts import find_parts
@@ -32,7 +32,7 @@ class Checked:
 
     `source`: where config.json is (of a plain PEFT folder, in its base model); `base`: the base model of a projector or
     LoRA; `config`: with nothing left open; `filled_in`: the settings that were open and what they are now; `settings`:
-    what answers depend on of all this, as run files hold it.
+    what answers depend on of all this, as run files hold it; `visual_schedule`: what the checkpoint was trained with.
     """
 
     source: checkpoint.Source
@@ -43,6 +43,7 @@ class Checked:
     device: torch.device
     dtype: torch.dtype
     settings: dict[str, Any]
+    visual_schedule: dict[str, Any] | None
 
 
 def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
@@ -71,7 +72,8 @@ def check_model(options: ModelOptions, config: PruningConfig | None) -> Checked:
     # named only where they differ from how models have always run, so that earlier run files stay valid
     settings |= {"bits": 8} if options.load_8bit else {"bits": 4} if options.load_4bit else {}
     settings |= {key: value for key in ("min_pixels", "max_pixels") if (value := getattr(options, key)) is not None}
-    return Checked(parts.config, parts.base, layout, config, filled_in, device, dtype, settings)
+    schedule = read_json(parts.config.folder / "config.json").get("visual_schedule")
+    return Checked(parts.config, parts.base, layout, config, filled_in, device, dtype, settings, schedule)
 
 
 PAPER_7B = {"mode": ["shallow", "middle", "deep"], "layer_threshold": 0.995, "tokens_threshold": 0.2}
@@ -79,12 +81,49 @@ PAPER_7B = {"mode": ["shallow", "middle", "deep"], "layer_threshold": 0.995, "to
 
 
 def default_config(folder: Path) -> PruningConfig:
-    """Return the `pruning.json` of a checkpoint's folder, else the paper's settings of LLaVA-1.5-7B.
+    """Return the config that a checkpoint was trained with, else its `pruning.json`, else the paper's of LLaVA-1.5-7B.
 
     Raises `ValueError` as `PruningConfig.from_json` does.
     """
     beside = folder / "pruning.json"
-    return PruningConfig.from_json(beside) if beside.is_file() else PruningConfig.from_dict(PAPER_7B)
+    given = PruningConfig.from_json(beside) if beside.is_file() else PruningConfig.from_dict(PAPER_7B)
+    return (trained_config(folder) if (folder / "config.json").is_file() else None) or given
+
+
+def trained_config(folder: Path) -> PruningConfig | None:
+    """Return the config that a checkpoint was trained with, `visual_schedule` in its config.json; None without one.
+
+    Raises `ValueError` for HiDrop's own checkpoints, which do not say, and as `PruningConfig.from_dict` does.
+    """
+    raw = read_json(folder / "config.json")
+    if raw.get("visual_schedule") is not None:
+        try:
+            return PruningConfig.of(raw["visual_schedule"])
+        except ValueError as error:
+            raise ValueError(f"visual_schedule in {folder / 'config.json'}: {error}") from None
+    if raw.get("model_type") == HIDROP:
+        raise ValueError(
+            f"{folder} was trained with HiDrop and does not say its schedule: give it as --pruning-config "
+            "(docs/methods.md) or as visual_schedule in its config.json; --pruning-config none runs it dense"
+        )
+    return None
+
+
+def config_of(options: ModelOptions) -> PruningConfig | None:
+    """Return the config of --pruning-config; without one, what the checkpoint was trained with; None: dense, as "none".
+
+    Raises `ValueError` as `PruningConfig.of` and `trained_config` do; a missing model is left to `check_model`.
+    """
+    given = options.pruning_config
+    if given is not None:
+        return None if given.strip() == "none" else PruningConfig.of(given)
+    try:
+        base = options.model_base and os.path.expanduser(options.model_base)
+        folder = find_parts(os.path.expanduser(options.model_path), base, {}).config.folder
+        read_layout(folder)
+    except ValueError:
+        return None
+    return trained_config(folder)
 
 
 def resolve(

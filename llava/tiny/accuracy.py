@@ -80,10 +80,9 @@ class Options(ModelOptions, OutputOptions):
 def work(options: Options) -> None:
     """Measure, and print a table and one JSON object."""
     from llava.model.loaded import LoadedModel
-    from llava.model.preflight import check_model
-    from llava.model.pruning import PruningConfig
+    from llava.model.preflight import check_model, config_of
 
-    config = PruningConfig.of(options.pruning_config) if options.pruning_config not in (None, "none") else None
+    config = config_of(options)
     check_model(options, config)
     words = {} if config is None else {"pruning_config": config}
     summary = summarize(measure(LoadedModel.from_path(options), options.scenes, progress=True, **words))

@@ -52,7 +52,8 @@ class ModelArguments:
     lora_bias: str = _option("none", "none, all or lora_only")
     bits: int = _option(16, "4 or 8: the frozen model is quantized (QLoRA; bitsandbytes)")
     pruning_config: str | None = _option(
-        None, "method to train with: JSON, a .json file, or none (the default): every visual token"
+        None,
+        "method to train with: JSON, a .json file, or none (default: what the checkpoint was trained with)",
     )
     pruned_steps: float = _option(1.0, "share of the steps that run pruned, drawn step by step; the others run dense")
     packed: bool = _option(True, "run the decoder on one stream without padding")
@@ -115,8 +116,6 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[ModelArguments, DataArg
         raise UserError(f"--pruned_steps {model.pruned_steps}: expected a share from 0 to 1")
     if model.pruning_config in (None, "none") and model.pruned_steps != 1:
         raise UserError("--pruned_steps is a share of steps with a method: give --pruning_config")
-    if model.pruning_config not in (None, "none") and not model.packed:
-        raise UserError("--packed False: a method prunes the packed stream; leave one of them out")
     if model.tune_mm_mlp_adapter and (model.lora_enable or model.freeze_mm_mlp_adapter):
         raise UserError("--tune_mm_mlp_adapter trains the projector alone: leave LoRA and freeze_mm_mlp_adapter out")
     if model.bits != 16 and not (model.lora_enable or model.tune_mm_mlp_adapter):

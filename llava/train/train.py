@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.cli import exit_status
+from llava.cli import UserError, exit_status
 
 
 def train(argv: Sequence[str] | None = None, attention: str = "sdpa") -> None:
@@ -18,6 +18,7 @@ def train(argv: Sequence[str] | None = None, attention: str = "sdpa") -> None:
     import torch
     from transformers import set_seed
 
+    from llava.model.preflight import trained_config
     from llava.model.pruning import PruningConfig
     from llava.train import saving
     from llava.train.arguments import parse_arguments
@@ -26,8 +27,13 @@ def train(argv: Sequence[str] | None = None, attention: str = "sdpa") -> None:
     from llava.train.trainer import LlavaTrainer
 
     model_options, data_options, args = parse_arguments(argv)
-    config = None if model_options.pruning_config in (None, "none") else PruningConfig.of(model_options.pruning_config)
     prepared = prepare(model_options, data_options)
+    if model_options.pruning_config is None:
+        config = trained_config(prepared.parts.config.folder)
+    else:
+        config = None if model_options.pruning_config == "none" else PruningConfig.of(model_options.pruning_config)
+    if config is not None and not model_options.packed:
+        raise UserError("--packed False: a method prunes the packed stream; give --pruning_config none, too")
     if config is not None:
         config = config.resolved(prepared.layers)
         config.check_layers(prepared.layers)
@@ -39,6 +45,8 @@ def train(argv: Sequence[str] | None = None, attention: str = "sdpa") -> None:
     set_seed(args.seed)
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     model = prepared.load(model_options, half, args.device, attention)
+    always = config is not None and model_options.pruned_steps == 1
+    model.config.visual_schedule = config.to_dict() if always else None  # saved, and run by whoever loads it
     model = trainable(model, model_options, prepared)
     trainer = LlavaTrainer(model, args, data, prepared, (model_options, data_options), config)
     newest = saving.newest_checkpoint(Path(args.output_dir))

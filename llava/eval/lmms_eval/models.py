@@ -15,7 +15,7 @@ from llava.eval.lmms_eval import requests as reading
 from llava.eval.lmms_eval.answering import RequestAnswerer
 from llava.eval.lmms_eval.arguments import batch_size_of, pixels_of, prefix_cache_of, pruning_of
 from llava.model.loaded import LoadedModel
-from llava.model.preflight import check_model
+from llava.model.preflight import check_model, config_of
 
 
 class Scored(tuple, GenerationResult):
@@ -89,6 +89,7 @@ class VisiPruner(lmms):
             min_pixels=pixels_of("min_pixels", min_pixels),
             max_pixels=pixels_of("max_pixels", max_pixels),
         )
+        config = config_of(options) if pruning is None else config
         config = check_model(options, config).config
         loaded = LoadedModel.from_path(options, attn_implementation=attn_implementation)
         self.device = loaded.model.device

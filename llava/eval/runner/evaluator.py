@@ -45,11 +45,6 @@ DENSE = "dense"
 Rows = list[tuple[str, dict[str, Any]]]
 
 
-def config_of(given: str | None) -> PruningConfig | None:
-    """The pruning config of --pruning-config: JSON or a .json file; None, or "none", is the untouched model."""
-    return None if given is None or given.strip() == "none" else PruningConfig.of(given)
-
-
 def named_configs(given: Iterable[str]) -> dict[str, PruningConfig]:
     """The configs of --config NAME=CONFIG by name, where CONFIG is JSON or a .json file.
 
@@ -161,6 +156,7 @@ class Evaluator:
             selected,
             skipped + too_long,
             settings,
+            checked.visual_schedule,
         )
         if self.ranks.index == 0:
             if (benchmark.name, folder) not in self._rehearsed and (benchmark.judge or benchmark.submit):

@@ -50,6 +50,8 @@ class Plan:
         all questions of the file; those of this run (--limit, the chunk) whose images are there; those left out
     settings:
         what the answers depend on; a run is continued only under the same ones
+    visual_schedule:
+        the config that the checkpoint was trained with, None without one
     """
 
     benchmark: Benchmark
@@ -62,6 +64,7 @@ class Plan:
     selected: list[Question]
     skipped: list[Skipped]
     settings: dict[str, Any]
+    visual_schedule: dict[str, Any] | None = None
 
     @property
     def question_file(self) -> Path:
@@ -238,6 +241,7 @@ class Session:
             **shown,
             "settings": self.plan.settings,
             "filled_in": self.plan.filled_in,
+            **({} if self.plan.visual_schedule is None else {"visual_schedule": self.plan.visual_schedule}),
             "totals": self.costs.to_dict() | {"skipped": len(skipped)},
             "skipped": skipped,
             "sessions": sessions,

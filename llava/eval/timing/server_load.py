@@ -208,9 +208,12 @@ async def _fuzz(url: str, count: int, seed: int, clients: int) -> Counter[int]:
     async def client(http: httpx.AsyncClient) -> None:
         for number in numbers:
             method, path, content = made(number)
-            answer = await http.request(
-                method, url + path, content=content, headers={"Content-Type": "application/json"}
-            )
+            try:
+                answer = await http.request(
+                    method, url + path, content=content, headers={"Content-Type": "application/json"}
+                )
+            except httpx.TransportError as error:
+                raise UserError(f"request {number} of seed {seed} ({method} {path}) got no answer: {error!r}") from None
             statuses[answer.status_code] += 1
             if answer.status_code >= 500 and answer.status_code != 503:
                 raise UserError(f"request {number} of seed {seed} ({method} {path}): {answer.text[:300]}")

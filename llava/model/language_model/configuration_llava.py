@@ -9,14 +9,16 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from llava.mm_utils import check_aspect_ratio
 
-MODEL_TYPES = ("llava", "llava_llama", "mobilevlm")
-"""`model_type` of LLaVA-1.5's checkpoints ("llava"), of later ones ("llava_llama"), and of MobileVLM's."""
+HIDROP = "llava_llama_exit_topk"
+MODEL_TYPES = ("llava", "llava_llama", "mobilevlm", HIDROP)
+"""`model_type` of LLaVA-1.5's checkpoints ("llava"), of later ones ("llava_llama"), of MobileVLM's and of HiDrop's."""
 
 
 class LlavaConfig(LlamaConfig):
     """Llama's configuration and LLaVA's keys; defaults are what a missing key meant to LLaVA.
 
-    `conv_mode` is ours: the conversation template that the model was trained with (None: vicuna_v1).
+    Ours are `conv_mode`, the conversation template that the model was trained with (None: vicuna_v1), and
+    `visual_schedule`, the pruning config that it was trained with, as a JSON object.
     """
 
     model_type = "llava_llama"
@@ -33,6 +35,7 @@ class LlavaConfig(LlamaConfig):
     image_grid_pinpoints: list | None = None
     tokenizer_model_max_length: int | None = None
     max_sequence_length: int | None = None
+    visual_schedule: dict | None = None
     conv_mode: str | None = None
 
 

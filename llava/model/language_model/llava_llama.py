@@ -15,7 +15,7 @@ from llava.model.language_model.configuration_llava import LlavaConfig
 from llava.model.llava_arch import LlavaMetaForCausalLM, splice_labels
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.pruning.session import prune
+from llava.model.pruning.session import is_pruned, prune
 
 
 class LlavaLlamaModel(LlamaModel):
@@ -135,8 +135,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
         `inputs` (or `input_ids=`): int64 `[B, L]` with markers; `image_features`: list of projected `[V_i, D]`
         (`encode_images`), instead of `images`; `image_sizes` as in `forward`. With a `pruning_config` the call runs
-        inside `prune(self, pruning_config)`; transformers' own models take none: wrap their call in `prune`. Everything
-        else goes to transformers' `generate`: greedy, sampling, beams, prompt lookup, streamers, stopping criteria.
+        inside `prune(self, pruning_config)`; without one, outside `prune`, a model that was trained with a schedule
+        (`config.visual_schedule`) runs with that, and dense with "none". Transformers' own models take none: wrap their
+        call in `prune`. Everything else goes to transformers' `generate`: greedy, sampling, beams, prompt lookup, …
         Raises `ValueError` as `prepare_prompt` does, and for an `assistant_model`.
         """
         inputs = kwargs.pop("input_ids", inputs)
@@ -150,7 +151,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             )
         if inputs is None:
             raise ValueError("generate needs inputs: token ids [B, L], with one image marker per image")
-        with nullcontext() if pruning_config is None else self._pruned(pruning_config):
+        if pruning_config is None and not is_pruned(self.model):
+            pruning_config = self.config.visual_schedule
+        with nullcontext() if pruning_config in (None, "none") else self._pruned(pruning_config):
             # inside, because a method may watch the vision tower
             prompt = self.prepare_prompt(
                 inputs, kwargs.pop("attention_mask", None), images, image_features, image_sizes

@@ -82,13 +82,16 @@ class DecodeCall:
 
 
 def run_layer(layer, hidden: torch.Tensor, rope: tuple, call, kwargs: dict, cache=None) -> torch.Tensor:
-    """Return what a decoder layer makes of `hidden` [B, T, D]; its attention finds `call`, `cache` gets what is new."""
+    """Return what a decoder layer makes of `hidden` [B, T, D]; its attention finds `call`, `cache` gets what is new.
+
+    `call`: None for a layer without attention.
+    """
     keywords = {"attention_mask": None, "position_embeddings": rope, "past_key_values": cache, **kwargs}
-    keywords |= {"use_cache": cache is not None, "pruning": call}
+    keywords |= {"use_cache": cache is not None} | ({} if call is None else {"pruning": call})
     frozen = getattr(call, "frozen", None)
     if frozen is not None:
         call.norm = layer.input_layernorm
-    if layer.training and getattr(layer, "gradient_checkpointing", False):
+    if call is not None and layer.training and getattr(layer, "gradient_checkpointing", False):
         with _checkpointed(layer, call, () if frozen is None else (frozen.visual.hidden,)):
             output = layer(hidden, **keywords)
     else:

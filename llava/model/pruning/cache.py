@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from .layouts import sinks
 from .method import KVRule
 from .packed import PackedTokens, upload
 from .packing import left_padded_places
+from .recurrent import nbytes
 
 
 class RaggedCache(Cache):
@@ -76,11 +77,19 @@ class RaggedCache(Cache):
             self._valid[lengths] = upload(filled, key.device)
         return lengths
 
+    def store_states(self, states: LinearAttentionLayer, shift: tuple[int, ...] | None = None) -> None:
+        """Append the next layer: the states [B, …] that a recurrent layer has after the prompts."""
+        self.layers.append(states)
+        self.prompt_tokens.append(())
+        self.shifts.append(shift)
+
     def masks(self, new: int) -> list[torch.Tensor | None]:
         """Return, for each layer, which keys `new` further tokens may read: bool [B, 1, new, L + new], None for all."""
         made: dict[tuple[int, ...], torch.Tensor | None] = {}
         for layer, lengths in enumerate(self.prompt_tokens):
-            if lengths not in made:
+            if not lengths:
+                made[lengths] = None
+            elif lengths not in made:
                 made[lengths] = self._mask(lengths, self.layers[layer].get_seq_length(), new)
         return [made[lengths] for lengths in self.prompt_tokens]
 
@@ -109,8 +118,11 @@ class RaggedCache(Cache):
         self.next_position = self.next_position + new
 
     def nbytes(self) -> int:
-        """Bytes of all keys and values held, padding included."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        """Bytes of all keys, values and states held, padding included."""
+        return sum(
+            nbytes(layer) if isinstance(layer, LinearAttentionLayer) else layer.keys.nbytes + layer.values.nbytes
+            for layer in self.layers
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens seen so far, pruned ones included."""
@@ -131,7 +143,10 @@ class RaggedCache(Cache):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the prompts at `indices`, in that order."""
         for layer in self.layers:  # which may lie on several devices
-            layer.batch_select_indices(indices.to(layer.keys.device))
+            if isinstance(layer, LinearAttentionLayer):
+                layer.reorder_cache(indices)
+            else:
+                layer.batch_select_indices(indices.to(layer.keys.device))
         self._pick(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -143,9 +158,14 @@ class RaggedCache(Cache):
         """Forget the last `-tokens_to_remove` decoded tokens (a negative number, as transformers asks).
 
         Raises:
-            ValueError: more than were decoded; a pruned prompt itself cannot be shortened.
+            ValueError: more than were decoded; a pruned prompt itself cannot be shortened. Recurrent layers.
 
         """
+        if any(isinstance(layer, LinearAttentionLayer) for layer in self.layers):
+            raise ValueError(
+                "recurrent layers cannot forget tokens again, which drafts need: leave assistant_model and "
+                "prompt_lookup_num_tokens out"
+            )
         decoded = self.length - self.prompt_length
         if abs(tokens_to_remove) > decoded:
             raise ValueError(

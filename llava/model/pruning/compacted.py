@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from .flops import DecoderShape
 from .forward import PrunedForward, targets_of
 from .packed import PackedTokens, upload
 from .packing import pack, unpack
@@ -27,6 +28,11 @@ class CompactedForward(PrunedForward):
         super().__init__(*args)
         self.untouched: Callable = self.decoder.forward
         self._signature = inspect.signature(type(self.decoder).forward)
+
+    def _read_decoder(self) -> None:
+        """Read what can be read of a decoder that the engine does not run."""
+        self._shape = DecoderShape.of(self._text_config)
+        self.kinds, self._tables = (), ()
 
     @torch.compiler.disable
     def forward(self, *args: Any, visual_mask: torch.Tensor | None = None, **kwargs: Any):
@@ -67,7 +73,7 @@ class CompactedForward(PrunedForward):
         if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
             raise ValueError(f"pruning takes a 2-D attention mask, {type(self.model).__name__} was given another one")
         grid = self._grid_for(visual, handed.get("visual_grid"))
-        given, _ = pack(embeds, mask, None, visual, lambda hidden, positions: (), grid, self._labels)
+        given, _ = pack(embeds, mask, None, visual, lambda hidden, positions: (), grid, targets=self._labels)
         vision = None if self.encoder_hook is None else self.encoder_hook.find(given)
         layers = range(self._text_config.num_hidden_layers)
         prefill = Prefill(layers, (), self.config, self.backend, None, vision=vision, first=len(self.traces))

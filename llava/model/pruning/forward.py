@@ -85,9 +85,7 @@ class PrunedForward:
         self.traces: list[PruningTrace] = []
         self.policies: list[PromptState] = []
         self._text_config = self.decoder.config
-        self._shape = DecoderShape.of(self._text_config)
-        self.kinds = family.layers(self.decoder)
-        self._tables = rotary_tables(self.decoder)
+        self._read_decoder()
         self._adapters = [part for part in self.decoder.modules() if hasattr(part, "merged_adapters")]
         self.handed: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -96,6 +94,12 @@ class PrunedForward:
         self._labels: torch.Tensor | None = None
         self._targets: np.ndarray | str | None = None
         self._grid: np.ndarray | None = None
+
+    def _read_decoder(self) -> None:
+        """Read what the layers do and cost; raises `ValueError` for a decoder that the engine does not run."""
+        self._shape = DecoderShape.of(self._text_config)
+        self.kinds = self.family.layers(self.decoder)
+        self._tables = rotary_tables(self.decoder)
 
     @contextmanager
     def prompt_of(self, width: int | None, grid: np.ndarray | None = None) -> Iterator[None]:
@@ -206,13 +210,14 @@ class PrunedForward:
         )
         states = [] if want_hidden else None
         tokens = prefill.run(tokens, states, **kwargs)
+        norm = self.family.norm(self.decoder)
         training = tokens.targets is not None and self.decoder.training and not want_hidden
         if training:  # the head has nothing to say about the others, and padding costs it as much as tokens
             places = np.flatnonzero(tokens.targets != IGNORE)
-            last = self.decoder.norm(tokens.hidden.index_select(1, upload(places, tokens.hidden.device)))
+            last = norm(tokens.hidden.index_select(1, upload(places, tokens.hidden.device)))
             self._targets = tokens.targets[None, places]
         else:
-            last = unpack(self.decoder.norm(tokens.hidden), tokens.tails)
+            last = unpack(norm(tokens.hidden), tokens.tails)
             self._targets = targets_of(tokens)
         self.policies[len(self.traces) :] = prefill.policies  # whoever empties the traces empties these
         self.traces += prefill.traces(self._shape, embeds.dtype)
@@ -264,9 +269,10 @@ class PrunedForward:
         for layer, kind, mask, rope in zip(self.decoder.layers, self.kinds, masks, ropes, strict=False):
             if want_hidden:
                 states.append(hidden)
-            hidden = run_layer(layer, hidden, kind.rope(rope), DecodeCall(mask), kwargs, cache)
+            call = None if kind.reads == "recurrent" else DecodeCall(mask)
+            hidden = run_layer(layer, hidden, kind.rope(rope), call, kwargs, cache)
         cache.advance(new)
-        last = self.decoder.norm(hidden)
+        last = self.family.norm(self.decoder)(hidden)
         collected = (*states, last) if want_hidden else None
         return PrunedOutput(last_hidden_state=last, past_key_values=cache, hidden_states=collected)
 

@@ -22,6 +22,7 @@ from .method import EXIT, AttentionRule, Method, PromptState, Selection
 from .packed import PackedTokens, Rotary
 from .prefix_cache import prefix
 from .probes import LayerStates, Probe, run
+from .recurrent import scan
 from .trace import ProbeRecord, PruningTrace
 
 
@@ -69,6 +70,10 @@ class Prefill:
         self.graphs = graphs
         self.first = first
         self.policies: list[PromptState] = []
+        self.hybrid = any(kind.reads == "recurrent" for kind in kinds)
+        self.since: dict[int, int] = {}
+        self.waiting: dict[int, tuple[int, Probe]] = {}
+        self.measured: set[int] = set()
 
     def run(self, tokens: PackedTokens, hidden_states: list | None = None, **kwargs) -> PackedTokens:
         """Run all layers and return the surviving tokens, before the final norm; with reuse, those of them that ran.
@@ -86,18 +91,23 @@ class Prefill:
                 tokens, waiting = prefix.joined(tokens, waiting), None
             if hidden_states is not None:
                 hidden_states.append((tokens.hidden, tokens.lengths))
-            rule = self.config.attention(index)
-            unread = self._unread(index, tokens) if rule.text == "dense" else None
+            recurrent = self.kinds[index].reads == "recurrent"
+            rule = AttentionRule() if recurrent else self.config.attention(index)
+            unread = self._unread(index, tokens) if rule.text == "dense" and not recurrent else None
             asked = self._asked(index, tokens)
             tokens = prefix.enter(tokens, unread, _whole(asked))
-            read = frozen if frozen is not None and self.config.reads(index) else None
+            read = frozen if frozen is not None and not recurrent and self.config.reads(index) else None
             call = PrefillCall(tokens, self.kinds[index], rule, self.backend, unread, read, self.image_starts)
-            output = self._read(layer, tokens, call)
             held = tokens if read is None else read.tokens
-            if self.cache is not None:
-                kept = self.cache.store(call.key, call.value, held, self.config.cached(index), self.shift, unread)
+            kept = (0,) * len(prompts) if recurrent else held.lengths
+            if recurrent:
+                output, states = scan(layer, index, tokens, self.kwargs, self.cache is not None)
+                if self.cache is not None:
+                    self.cache.store_states(states, self.shift)
             else:
-                kept = held.lengths
+                output = self._read(layer, tokens, call)
+                if self.cache is not None:
+                    kept = self.cache.store(call.key, call.value, held, self.config.cached(index), self.shift, unread)
             for b in prompts:
                 fixed = 0 if read is None else held.visual_counts[b]
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b], fixed)
@@ -168,9 +178,40 @@ class Prefill:
         return _states(tokens, call, whole)
 
     def _asked(self, index: int, tokens: PackedTokens) -> dict[int, Probe]:
-        """Ask the method what to measure of every prompt after layer `index`."""
+        """Ask the method what to measure of every prompt after layer `index`, and return what is measured there.
+
+        A measurement of attention waits for the next layer that has attention; a newer one takes its place.
+        """
         asked = {b: self.stage.probe(index, self.policies[b]) for b, n in enumerate(tokens.visual_counts) if n}
-        return {b: probe for b, probe in asked.items() if probe is not None}
+        asked = {b: probe for b, probe in asked.items() if probe is not None}
+        self.since = dict.fromkeys(asked, index)
+        if index < 0 or not self.hybrid:
+            return asked
+        self.waiting |= {b: (index, probe) for b, probe in asked.items()}
+        due = {b: one for b, one in self.waiting.items() if tokens.visual_counts[b] and self._attends(index, one[1])}
+        for b, (asked_at, probe) in self.waiting.items():
+            if asked_at == index and b not in due and b not in self.measured:
+                self._check_attends(index, probe)
+        self.measured |= due.keys()
+        self.since = {b: asked_at for b, (asked_at, _) in due.items()}
+        self.waiting = {b: one for b, one in self.waiting.items() if b not in due}
+        return {b: probe for b, (_, probe) in due.items()}
+
+    def _attends(self, index: int, probe: Probe) -> bool:
+        """Whether the layer that `probe` measures after layer `index` has what it needs."""
+        if not probe.reads_attention:
+            return True
+        index += probe.ahead
+        return index < len(self.kinds) and self.kinds[index].reads != "recurrent"
+
+    def _check_attends(self, index: int, probe: Probe) -> None:
+        """Raise `ValueError` where attention is asked for after layer `index`, and no layer from there on has any."""
+        if not any(self._attends(later, probe) for later in range(index, len(self.kinds))):
+            able = [number for number, kind in enumerate(self.kinds) if kind.reads != "recurrent"]
+            raise ValueError(
+                f"method {self.stage.method!r} measures attention after layer {index}, but from there on all layers "
+                f"are recurrent and have none; layers with attention: {', '.join(map(str, able))}"
+            )
 
     def _prune(
         self, index: int, tokens: PackedTokens, call: PrefillCall | None, asked: dict[int, Probe]
@@ -189,6 +230,7 @@ class Prefill:
             for b, count in enumerate(tokens.visual_counts)
             if count and (selection := self._select(b, index, measured.get(b))) is not None
         }
+        self.waiting = {b: one for b, one in self.waiting.items() if b not in selections}
         return self._apply(selections, tokens) if selections and index + 1 < len(self.layers) else tokens
 
     def _apply(self, selections: dict[int, Selection], tokens: PackedTokens) -> PackedTokens:
@@ -227,7 +269,12 @@ class Prefill:
         prompt, record = self.policies[b], self.records[b]
         if isinstance(measured, Measurement):
             record.probed(index, measured)
-        answer = self.stage.select(index, prompt, measured)
+        if self.waiting.get(b, (None,))[0] == index:
+            return None
+        asked_at = self.since.get(b, index)
+        answer = self.stage.select(asked_at, prompt, measured)
+        if asked_at != index and self.stage.select(index, prompt, None) is EXIT:
+            answer = EXIT
         if answer is None:
             return None
         if answer is EXIT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,10 @@ class Probe:
     """
 
     last_row = False
+    reads_attention: ClassVar[bool] = True
+    """Whether it needs query, key and value, which recurrent layers do not have: it then waits for a layer that has."""
+    ahead = False
+    """Whether it needs them of the next layer."""
 
     def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> Sequence[torch.Tensor]:
         """Return tensors from which `results` makes the prompts' results, without waiting for the device."""

@@ -45,6 +45,8 @@ class Several(Probe):
 
     def __init__(self, *probes: Probe):
         self.probes = probes
+        self.reads_attention = any(probe.reads_attention for probe in probes)
+        self.ahead = any(probe.ahead for probe in probes)
 
     def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> Sequence[torch.Tensor]:
         """Return the tensors of all probes, one after the other."""

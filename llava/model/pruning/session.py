@@ -32,7 +32,7 @@ _entering = threading.Lock()
 
 def prune(
     model: torch.nn.Module,
-    config: PruningConfig | Mapping[str, Any] | str | os.PathLike,
+    config: PruningConfig | Mapping[str, Any] | str | os.PathLike | None = None,
     visual_mask: torch.Tensor | None = None,
     *,
     backend: str = "auto",
@@ -44,7 +44,8 @@ def prune(
     model:
         a supported model, a bare decoder, or a PEFT model around one
     config:
-        a `PruningConfig`, a dict, JSON text or a path to a `.json` file
+        a `PruningConfig`, a dict, JSON text or a path to a `.json` file; None: the one that the model was trained with
+        (`visual_schedule` of its config)
     visual_mask:
         bool [B, T], True at visual tokens of the prompts read inside the block; needed for a bare decoder
         (`LlamaForCausalLM`), found by the model family otherwise. Beams repeat its rows.
@@ -83,7 +84,8 @@ def prune(
     graphs = LayerGraphs() if cuda_graphs is True else cuda_graphs or None
     if graphs is not None and cache is not None:
         raise ValueError("cuda_graphs is for prompts that are read whole; leave it or prefix_cache out")
-    return PruningSession(model, PruningConfig.of(config), visual_mask, backend, cache, lasting, graphs)
+    config = PruningConfig.of(_trained_config(model) if config is None else config)
+    return PruningSession(model, config, visual_mask, backend, cache, lasting, graphs)
 
 
 class PruningSession:
@@ -141,8 +143,11 @@ class PruningSession:
         if prefix_cache is not None and (stage := next((s for s in self.config.stages if s.no_reuse), None)):
             warn_no_prefix_cache(f"method {stage.method!r} {stage.no_reuse}")
             prefix_cache = None
-        if prefix_cache is not None and self._obstacle is not None:
-            warn_no_prefix_cache(self._obstacle)
+        obstacle = self._obstacle
+        if obstacle is None and any(kind.reads == "recurrent" for kind in self._family.layers(self._decoder)):
+            obstacle = f"the recurrent layers of {type(model).__name__} keep no state per token"
+        if prefix_cache is not None and obstacle is not None:
+            warn_no_prefix_cache(obstacle)
             prefix_cache = None
         self.prefix_cache, self._lasting = prefix_cache, lasting
         kind = PrunedForward if self._obstacle is None else CompactedForward
@@ -155,7 +160,7 @@ class PruningSession:
 
     def __enter__(self) -> PruningSession:
         with _entering:
-            if isinstance(getattr(vars(self._decoder).get("forward"), "__self__", None), PrunedForward):
+            if is_pruned(self._decoder):
                 raise RuntimeError(
                     f"this {type(self.model).__name__} is being pruned already; "
                     "leave that `with prune(…)` block first, or load a second copy of the model"
@@ -286,6 +291,18 @@ _REFUSED = {
     "assistant_early_exit": "the draft would be read and pruned by the same layers",
 }
 """Settings of `generate` that a pruned model refuses, and why."""
+
+
+def is_pruned(decoder: torch.nn.Module) -> bool:
+    """Whether a session is active on this decoder stack."""
+    return isinstance(getattr(vars(decoder).get("forward"), "__self__", None), PrunedForward)
+
+
+def _trained_config(model: torch.nn.Module) -> Mapping[str, Any]:
+    schedule = getattr(_without_adapters(model).config, "visual_schedule", None)
+    if schedule is None:
+        raise ValueError(f"prune needs a config: this {type(model).__name__} was trained with no visual_schedule")
+    return schedule
 
 
 def _without_adapters(model: torch.nn.Module) -> torch.nn.Module:

@@ -117,7 +117,7 @@ def inspect(
         raise ValueError("this prompt has no image, so that there is nothing to draw")
     with prune(loaded.model, recorder(Influence(), config)) as session:
         features = features_of(loaded, pictures, again=any(stage.reads_vision for stage in config.stages))
-        read(loaded.model, loaded.inputs.collate([list(row)], [features], loaded.model))
+        read(loaded.model, loaded.inputs.collate([list(row)], [features], loaded.model), use_cache=True)
         recorded, trace = session.policies[0].memory["recorded"], session.traces[0]
     made = layout(loaded, [one.image for one in pictures], row, features)
     found = map_of(recorded, trace)

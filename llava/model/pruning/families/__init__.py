@@ -10,7 +10,7 @@ from torch import nn
 
 from .any_model import AnyModel, obstacle_of
 from .base import FAMILIES, Family
-from .decoder import check_attention
+from .decoder import check_attention, plain
 
 for page in iter_modules(__path__):  # each registers its family
     if page.name != "__main__":
@@ -36,8 +36,11 @@ def family_of(model: nn.Module) -> Family:
 
 def decoder_obstacle(model: nn.Module, family: Family) -> str | None:
     """Why the engine does not run the decoder of `model`, so that its inputs alone can be pruned; None if it does."""
+    decoder = family.decoder(model)
+    if isinstance(family, AnyModel) and not plain(decoder):
+        return f"no page of llava/model/pruning/families says what its decoder {type(decoder).__name__} does"
     try:
-        check_attention(model, family.decoder(model))
+        check_attention(model, decoder)
     except ValueError as error:
         return str(error)
     return None

@@ -60,8 +60,12 @@ class Family:
         return not {kind.__name__ for kind in type(model).__mro__}.isdisjoint(map(_name, cls.model_types.values()))
 
     def decoder(self, model: nn.Module) -> nn.Module:
-        """Return the decoder stack: `layers`, `norm`, `rotary_emb`, `embed_tokens`, `config`, and its `forward`."""
+        """Return the decoder stack: `layers`, `rotary_emb`, `embed_tokens`, `config`, and its `forward`."""
         raise NotImplementedError
+
+    def norm(self, decoder: nn.Module) -> nn.Module:
+        """Return the norm after the stack's last layer."""
+        return decoder.norm
 
     def entry(self, model: nn.Module) -> nn.Module | None:
         """Return the module whose inputs show the visual tokens.

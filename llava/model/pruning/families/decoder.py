@@ -19,7 +19,7 @@ from .base import Family
 STACKS = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 HEADED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel")
-DECODERS += ("Qwen3VLTextModel", "Qwen3VLMoeTextModel")
+DECODERS += ("Qwen3VLTextModel", "Qwen3VLMoeTextModel", "Qwen3_5TextModel", "Qwen3_5MoeTextModel", "Lfm2Model")
 """Stacks that do nothing but what their `LayerKind`s and `Family.added` say."""
 
 
@@ -42,6 +42,11 @@ class BareDecoder(Family):
         return model if isinstance(model, STACKS) else model.model
 
 
+def plain(decoder: nn.Module) -> bool:
+    """Whether a decoder is one of those with one row of positions and nothing but attention and MLPs."""
+    return isinstance(decoder, STACKS)
+
+
 def check_attention(model: nn.Module, decoder: nn.Module) -> None:
     """Refuse a decoder whose attention the engine would compute differently from the model itself.
 
@@ -56,7 +61,7 @@ def check_attention(model: nn.Module, decoder: nn.Module) -> None:
     config = decoder.config
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
-    other = sorted(set(types) - {"full_attention"})
+    other = sorted(set(types) - {"full_attention", "linear_attention", "conv"})
     if other:
         raise ValueError(
             f"{name} has layers of {', '.join(other)} (sliding_window {window}), which pruning does not serve; load it "

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..grid import box, runs_of
-from .placeholders import Placeholders, media_of
+from ..grid import box
+from .placeholders import Placeholders
 
 
 class LlavaOnevision(Placeholders):
@@ -23,11 +23,4 @@ class LlavaOnevision(Placeholders):
             return None
         vision = model.config.vision_config
         side = -(-(vision.image_size // vision.patch_size) // 2)
-        pixels, encoded = media_of(inputs, kind)
-        shape = (encoded.pooler_output if pixels is None else pixels).shape
-        if pixels is None and len(shape) == 3 and shape[0] == 1:  # of any number of videos, one after the other
-            there = inputs["input_ids"].cpu().numpy() == model.config.video_token_id
-            frames = [(len(run) - 1) // side**2 for run in runs_of(there)]
-        else:
-            frames = [(shape[1] - 1) // side**2 if pixels is None else shape[1]] * shape[0]
-        return [np.concatenate([box(count, side, side), [[-1, -1, -1]]]) for count in frames]
+        return self.videos_of(model, inputs, box(1, side, side)[:, 1:], after=1)

@@ -76,6 +76,29 @@ class Placeholders(Family):
             return None
         return [box(t, h // merge, w // merge) for t, h, w in patches.tolist()]
 
+    def videos_of(
+        self, model: nn.Module, inputs: dict[str, Any], frame: np.ndarray, after: int = 0
+    ) -> list[np.ndarray]:
+        """Return the `cells` of videos whose frames all have the tokens `frame` (rows and columns, int [P, 2]).
+
+        As many frames as their pixels [N, T, …] or features [N, V, D] say, else as each run of placeholders has tokens
+        for; `after` tokens of no frame follow each video.
+        """
+        pixels, encoded = media_of(inputs, "video")
+        features = None if encoded is None else encoded.pooler_output
+        if pixels is not None:
+            counts = [pixels.shape[1]] * pixels.shape[0]
+        elif isinstance(features, torch.Tensor) and features.ndim == 3 and features.shape[0] > 1:
+            counts = [(features.shape[1] - after) // len(frame)] * features.shape[0]
+        else:
+            there = inputs["input_ids"].cpu().numpy() == model.config.video_token_id
+            counts = [(len(run) - after) // len(frame) for run in runs_of(there)]
+        none = np.full((after, 3), -1)
+        return [
+            np.concatenate([np.column_stack([np.repeat(np.arange(n), len(frame)), np.tile(frame, (n, 1))]), none])
+            for n in counts
+        ]
+
     def holds_video(self, inputs: dict[str, Any]) -> bool:
         """Whether a video's pixels or features are among the inputs."""
         return any(part is not None for part in media_of(inputs, "video"))

@@ -16,6 +16,7 @@ class Qwen3VL(Qwen2VL):
     """The encoder's earlier layers make further features, which the decoder's first layers add at visual tokens."""
 
     model_types = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
+    model_types |= {"cosmos3_omni": "Cosmos3OmniForConditionalGeneration"}
 
     def encoder(self, model: nn.Module) -> Encoder:
         """Return Qwen2-VL's, without smaller pictures: their DeepStack features would be those of the whole one."""

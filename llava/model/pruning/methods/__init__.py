@@ -7,8 +7,11 @@ from .controls import Disturb, Mask, NoPruning, RandomPruning
 from .dart import DART
 from .divprune import DivPrune
 from .downsample import Downsample
+from .dycoke import DyCoke
+from .evs import EVS
 from .fastv import FastV
 from .fitprune import FitPrune
+from .frame_sampling import FrameSampling
 from .hiprune import HiPrune
 from .holov import HoloV
 from .prumerge import PruMerge
@@ -17,6 +20,7 @@ from .replay import Replay
 from .schedule import Schedule
 from .scope import SCOPE
 from .sparsevlm import SparseVLM
+from .vidcom2 import VidCom2
 from .visionzip import VisionZip
 from .visipruner import VisiPruner
 from .vispruner import VisPruner
@@ -24,6 +28,6 @@ from .vtw import VTW
 
 __all__ = [
     "METHODS", "VisiPruner", "FastV", "PyramidDrop", "SparseVLM", "VTW", "FitPrune", "AttentionTopK", "VisionZip",
-    "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune", "Downsample", "Schedule",
-    "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
+    "DivPrune", "CDPruner", "DART", "VisPruner", "HoloV", "SCOPE", "PruMerge", "HiPrune", "EVS", "VidCom2", "DyCoke",
+    "FrameSampling", "Downsample", "Schedule", "RandomPruning", "NoPruning", "Replay", "Mask", "Disturb",
 ]  # fmt: skip

@@ -60,7 +60,7 @@ function chips(result, other) {
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 const FIGURES = [
-  ["visual tokens kept", (r) => (r.trace.kept_tokens === null ? r.trace.visual_tokens : r.trace.kept_tokens)],
+  ["visual tokens, last layer", (r) => r.trace.visual_per_layer.at(-1)],
   ["filter layer", (r) => r.trace.filter_layer],
   ["exit layer", (r) => r.trace.exit_layer],
   ["tokens per layer (mean)", (r) => r.trace.mean_tokens_per_layer],

@@ -26,10 +26,10 @@ export class TokenPicture {
     this.forced = new Map();
     this.brush = "look";
     this.cursor = null;
-    this.drawing = null;
+    this.painting = null;
     canvas.addEventListener("pointermove", (event) => this.#pointed(event));
     canvas.addEventListener("pointerdown", (event) => this.#pressed(event));
-    canvas.addEventListener("pointerup", () => { this.painting = false; });
+    canvas.addEventListener("pointerup", () => { this.painting = null; });
     canvas.addEventListener("pointerleave", () => this.onToken(null, "hover"));
     canvas.addEventListener("keydown", (event) => this.#key(event));
   }
@@ -79,31 +79,44 @@ export class TokenPicture {
     if (here) outline(context, here, "#ffffff", 2, "#000000");
   }
 
-  #cellAt(event) {
+  #pointOf(event) {
     const box = this.canvas.getBoundingClientRect();
-    const x = ((event.clientX - box.left) / box.width) * this.canvas.width;
-    const y = ((event.clientY - box.top) / box.height) * this.canvas.height;
+    return [((event.clientX - box.left) / box.width) * this.canvas.width,
+      ((event.clientY - box.top) / box.height) * this.canvas.height];
+  }
+
+  #cellAt([x, y]) {
     return this.cells?.find((cell) => x >= cell.x && x < cell.x + cell.width && y >= cell.y && y < cell.y + cell.height);
   }
 
   #pointed(event) {
-    const cell = this.#cellAt(event);
-    if (!cell) return;
-    if (cell.token !== this.cursor) {
-      this.cursor = cell.token;
-      if (this.painting) this.#force(cell.token, this.brush);
-      this.onToken(cell.token, "hover");
-      this.draw();
+    const point = this.#pointOf(event);
+    const cell = this.#cellAt(point);
+    if (this.painting) this.#stroke(this.painting, point);
+    if (this.painting) this.painting = point;
+    if (!cell || cell.token === this.cursor) return;
+    this.cursor = cell.token;
+    this.onToken(cell.token, "hover");
+    this.draw();
+  }
+
+  /** Brush every token between two points of the mouse, which may be far apart. */
+  #stroke([x, y], [toX, toY]) {
+    const steps = 1 + Math.ceil(Math.hypot(toX - x, toY - y) / 8);
+    for (let step = 1; step <= steps; step++) {
+      const cell = this.#cellAt([x + ((toX - x) * step) / steps, y + ((toY - y) * step) / steps]);
+      if (cell && this.forced.get(cell.token) !== this.brush) this.#force(cell.token, this.brush);
     }
   }
 
   #pressed(event) {
-    const cell = this.#cellAt(event);
+    const point = this.#pointOf(event);
+    const cell = this.#cellAt(point);
     if (!cell) return;
     this.cursor = cell.token;
     if (this.brush === "look") this.onToken(cell.token, "choose");
     else {
-      this.painting = true;
+      this.painting = point;
       this.#force(cell.token, this.brush);
     }
     this.draw();
