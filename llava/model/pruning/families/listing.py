@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from .base import FAMILIES
-from .decoder import DECODERS, STACKS
+from .decoder import DECODERS, PLAIN
 
 ALL, BEFORE, REFUSED = "all methods", "before the decoder", "refused"
 
@@ -121,6 +121,6 @@ def entry_of(model_type: str) -> Entry:
         return Entry(model_type, model, None, REFUSED, page, "it is an encoder-decoder: images enter the encoder")
     kind = config.get_text_config().model_type
     decoder = _OTHER.get(kind) or MODEL_MAPPING_NAMES.get(kind)
-    if decoder in (DECODERS if page else [getattr(kind, "__name__", kind) for kind in STACKS]):
+    if decoder in (DECODERS if page else PLAIN):
         return Entry(model_type, model, decoder, ALL, page)
     return Entry(model_type, model, decoder, BEFORE, page, UNLIKE.get(decoder, "a stack that nobody has compared yet"))
