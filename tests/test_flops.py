@@ -111,3 +111,12 @@ def test_a_real_trace_counts_its_own_layers(llama):
     assert found.kv_bytes == sum(found.kv_tokens_per_layer) * 2 * 2 * 12 * 4
     assert found.dense_kv_bytes == 6 * 18 * 2 * 2 * 12 * 4
     assert found.summary()["flops"] == found.to_dict()["flops"] == found.flops()
+
+
+def test_a_trace_prints_tokens_flops_and_kv_together(llama):
+    prompts = Prompts("tt" + "v" * 8 + "tt")
+    with prune(llama, {"method": "vtw", "k": 3}, prompts.visual) as session:
+        llama(**prompts.inputs)
+    text = str(session.traces[0])
+    assert "8 visual tokens, 4.0 per layer (8.0 with text)" in text and "50.0% of dense, of all tokens" in text
+    assert text.endswith(f"KV {session.traces[0].kv_bytes / 1e6:.4g} MB, 66.7% of dense")

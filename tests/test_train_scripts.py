@@ -77,8 +77,9 @@ def test_deepspeeds_files_are_json_of_their_stage():
 
 def test_smollm2_goes_from_captions_to_questions(tmp_path):
     out = str(tmp_path / "run")
-    prepare, pretrain, lora, accuracy = calls(tmp_path, "smollm2/train.sh", OUT=out, STEPS="5")
-    assert prepare[:3] == ["scripts/smollm2/prepare.py", "--out", out]
+    prepare, files, pretrain, lora, accuracy = calls(tmp_path, "smollm2/train.sh", OUT=out, STEPS="5")
+    assert prepare == ["scripts/smollm2/prepare.py", "--out", out]
+    assert files[:4] == ["-m", "llava.train.tiny.files", "--out", f"{out}/data"]
     for words, expected in [
         (pretrain, {"tune_mm_mlp_adapter": True, "version": "mpt", "max_steps": 100}),
         (lora, {"lora_enable": True, "pretrain_mm_mlp_adapter": f"{out}/pretrain/mm_projector.bin", "max_steps": 5}),

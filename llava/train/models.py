@@ -101,6 +101,12 @@ def prepare(model: ModelArguments, data: DataArguments) -> Prepared:
                 f"--{name} is for LLaVA's layout; prompts of {layout.model_type} come from its chat template"
             )
     if layout.kind == "internvl":
+        fused = "InternLM2" in str(raw["llm_config"].get("architectures"))
+        if fused or model.lora_enable is False:
+            why = "InternLM2's fused weights take no LoRA" if fused else "a LoRA alone is trained"
+            raise UserError(
+                f"{folder} is in InternVL's original layout, of which {why}: use transformers' layout (-hf)"
+            )
         # imported here because only this layout needs them
         from llava.model.internvl.model import read_config as read_internvl
         from llava.model.internvl.processor import load_processor as load_internvl_processor

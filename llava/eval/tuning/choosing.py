@@ -45,6 +45,8 @@ def schedules(method: str, layers: int) -> list[PruningConfig]:
         return [one for one in AttentionTopK.schedules(layers) if one.rank == method.removeprefix("topk-")]
     if method in ("random", "random-before"):
         return [one for one in RandomPruning.schedules(layers) if (one.layer is None) == (method == "random-before")]
+    if method not in METHODS and ":" not in method:
+        PruningConfig.from_dict({"method": method})  # raises with the known names
     cls = METHODS[method] if method in METHODS else type(PruningConfig.of({"method": method}))
     return cls.schedules(layers)
 

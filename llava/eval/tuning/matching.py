@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -20,13 +21,24 @@ from llava.eval.timing.shapes import text_split
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.flops import DecoderShape
 
-from .benchmark_set import Count
-
 STEPS = 14
 """Bisections of [0, 1]: no prompt of today's models has 2¹⁴ visual tokens."""
 WIDTH = 8
 PROMPTS = 8
 """Prompts that stand for all: evenly spread over those in the order of their length."""
+
+
+Measure = Literal["all", "visual", "kv", "tokens"]
+"""What is brought to a budget: prefill FLOPs of all or of visual tokens, the cache, or visual tokens per layer."""
+
+
+class Shares(NamedTuple):
+    """Costs of a config as shares of dense, by `Measure`."""
+
+    all: float
+    visual: float
+    kv: float
+    tokens: float
 
 
 class Absent(UserError):
@@ -35,7 +47,7 @@ class Absent(UserError):
 
 @dataclass(frozen=True)
 class Matched:
-    """A config within the budget, and its prefill FLOPs as a share of dense."""
+    """A config within the budget, and its cost as a share of dense."""
 
     config: PruningConfig
     share: float
@@ -68,18 +80,18 @@ def settle(
 
 
 class DryRun:
-    """Counts FLOPs of configs for prompts of given sizes and a decoder of dimensions `shape`.
+    """Counts costs of configs for prompts of given sizes and a decoder of dimensions `shape`.
 
     sizes: (tokens, visual tokens) of every prompt; the visual ones stand together, as `text_split` places them
-    count: the tokens whose FLOPs count
+    measure: what `share` and `settle` go by
     """
 
-    def __init__(self, shape: DecoderShape, sizes: Sequence[tuple[int, int]], count: Count = "all"):
+    def __init__(self, shape: DecoderShape, sizes: Sequence[tuple[int, int]], measure: Measure = "all"):
         ordered = sorted(sizes)
         rows = min(PROMPTS, len(ordered))
-        self.shape, self.count = shape, count
+        self.shape, self.measure = shape, measure
         self.sizes = [ordered[(2 * place + 1) * len(ordered) // (2 * rows)] for place in range(rows)]
-        self.share = cache(self._share)
+        self.costs = cache(self._costs)
         longest = max(tokens for tokens, _ in self.sizes)
         settings = {"vocab_size": 2, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 1}
         settings |= {"bos_token_id": None, "eos_token_id": None}
@@ -101,14 +113,21 @@ class DryRun:
         """Visual tokens of the median prompt."""
         return self.sizes[len(self.sizes) // 2][1]
 
-    def _share(self, config: PruningConfig) -> float:
-        """Return prefill FLOPs as a share of dense; raises what `prune` raises."""
+    def share(self, config: PruningConfig) -> float:
+        """Return what is measured as a share of dense; raises what `prune` raises."""
+        return getattr(self.costs(config), self.measure)
+
+    def _costs(self, config: PruningConfig) -> Shares:
         counted = config.countable(self.visual_tokens)
         with torch.inference_mode(), prune(self._model, counted, self._visual) as session:
             self._model(inputs_embeds=self._embeds, attention_mask=self._attended, logits_to_keep=1)
         traces = [dataclasses.replace(trace, shape=self.shape) for trace in session.traces]
-        dense = sum(trace.dense_flops(self.count) for trace in traces)
-        return sum(trace.flops(self.count) for trace in traces) / dense
+        flops = [sum(trace.flops(count) for trace in traces) for count in ("all", "visual")]
+        dense = [sum(trace.dense_flops(count) for trace in traces) for count in ("all", "visual")]
+        kv = sum(trace.kv_bytes for trace in traces) / sum(trace.dense_kv_bytes for trace in traces)
+        whole = self.shape.layers * sum(trace.visual_tokens for trace in traces)
+        tokens = sum(sum(trace.visual_per_layer) for trace in traces) / whole
+        return Shares(flops[0] / dense[0], flops[1] / dense[1], kv, tokens)
 
     def settle(self, schedules: Sequence[PruningConfig], budget: float, most: int) -> list[Matched]:
         """Set at most `most` of a method's schedules, evenly spaced among those that can meet it, to the budget.

@@ -161,6 +161,17 @@ class PruningTrace:
             **more,
         }
 
+    def __str__(self) -> str:
+        """Tokens per layer, FLOPs and KV together, since each is called "64 tokens" somewhere."""
+        layers, dense = len(self.tokens_per_layer), self.dense_flops()
+        flops = "" if not dense else f" · FLOPs of visual tokens {self.flops() / 1e9:.4g}G, {self.flops() / dense:.1%}"
+        return (
+            f"{self.visual_tokens} visual tokens, {sum(self.visual_per_layer) / layers:.1f} per layer "
+            f"({sum(self.tokens_per_layer) / layers:.1f} with text){flops} of dense, of all tokens "
+            f"{self.flops('all') / self.dense_flops('all'):.1%} · KV {self.kv_bytes / 1e6:.4g} MB, "
+            f"{self.kv_bytes / self.dense_kv_bytes:.1%} of dense"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything, JSON-ready, with the totals beside the decisions."""
         return dataclasses.asdict(self) | self.summary()

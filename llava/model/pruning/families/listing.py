@@ -1,4 +1,4 @@
-"""What can be pruned of transformers' image-text-to-text models, and why no more: `python -m llava.model.pruning.families`.
+"""What can be pruned of transformers' image-text-to-text models: `python -m llava.model.pruning.families`.
 
 Nothing is loaded: a model's default config names its decoder. tests/test_any_model.py builds and runs each.
 """

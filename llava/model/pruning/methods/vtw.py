@@ -2,7 +2,8 @@
 
 Idea: by the middle of the decoder the text has read the image, and the visual tokens can go: layers 0 .. k−1 run with
 all of them, layers k .. with none. The paper searches k: the first, from 5 on, at which the output distribution stays
-close to the dense one (mean KL(pruned ‖ dense) of the next token at most 0.003 for the 7B, 0.0005 for the 13B).
+close to the dense one (mean KL(pruned ‖ dense) of the next token at most 0.003 for the 7B, 0.0005 for the 13B), as
+`python -m llava.eval.budget --method vtw --kl 0.003` does.
 
 The original code (lzhxmu/VTW) drops them at the entry of layer `k`, counted from 0, and reads prefix and image length
 from the prompt; only its search (`--findk`) has 35 and 611 as constants. Its README passes 15 for the 7B, its command
