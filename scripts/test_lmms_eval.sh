@@ -21,7 +21,7 @@ if [[ ! -f "$stamp" || "$(<"$stamp")" != "$wanted" ]]; then
     install=("$python" -m pip install --quiet --disable-pip-version-check -c constraints.txt)
     # torch by its exact version first: a range would take the newest build
     "${install[@]}" "$(grep '^torch==' constraints.txt)"
-    "${install[@]}" -e . -r scripts/lmms/requirements.txt
+    "${install[@]}" -e ".[web]" openai -r scripts/lmms/requirements.txt
     # without its own list, which has packages (torchvision) that some indexes have no build of for this torch
     "${install[@]}" --no-deps "lmms_eval==$LMMS_EVAL"
     echo "$wanted" >"$stamp"

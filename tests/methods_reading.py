@@ -21,6 +21,7 @@ class Prompt:
         self.model, self.x, self.visual = model, embeds, list(visual)
         self.visual[-1] = False
         self.places = list(range(len(embeds)))
+        self.weights: list[float] | None = None
         self.positions = list(self.places)
 
     def columns(self) -> list[int]:
@@ -33,8 +34,17 @@ class Prompt:
     def keep_visual(self, kept: list[int]) -> None:
         """Drop the visual tokens that are not among the columns `kept`."""
         left = [j for j, is_visual in enumerate(self.visual) if not is_visual or j in kept]
+        names = ["visual", "places", "positions"]
+        if self.weights is not None:
+            names.append("weights")
+            for j in self.columns() if kept else []:
+                if j not in kept:  # counts for the kept token that resembles it most
+                    nearest = max(
+                        sorted(kept), key=lambda i: float(torch.cosine_similarity(self.x[i], self.x[j], dim=0))
+                    )
+                    self.weights[nearest] += self.weights[j]
         self.x = self.x[left]
-        for name in ("visual", "places", "positions"):
+        for name in names:
             setattr(self, name, [getattr(self, name)[j] for j in left])
 
     def renumber(self) -> None:
@@ -45,6 +55,8 @@ class Prompt:
         normed = rms_norm(self.model.model.layers[layer].input_layernorm, self.x, self.model.config.rms_norm_eps)
         q, k, v = project(self.model, layer, normed, self.positions)
         scores = q @ per_query_head(self.model, k).transpose(1, 2) / q.shape[-1] ** 0.5
+        if self.weights is not None:
+            scores = scores + torch.tensor(self.weights).log()
         later = torch.ones(len(self.places), len(self.places)).triu(1).bool()
         return scores.masked_fill(later, float("-inf")).softmax(-1), k, v
 
@@ -57,13 +69,15 @@ class Reading:
         self.cuts: list[tuple[int, list[int]]] = []
         self.cache: list[tuple[Tensor, Tensor]] = []
         self.next: list[int] = []
+        self.weights: list[list[float]] = []
         self.logits = torch.empty(0)
 
 
 @torch.no_grad()
-def read(model, embeds: Tensor, visual: list[bool], *methods: Callable) -> Reading:
+def read(model, embeds: Tensor, visual: list[bool], *methods: Callable, rectify: bool = False) -> Reading:
     """Prefill embeds [T, D]; several methods act one after the other at each layer."""
     prompt, reading = Prompt(model, embeds, visual), Reading()
+    prompt.weights = [1.0] * len(embeds) if rectify else None
     layers = len(model.model.layers)
 
     def act(layer: int, probabilities: Tensor | None) -> None:
@@ -81,6 +95,7 @@ def read(model, embeds: Tensor, visual: list[bool], *methods: Callable) -> Readi
         probabilities, k, v = prompt.attend(layer)
         reading.cache.append((k, v))
         reading.next.append(prompt.positions[-1] + 1)
+        reading.weights.append(list(prompt.weights or [1.0] * len(prompt.places)))
         output = (probabilities @ per_query_head(model, v)).transpose(0, 1).reshape(len(prompt.places), -1)
         prompt.entered, prompt.x = prompt.x, finish_layer(model, layer, prompt.x, output)
         act(layer, probabilities)
@@ -93,10 +108,12 @@ def decode(model, reading: Reading, token: int) -> Tensor:
     """Feed one token to the cache that the prefill left, at each layer's next position; returns logits [vocab]."""
     eps = model.config.rms_norm_eps
     x = model.model.embed_tokens.weight[token][None]
-    for layer, ((keys, values), position) in enumerate(zip(reading.cache, reading.next, strict=True)):
+    held = zip(reading.cache, reading.next, reading.weights, strict=True)
+    for layer, ((keys, values), position, weights) in enumerate(held):
         q, k, v = project(model, layer, rms_norm(model.model.layers[layer].input_layernorm, x, eps), [position])
         keys, values = torch.cat([keys, k], 1), torch.cat([values, v], 1)
         scores = q @ per_query_head(model, keys).transpose(1, 2) / q.shape[-1] ** 0.5
+        scores = scores + torch.tensor([*weights, 1.0]).log()
         output = scores.softmax(-1) @ per_query_head(model, values)
         x = finish_layer(model, layer, x, output.transpose(0, 1).reshape(1, -1))
     return linear(model.lm_head, rms_norm(model.model.norm, x, eps)[0])

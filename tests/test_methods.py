@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import MIXED, Prompts, random_llama
 
-from llava.model.pruning import prune
+from llava.model.pruning import PruningConfig, prune
+from llava.model.pruning.methods import FastV
 
 TOLERANCE = 3e-5
 EVEN = ("tttt" + "v" * 20 + "ttttt", "tt" + "v" * 8 + "t" + "v" * 12 + "tttt", "ttttttt", "v" * 20 + "tttttt")
@@ -96,6 +97,45 @@ def test_the_engine_agrees_with_the_plain_reading(llama, name, seed):
         assert (step[row, -1] - plain.decode(llama, expected, 7)).abs().max() < TOLERANCE
         assert trace.visual_tokens == kinds[row][:-1].count("v")
         assert trace.dense_flops() == 6 * trace.shape.layer_flops(trace.visual_tokens)
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "divprune", "dart", "fastv after divprune", "fitprune"])
+def test_rectified_attention_counts_each_token_for_those_that_it_stands_for(llama, name):
+    """Prefill, later choices by attention, and decoding, against the reading with log counts added to its scores."""
+    settings, readers, kinds = CASES[name]
+    prompts = Prompts(*kinds)
+    config = {"method": name.split()[0], **settings, "rectify": True}
+    with prune(llama, config, prompts.visual) as session:
+        output = llama(**prompts.inputs, use_cache=True)
+        tokens = torch.full((len(kinds), 1), 7)
+        step = llama(input_ids=tokens, past_key_values=output.past_key_values).logits
+    with prune(llama, config | {"rectify": False}, prompts.visual):
+        plainly = llama(**prompts.inputs).logits[:, -1]
+    assert (output.logits[:, -1] - plainly).abs().max() > 1e-3
+    for row, trace in enumerate(session.traces):
+        alone = prompts.single(row)
+        readings = [make(*arguments) for make, *arguments in readers]
+        expected = plain.read(llama, alone.embeds[0], alone.visual[0].tolist(), *readings, rectify=True)
+        assert trace.cuts == expected.cuts
+        assert (output.logits[row, -1] - expected.logits).abs().max() < TOLERANCE
+        assert (step[row, -1] - plain.decode(llama, expected, 7)).abs().max() < TOLERANCE
+
+
+def test_rectified_beams_decode_as_greedy_alone_and_the_prefix_cache_is_left_out(llama):
+    config = {"method": "fastv", "rectify": True}
+    prompts = Prompts(*MIXED)
+    beams = {"num_beams": 3, "max_new_tokens": 4, "do_sample": False}
+    with pytest.warns(UserWarning, match="method 'fastv' rectifies attention"):
+        session = prune(llama, config, prompts.visual, prefix_cache=True)
+    with session:
+        together = llama.generate(**prompts.inputs, **beams)
+    for row in range(len(MIXED)):
+        alone = prompts.single(row)
+        with prune(llama, config, alone.visual):
+            assert llama.generate(**alone.inputs, **beams)[0].tolist() == together[row].tolist()
+    assert "rectify" not in FastV(rectify=False).to_dict() and FastV(rectify=True).to_dict()["rectify"] is True
+    with pytest.raises(ValueError, match="'rectify' counts tokens that were dropped"):
+        PruningConfig.from_dict({"method": "schedule", "enter": 2, "rectify": True})
 
 
 def test_influence_as_rank_keeps_the_longest_contributions(llama):

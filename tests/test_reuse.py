@@ -10,7 +10,7 @@ from family_models import CASES
 from method_examples import EXAMPLES
 from reuse_fixtures import decisions
 
-from llava.model.pruning import prune
+from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.methods.visipruner import PRESETS
 
 NEW = 2
@@ -30,13 +30,20 @@ MORE = {
     "divprune compact": {"method": "fastv", "before": {"method": "divprune", "share": 0.6, "positions": "compact"}},
 }
 HYBRID = ("qwen3_5", "lfm2_vl")
+
+
+def reads_encoder(method: str) -> bool:
+    """Whether a method reads the image encoder: those do it alike, and most families refuse (tests/test_matrix.py)."""
+    return bool(PruningConfig.from_dict(METHODS[method]).reads_vision)
+
+
 PATCHWISE = ("llava original", "llava")  # a CLIP tower whose patches are the visual tokens, for methods that read it
 MATRIX = [
     (name, config)
     for name in CASES
     if name not in HYBRID
     for config in METHODS
-    if config != "visionzip" or name in PATCHWISE  # tests/test_matrix.py sees the others refuse it
+    if not reads_encoder(config) or (config in ("visionzip", "vispruner") and name in PATCHWISE)
 ]
 SOME = ("llava original", "llava_next", "internvl qwen3")
 
@@ -124,7 +131,7 @@ def batches_for(name):
 def test_reuse_does_not_show(name, method):
     _, reused = agree(name, METHODS[method], "ttti", batches_for(name))
     assert reused.prompts == 5 and reused.run < reused.rows
-    if CASES[name].layout != "placeholders" and method != "visionzip":
+    if CASES[name].layout != "placeholders" and not reads_encoder(method):
         assert reused.found == 4
     assert reused.found >= 3  # a tower inside the prefill may round one image of a batch otherwise than it alone
 

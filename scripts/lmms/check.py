@@ -3,8 +3,9 @@
     python scripts/lmms/check.py [--questions 60]
 
 Runs in an environment with lmms-eval (`bash scripts/test_lmms_eval.sh` makes one). Dense and pruned: every answer and
-the accuracy on gqa_mini, yes or no by likelihood on mme_mini; then the response cache, `--force_simple` and two
-processes. Writes under runs/lmms. Exit status 0 when all is equal, 1 with the difference otherwise.
+the accuracy on gqa_mini, yes or no by likelihood on mme_mini; then the response cache, `--force_simple`, two processes,
+and lmms-eval's own OpenAI backend against `llava-web`. Writes under runs/lmms. Exit status 0 when all is equal, 1 with
+the difference otherwise.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.timing.server_load import ServerProcess
 from llava.tiny.benchmarks import write_benchmarks
 
 MODEL = "playground/checkpoints/llava-tiny"
@@ -111,13 +113,24 @@ class Outcome:
         return [sample["filtered_resps"] for sample in self.samples]
 
 
-def harness(task: str, name: str, pruning: str | None, *more: str, launch: Sequence[str] = ()) -> Outcome:
-    """Run lmms-eval on `task`; results go to `RUNS / "out" / name`."""
+def harness(
+    task: str,
+    name: str,
+    pruning: str | None,
+    *more: str,
+    launch: Sequence[str] = (),
+    backend: tuple[str, str] | None = None,
+) -> Outcome:
+    """Run lmms-eval on `task`; results go to `RUNS / "out" / name`.
+
+    `backend`: name and arguments of another model of lmms-eval in place of the plug-in's.
+    """
     out = RUNS / "out" / name
     shutil.rmtree(out, ignore_errors=True)
     arguments = f"pretrained={MODEL},dtype=float32,device=cpu" + (f",pruning={pruning}" if pruning else "")
+    model, arguments = backend or ("visipruner", arguments)
     log = run(
-        *(*launch, "-m", "lmms_eval", "--model", "visipruner", "--model_args", arguments, "--tasks", task),
+        *(*launch, "-m", "lmms_eval", "--model", model, "--model_args", arguments, "--tasks", task),
         *("--include_path", TASKS, "--batch_size", BATCH, "--output_path", out, "--log_samples", *more),
     )
     results, samples = sorted(out.rglob("*_results.json")), sorted(out.rglob(f"*_samples_{task}.jsonl"))
@@ -167,6 +180,20 @@ def check(questions: int) -> None:
         raise Different(f"two processes: there was no second one:\n{both.log[-2000:]}")
     same("two processes: every answer", both.answers, found["pruned"].answers)
     same("two processes: accuracy", both.score, found["pruned"].score)
+    check_port(found["pruned"].answers, pruning)
+
+
+def check_port(wanted: list[str], pruning: str) -> None:
+    """Ask the questions of gqa_mini by lmms-eval's OpenAI backend; `wanted` are their answers."""
+    words = ["--model-path", MODEL, "--device", "cpu", "--pruning-config", pruning]
+    with ServerProcess(words) as server:
+        arguments = (
+            f"model_version={Path(MODEL).name},base_url={server.url}/v1,api_key=none,timeout=120,num_concurrent=8"
+        )
+        asked = harness(GQA, "gqa_port", None, backend=("openai", arguments))
+        errors = server.errors
+    same("lmms-eval's OpenAI backend through llava-web: every answer", asked.answers, wanted)
+    same("llava-web: lines in its log", errors.count("\n"), 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

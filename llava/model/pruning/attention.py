@@ -24,6 +24,8 @@ from .packed import PackedTokens, Segments, upload
 from .prefix_cache.prefix import complete
 
 NAME = "visipruner"
+EXTRA = 8
+"""Dimensions that a rectified head has more: one for the bias, and none that kernels refuse."""
 
 
 @dataclass
@@ -76,7 +78,7 @@ class FrozenTokens:
 
 @dataclass(frozen=True)
 class DecodeCall:
-    """One layer reading new tokens: which cached and new keys each row may read, bool [B, 1, q, L], None for all."""
+    """One layer reading new tokens: which keys each row may read, bool [B, 1, q, L], None for all; fp32: a bias."""
 
     mask: torch.Tensor | None
 
@@ -140,6 +142,7 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(pruning, DecodeCall):
         mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
+        mask = mask.to(query.dtype) if mask is not None and mask.is_floating_point() else mask
         return decode(query, key, value, mask, scaling), None
     if isinstance(pruning, RecordedCall):
         pruning.states, pruning.scaling = (query, key, value), scaling
@@ -149,13 +152,29 @@ def pruned_attention(module, query, key, value, attention_mask, scaling=None, dr
     pruning.query, pruning.key, pruning.value, pruning.scaling = query, key, value, scaling
     if isinstance(pruning, PeekCall):
         raise Peeked
+    width, weights = query.shape[-1], pruning.tokens.weights
+    if weights is not None:
+        query, key = weighted(query, key, weights, scaling)
+        value = F.pad(value, (0, EXTRA))
     kernel = choose(pruning.backend, query.device, query.dtype, query.shape[-1])
     if pruning.frozen is not None:
         return _with_frozen(module, query, pruning, kernel), None
     out = attend(query, key, value, pruning.tokens, pruning.rule, kernel, scaling)
     if pruning.unread is not None:
         out = _without_unread(out, query, key, value, pruning.tokens, pruning.unread, kernel, scaling)
-    return _without_rows_before(out, pruning), None
+    return _without_rows_before(out if weights is None else out[..., :width], pruning), None
+
+
+def weighted(query, key, weights: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return query and key [1, H, T, d + EXTRA] whose scores have log(weights) added, `weights` fp32 [T] of the keys.
+
+    The first extra dimension of a query is 1, that of a key the bias / scaling; any kernel then attends rectified.
+    """
+    bias = F.pad((weights.log() / scaling).to(key.dtype)[:, None], (0, EXTRA - 1))
+    key = torch.cat((key, bias.expand(*key.shape[:-1], EXTRA)), -1)
+    query = F.pad(query, (0, EXTRA))
+    query[..., -EXTRA] = 1
+    return query, key
 
 
 def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel: Kernel, scaling: float):

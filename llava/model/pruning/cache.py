@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from .layouts import sinks
@@ -36,6 +37,7 @@ class RaggedCache(Cache):
         self.shifts: list[tuple[int, ...] | None] = []
         self._valid: dict[tuple[int, ...], torch.Tensor] = {}
         self._shift: dict[tuple[int, ...], torch.Tensor] = {}
+        self._bias: dict[int, torch.Tensor] = {}
 
     def store(
         self,
@@ -51,21 +53,25 @@ class RaggedCache(Cache):
         shift: by how much the positions of this layer run behind the prompt's own, where they were renumbered
         unread: bool [T], visual tokens that are not kept, where `rule` keeps all others
         """
-        lengths = tokens.lengths
+        lengths, weights = tokens.lengths, tokens.weights
         if unread is not None and rule.visual == "all":
             index = upload(np.flatnonzero(~unread), key.device)
             key, value = key.index_select(2, index), value.index_select(2, index)
+            weights = None if weights is None else weights.index_select(0, index)
             lengths = tuple(int((~unread[start:end]).sum()) for start, end in tokens.spans)
         elif rule.visual != "all" and tokens.visual.any():
             name, places = ("kv", rule), lambda: np.flatnonzero(_kept(tokens, rule))
             index = tokens.tensor(name, places, key.device)
             key, value = key.index_select(2, index), value.index_select(2, index)
+            weights = None if weights is None else weights.index_select(0, index)
             extra = 1 if rule.visual == "sink" else 0
             counts = zip(tokens.lengths, tokens.visual_counts, strict=True)
             lengths = tuple(n - v + min(v, extra) for n, v in counts)
         layer = DynamicLayer()
         layer.lazy_initialization(key, value)
         layer.keys, layer.values = _padded(key, lengths, tokens), _padded(value, lengths, tokens)
+        if weights is not None:
+            self._bias[len(self.layers)] = _padded(weights.log()[None, None, :, None], lengths, tokens)[:, 0, :, 0]
         self.layers.append(layer)
         self.prompt_tokens.append(lengths)
         self.shifts.append(shift)
@@ -84,14 +90,22 @@ class RaggedCache(Cache):
         self.shifts.append(shift)
 
     def masks(self, new: int) -> list[torch.Tensor | None]:
-        """Return, for each layer, which keys `new` further tokens may read: bool [B, 1, new, L + new], None for all."""
+        """Return, for each layer, which keys `new` further tokens may read: bool [B, 1, new, L + new], None for all.
+
+        Of a layer with tokens that stand for others, fp32: their bias, −∞ at keys that may not be read.
+        """
         made: dict[tuple[int, ...], torch.Tensor | None] = {}
         for layer, lengths in enumerate(self.prompt_tokens):
             if not lengths:
                 made[lengths] = None
             elif lengths not in made:
                 made[lengths] = self._mask(lengths, self.layers[layer].get_seq_length(), new)
-        return [made[lengths] for lengths in self.prompt_tokens]
+        masks = [made[lengths] for lengths in self.prompt_tokens]
+        for layer, bias in self._bias.items():
+            full = F.pad(bias, (0, self.layers[layer].get_seq_length() - bias.shape[1] + new))[:, None, None]
+            seen = masks[layer]
+            masks[layer] = full if seen is None else full.masked_fill(~seen.to(full.device), float("-inf"))
+        return masks
 
     def ropes(self, position_ids: torch.Tensor, rotary: Callable[[torch.Tensor], Any]) -> list[Any]:
         """Return (cos, sin) of the new tokens in each layer; position_ids [B, q] before any renumbering."""
@@ -180,6 +194,7 @@ class RaggedCache(Cache):
 
     def _pick(self, rows: torch.Tensor) -> None:
         self.next_position = self.next_position.index_select(0, rows.to(self.next_position.device))
+        self._bias = {key: bias.index_select(0, rows.to(bias.device)) for key, bias in self._bias.items()}
         # masks stay under the key of the layer's prompt lengths: all layers that share it are reordered alike
         self._valid = {key: valid.index_select(0, rows.to(valid.device)) for key, valid in self._valid.items()}
         self._shift = {key: shift.index_select(0, rows.to(shift.device)) for key, shift in self._shift.items()}

@@ -92,6 +92,7 @@ class LayerGraphs:
         """Whether a layer that reads `tokens` as `call` says can be recorded."""
         return (
             tokens.prefix is None
+            and tokens.weights is None
             and len(tokens.lengths) == 1
             and tokens.lengths[0] <= self.most
             and call.unread is None

@@ -171,9 +171,13 @@ class Method:
 
     before:
         a second method that prunes the visual tokens before the decoder reads them, None for none
+    rectify:
+        whether a kept token counts, in every attention to it, for as many tokens as it stands for: itself, and the
+        dropped ones whose hidden states resemble it most (cosine); None: it does not
     """
 
     before: Method | None = field(default=None, kw_only=True)
+    rectify: bool | None = field(default=None, kw_only=True)
 
     method: ClassVar[str]
     """Its name, or for a class without one the reference `module:Class` that loads it."""
@@ -207,6 +211,7 @@ class Method:
         for name, kind in types_of(type(self)).items():
             if name != "before":
                 object.__setattr__(self, name, checked(name, getattr(self, name), kind))
+        object.__setattr__(self, "rectify", self.rectify or None)
         if self.before is not None:
             object.__setattr__(self, "before", Method.of(self.before))
             if self.before.before is not None or not self.before.before_decoder:

@@ -50,6 +50,8 @@ class PackedTokens:
         [1, T, D] by layer: features that join the hidden states after that layer
     blocks:
         int [T], tokens of one number ≥ 0 in a prompt read each other both ways; None where none do
+    weights:
+        fp32 [T] on the device, how many tokens each one stands for; None where attention is not rectified
     grid:
         int [T, 4], where each token lies among images and frames (`pruning.grid`), before anything is pruned; else None
     prefix:
@@ -66,6 +68,7 @@ class PackedTokens:
     tails: tuple[int, ...] | None = None
     added: Mapping[int, torch.Tensor] = field(default_factory=dict, repr=False)
     blocks: np.ndarray | None = None
+    weights: torch.Tensor | None = field(default=None, repr=False)
     grid: np.ndarray | None = field(default=None, repr=False)
     prefix: Any = field(default=None, repr=False)
     _memo: dict = field(default_factory=dict, repr=False)
@@ -176,6 +179,7 @@ class PackedTokens:
             answers=None if self.answers is None else self.answers[mask],
             added={layer: part.index_select(1, index.to(part.device)) for layer, part in self.added.items()},
             blocks=None if self.blocks is None else self.blocks[mask],
+            weights=None if self.weights is None else self.weights.index_select(0, index),
             grid=None,
             _memo={},
         )

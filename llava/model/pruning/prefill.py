@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .attention import FrozenTokens, PeekCall, Peeked, PrefillCall, run_layer
+from .attention import FrozenTokens, PeekCall, Peeked, PrefillCall, run_layer, weighted
 from .cache import RaggedCache
 from .flops import DecoderShape
 from .graphs import LayerGraphs
@@ -19,7 +19,7 @@ from .grid import frames_of
 from .influence import Measurement
 from .layers import LayerKind
 from .method import EXIT, AttentionRule, Method, PromptState, Selection
-from .packed import PackedTokens, Rotary
+from .packed import PackedTokens, Rotary, upload
 from .prefix_cache import prefix
 from .probes import LayerStates, Probe, run
 from .recurrent import scan
@@ -239,7 +239,7 @@ class Prefill:
         changed = [b for b, one in selections.items() if one.rewrite is not None or not one.keep.all()]
         every = range(len(tokens.lengths))
         tokens = prefix.recompute(tokens, every if compact and changed else changed, entirely=compact)
-        mask, position = np.ones(len(tokens.visual), bool), tokens.position
+        mask, position, similar = np.ones(len(tokens.visual), bool), tokens.position, tokens
         rewritten, states = [], []
         for b, selection in selections.items():
             places = tokens.visual_places[b]
@@ -255,6 +255,8 @@ class Prefill:
         if position is not tokens.position:
             tokens = replace(tokens, position=position, _memo={})
         cut = not mask.all()
+        if cut and any(stage.rectify for stage in self.config.stages):
+            tokens = replace(tokens, weights=standing_for(tokens, mask, similar))
         if cut:
             tokens = tokens.keep(mask)
         for prompt, positions in zip(self.policies, tokens.visual_positions, strict=True):
@@ -316,8 +318,30 @@ def _whole(asked: dict[int, Probe]) -> bool:
 
 def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates:
     """Return what probes see of the layer that `call` was for, every row of it for `whole`."""
-    query = prefix.all_queries(call.tokens, call.query)
-    return LayerStates(prefix.whole(tokens) if whole else tokens, query, call.key, call.value, call.scaling)
+    query, key = prefix.all_queries(call.tokens, call.query), call.key
+    if call.tokens.weights is not None:
+        query, key = weighted(query, key, call.tokens.weights, call.scaling)
+    return LayerStates(prefix.whole(tokens) if whole else tokens, query, key, call.value, call.scaling)
+
+
+@torch.no_grad()
+def standing_for(tokens: PackedTokens, mask: np.ndarray, states: PackedTokens) -> torch.Tensor:
+    """Return how many tokens each one stands for once those where `mask` (bool [T]) is False are gone: fp32 [T].
+
+    states: the tokens in the states that say which kept one a dropped one resembles, before any is rewritten
+    """
+    device = tokens.hidden.device
+    weights = torch.ones(len(mask), device=device) if tokens.weights is None else tokens.weights.clone()
+    for b, places in enumerate(tokens.visual_places):
+        kept = mask[places]
+        if kept.all() or not kept.any():
+            continue
+        unit = torch.nn.functional.normalize(states.visual_hidden(b).float(), dim=-1)
+        stays, goes = (upload(np.flatnonzero(part), device) for part in (kept, ~kept))
+        nearest = (unit.index_select(0, goes) @ unit.index_select(0, stays).T).argmax(1)
+        every = upload(places, device)
+        weights.index_add_(0, every[stays][nearest], weights[every[goes]])
+    return weights
 
 
 class _Record:

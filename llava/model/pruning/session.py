@@ -140,8 +140,10 @@ class PruningSession:
         self._reads_frames = any(stage.reads_frames for stage in self.config.stages)
         self._encoder_hook = self._hook_for_encoder()
         self._check_positions()
-        if prefix_cache is not None and (stage := next((s for s in self.config.stages if s.no_reuse), None)):
-            warn_no_prefix_cache(f"method {stage.method!r} {stage.no_reuse}")
+        if prefix_cache is not None and (
+            stage := next((s for s in self.config.stages if s.no_reuse or s.rectify), None)
+        ):
+            warn_no_prefix_cache(f"method {stage.method!r} {stage.no_reuse or 'rectifies attention'}")
             prefix_cache = None
         obstacle = self._obstacle
         if obstacle is None and any(kind.reads == "recurrent" for kind in self._family.layers(self._decoder)):

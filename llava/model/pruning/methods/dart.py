@@ -95,7 +95,7 @@ class PivotProbe(Probe):
         """Return the two fields of `Pivots` of each prompt, one after the other."""
         tokens, result = states.tokens, []
         device = tokens.hidden.device
-        length = states.key[0].float().abs().sum((0, 2))  # [T]
+        length = states.key[0, ..., : states.value.shape[-1]].float().abs().sum((0, 2))  # [T]
         for b in prompts:
             places = upload(tokens.visual_places[b], device)
             text = upload(tokens.spans[b][0] + rows_of(tokens, b, "text"), device)

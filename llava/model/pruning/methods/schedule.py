@@ -93,6 +93,10 @@ class Schedule(Method, name="schedule"):
         return settings | {"keep": {str(layer): count for layer, count in self.keep}}
 
     def check(self) -> None:
+        if self.rectify:
+            raise ValueError(
+                "'rectify' counts tokens that were dropped; those of method 'schedule' enter late or return"
+            )
         if not (self.frozen or self.enter or self.keep or self.exit is not None):
             raise ValueError("method 'schedule' needs 'enter', 'keep', 'exit' or 'frozen' in the pruning config")
         if self.frozen and (self.enter or self.keep or self.exit is not None):
