@@ -120,8 +120,8 @@ def shrink(config: hf.PreTrainedConfig) -> None:
             shrink(value)
         elif key in SMALL and value not in (None, SMALL[key]) and not isinstance(value, list | tuple | dict):
             put(config, key, SMALL[key])
-    kinds = vars(config).get("layer_types") or []
-    if len(kinds) > config.get_text_config().num_hidden_layers:
+    kinds = vars(config).get("layer_types")
+    if kinds and len(kinds) > config.num_hidden_layers:
         config.layer_types = (list(dict.fromkeys(kinds)) * 4)[: config.num_hidden_layers]
     rotary(config)
 
