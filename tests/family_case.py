@@ -6,6 +6,7 @@ pixels that each family's processor would, so that no processor has to be loaded
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,8 @@ class Case:
         `placeholders` one id a visual token; `markers` one id an image (original LLaVA); `bare` embeddings and a mask
     plain:
         whether tests/reference.py knows the decoder's projections
+    token_types:
+        makes the processor's `token_type_ids` of ids [B, T]; None where it has none
     frame:
         text tokens before and after each image or video
     rounding:
@@ -46,6 +49,7 @@ class Case:
     plain: bool = True
     frame: tuple[int, ...] = ()
     layout: Literal["placeholders", "markers", "bare"] = "placeholders"
+    token_types: Callable[[torch.Tensor], torch.Tensor] | None = None
     rounding: float = 1e-5
 
     @cached_property
@@ -107,6 +111,8 @@ class Batch:
             embeds = case.model.get_input_embeddings()(self.inputs.pop("input_ids"))
             embeds[self.visual] = self.inputs.pop("features", embeds[:0, 0])
             self.inputs["inputs_embeds"] = embeds
+        if case.token_types is not None:
+            self.inputs["token_type_ids"] = case.token_types(self.ids)
         if hasattr(case.model.base_model, "get_rope_index"):
             self.inputs["mm_token_type_ids"] = (self.ids == IMAGE).int() + 2 * (self.ids == VIDEO).int()
 
@@ -115,6 +121,8 @@ class Batch:
         if "mm_token_type_ids" in self.inputs:
             named = {k: v for k, v in self.inputs.items() if "pixel" not in k}
             return case.model.model.get_rope_index(**named)[0]
+        if case.model.config.model_type == "paligemma":  # counts from 1, padding included
+            return torch.arange(1, self.ids.shape[1] + 1).expand(self.ids.shape)
         return (self.attention_mask.cumsum(-1) - 1).clamp_min(0)
 
 
@@ -131,6 +139,16 @@ def peaked(model: torch.nn.Module) -> torch.nn.Module:
         std = 1.0 if "embed_tokens" in name else gain * parameter[0].numel() ** -0.5
         torch.nn.init.normal_(parameter, std=std)
     return model
+
+
+def angles_of(decoder, layer, hidden, positions):
+    """(cos, sin) of positions as a layer takes them."""
+    kinds = (
+        [decoder.config.layer_types[layer]]
+        if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
+        else []
+    )
+    return decoder.rotary_emb(hidden, positions, *kinds)
 
 
 def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import family_models_layers
 import family_models_llava
 import family_models_tiles
 import torch
@@ -140,16 +141,6 @@ def qwen_media(model, letter, generator):
     return patches // 4, dict(zip(names, (pixels, torch.tensor([grid])), strict=True))
 
 
-def qwen3_vl(moe=False):
-    vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 48, "num_heads": 2, **PATCHES}
-    vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
-    rope = {**ROPE, "mrope_section": [2, 2, 2], "mrope_interleaved": True}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1]}
-    text = fields(rope_parameters=rope, head_dim=12, **(experts if moe else {}))
-    config = (hf.Qwen3VLMoeConfig if moe else hf.Qwen3VLConfig)(text_config=text, vision_config=vision, **QWEN)
-    return (hf.Qwen3VLMoeForConditionalGeneration if moe else hf.Qwen3VLForConditionalGeneration)(config)
-
-
 def qwen3_media(model, letter, generator):
     """As Qwen2-VL's; a time stamp is text between the frames of a video."""
     count, inputs = qwen_media(model, letter, generator)
@@ -207,20 +198,22 @@ CASES = {
     ),
     "llava": Case(llava, llava_media),
     "llava_next": Case(lambda: llava_next(llama()), llava_next_media),
-    "llava_next mistral": Case(lambda: llava_next(hf.MistralConfig(**fields(sliding_window=None))), llava_next_media),
+    "llava_next mistral": Case(
+        lambda: llava_next(hf.MistralConfig(**fields(sliding_window=9))), llava_next_media, plain=False
+    ),
     "llava_onevision": Case(llava_onevision, llava_onevision_media, VIDEOS),
     "internvl qwen2": Case(lambda: internvl(hf.Qwen2Config(**fields())), internvl_media, frame=(START, END)),
     "internvl qwen3": Case(lambda: internvl(hf.Qwen3Config(**fields(head_dim=12))), internvl_media, plain=False),
     "internvl llama": Case(lambda: internvl(llama()), internvl_media),
     "qwen2_vl": Case(qwen2_vl, qwen_media, VIDEOS, frame=(START, END)),
     "qwen2_5_vl": Case(qwen2_5_vl, qwen_media, VIDEOS, frame=(START, END)),
-    "qwen3_vl": Case(qwen3_vl, qwen3_media, VIDEOS, frame=(START, END), plain=False),
     "qwen3_5": Case(qwen3_5, qwen3_media, VIDEOS, frame=(START, END), plain=False),
     "lfm2_vl": Case(lfm2_vl, lfm2_media, plain=False),
     "bare llama": Case(lambda: hf.LlamaForCausalLM(llama()), bare_media, layout="bare"),
     "bare qwen3": Case(
         lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**fields(head_dim=12))), bare_media, plain=False, layout="bare"
     ),
+    **family_models_layers.CASES,
     **family_models_llava.CASES,
     **family_models_tiles.CASES,
 }

@@ -70,6 +70,8 @@ class Reading:
         self.cache: list[tuple[Tensor, Tensor]] = []
         self.next: list[int] = []
         self.weights: list[list[float]] = []
+        self.last: list[Tensor] = []
+        self.columns: list[list[int]] = []
         self.logits = torch.empty(0)
 
 
@@ -95,6 +97,8 @@ def read(model, embeds: Tensor, visual: list[bool], *methods: Callable, rectify:
         probabilities, k, v = prompt.attend(layer)
         reading.cache.append((k, v))
         reading.next.append(prompt.positions[-1] + 1)
+        reading.last.append(probabilities[:, -1])
+        reading.columns.append(prompt.columns())
         reading.weights.append(list(prompt.weights or [1.0] * len(prompt.places)))
         output = (probabilities @ per_query_head(model, v)).transpose(0, 1).reshape(len(prompt.places), -1)
         prompt.entered, prompt.x = prompt.x, finish_layer(model, layer, prompt.x, output)
@@ -117,6 +121,47 @@ def decode(model, reading: Reading, token: int) -> Tensor:
         output = scores.softmax(-1) @ per_query_head(model, values)
         x = finish_layer(model, layer, x, output.transpose(0, 1).reshape(1, -1))
     return linear(model.lm_head, rms_norm(model.model.norm, x, eps)[0])
+
+
+@torch.no_grad()
+def decode_held_aside(
+    model, reading: Reading, tokens: list[int], share: float, every: int, text: float
+) -> list[Tensor]:
+    """Feed tokens one by one; each layer reads its best visual keys, chosen anew after every so many; their logits."""
+    eps, found, layers = model.config.rms_norm_eps, [], []
+    for (keys, values), columns, last in zip(reading.cache, reading.columns, reading.last, strict=True):
+        words = [j for j in range(last.shape[1]) if j not in columns]
+        length = {j: float(sum(head[j].norm() for head in keys)) for j in words}
+        words = sorted(words, key=lambda j: length[j])[: round(text * len(words))]
+        held = sorted([*words, *columns])
+        left = last[:, held]  # the last row's attention among what is left
+        scores = (left / left.sum(1, keepdim=True)).mean(0).tolist()
+        layers.append([keys[:, held], values[:, held], [held.index(j) for j in columns], scores])
+    read = [chosen(columns, scores, share) for _, _, columns, scores in layers]
+    for step, token in enumerate(tokens):
+        x = model.model.embed_tokens.weight[token][None]
+        for layer, ((keys, values, columns, scores), position) in enumerate(zip(layers, reading.next, strict=True)):
+            q, k, v = project(
+                model, layer, rms_norm(model.model.layers[layer].input_layernorm, x, eps), [position + step]
+            )
+            keys, values = torch.cat([keys, k], 1), torch.cat([values, v], 1)
+            logits = q @ per_query_head(model, keys).transpose(1, 2) / q.shape[-1] ** 0.5
+            whole = logits.softmax(-1).mean(0)[0].tolist()
+            for j in columns:
+                scores[j] = (0 if step % every == 0 else scores[j]) + whole[j]
+            hidden = [j for j in columns if j not in read[layer]]
+            logits[..., hidden] = float("-inf")
+            output = logits.softmax(-1) @ per_query_head(model, values)
+            x = finish_layer(model, layer, x, output.transpose(0, 1).reshape(1, -1))
+            layers[layer][:2] = keys, values
+        found.append(linear(model.lm_head, rms_norm(model.model.norm, x, eps)[0]))
+        if (step + 1) % every == 0:
+            read = [chosen(columns, scores, share) for _, _, columns, scores in layers]
+    return found
+
+
+def chosen(columns: list[int], scores: list[float], share: float) -> list[int]:
+    return sorted(columns, key=lambda j: -scores[j])[: round(share * len(columns))]
 
 
 def best(scores: Tensor, columns: list[int], count: int) -> list[int]:

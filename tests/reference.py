@@ -95,19 +95,29 @@ def row_rule(config, layer: int, row_is_visual: bool) -> str:
     return config.shallow_visual if row_is_visual else config.shallow_text
 
 
-def attention_probabilities(scores: Tensor, visual: list[bool], config, layer: int) -> Tensor:
-    """Probabilities [H, T, T] from scaled scores [H, T, T] under the layer's rules."""
+def attention_probabilities(
+    scores: Tensor, visual: list[bool], config, layer: int, allowed: Tensor | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    """Probabilities [H, T, T] from scaled scores [H, T, T] under the layer's rules.
+
+    allowed: bool [T, T], which columns a row sees at all; None: itself and those before it. sinks: [H, 1, 1], scores of
+    a column more, which takes part in the softmax and is left out.
+    """
     tokens = len(visual)
     visual_columns = [j for j in range(tokens) if visual[j]]
     rules = [row_rule(config, layer, visual[i]) for i in range(tokens)]
 
-    allowed = torch.ones(tokens, tokens).tril().bool()
+    allowed = torch.ones(tokens, tokens).tril().bool() if allowed is None else allowed.clone()
+    sees = allowed.clone()
     for i in range(tokens):
         if rules[i] == "remove":
             allowed[i, visual_columns] = False
             if not allowed[i].any():
                 allowed[i, i] = True
-    probabilities = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.expand(-1, tokens, -1)], -1)
+    probabilities = scores.softmax(-1)[..., :tokens]
 
     for i in range(tokens):
         if rules[i] == "zero":
@@ -115,7 +125,7 @@ def attention_probabilities(scores: Tensor, visual: list[bool], config, layer: i
         elif rules[i] == "half":
             probabilities[:, i, visual_columns[: len(visual_columns) // 2]] = 0
         elif rules[i] == "merge":
-            seen = [j for j in visual_columns if j <= i]
+            seen = [j for j in visual_columns if j <= i or sees[i, j]]
             if seen:
                 sink = visual_columns[config.sink_token]
                 mass = probabilities[:, i, seen].sum(-1)
@@ -172,7 +182,7 @@ def cached(config, layer: int, positions: list[int], visual: list[bool], sink: i
 
 
 @torch.no_grad()
-def prefill(model, embeds: Tensor, visual: Tensor, config) -> Result:
+def prefill(model, embeds: Tensor, visual: Tensor, config, own=None) -> Result:
     """Read one prompt.
 
     Args:
@@ -180,12 +190,13 @@ def prefill(model, embeds: Tensor, visual: Tensor, config) -> Result:
         embeds: input embeddings [T, D].
         visual: bool [T]; a visual last token counts as text, since it is what is read.
         config: a `VisiPruner`, its preset applied.
+        own: runs the model's own layers, whatever they are made of (`OwnLayers` in layer_reading.py); None: Llama's.
 
     Raises:
         ValueError: mode has "shallow" and the prompt has visual tokens, but not as many as `sink_token` asks for.
 
     """
-    layers, eps = len(model.model.layers), model.config.rms_norm_eps
+    layers, eps = len(model.model.layers), getattr(model.config, "rms_norm_eps", None)
     positions = list(range(len(embeds)))
     is_visual = [bool(flag) for flag in visual[:-1]] + [False]
     image = [p for p in positions if is_visual[p]]
@@ -207,11 +218,16 @@ def prefill(model, embeds: Tensor, visual: Tensor, config) -> Result:
             exit_layer = layer
         tokens_per_layer.append(len(positions))
 
-        normed = rms_norm(model.model.layers[layer].input_layernorm, x, eps)
-        attention = attend(model, layer, normed, positions, present, config)
-        x = finish_layer(model, layer, x, attention.output)
+        if own is None:
+            normed = rms_norm(model.model.layers[layer].input_layernorm, x, eps)
+            attention = attend(model, layer, normed, positions, present, config)
+            x = finish_layer(model, layer, x, attention.output)
+        else:
+            x, attention = own.read(layer, x, positions, present, config)
 
         in_cache = cached(config, layer, positions, present, sink)
+        if own is not None:
+            in_cache = [i for i in in_cache if own.sees(layer, len(embeds), positions[i])]
         kv_positions.append([positions[i] for i in in_cache])
         keys.append(attention.keys[:, in_cache])
         values.append(attention.values[:, in_cache])
@@ -233,9 +249,9 @@ def prefill(model, embeds: Tensor, visual: Tensor, config) -> Result:
                 if exit_reached(history, config):
                     remaining = []
 
-    last_hidden = rms_norm(model.model.norm, x, eps)
+    last_hidden = rms_norm(model.model.norm, x, eps) if own is None else model.model.norm(x)
     return Result(
-        logits_last=linear(model.lm_head, last_hidden[-1]),
+        logits_last=linear(model.lm_head, last_hidden[-1]) if own is None else own.logits(last_hidden[-1]),
         last_hidden=last_hidden,
         surviving=positions,
         tokens_per_layer=tokens_per_layer,

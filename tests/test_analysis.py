@@ -9,6 +9,7 @@ import torch
 from conftest import FULL, MIXED, Prompts, random_llama
 from family_case import Batch
 from family_models import CASES
+from transformers import DynamicCache
 
 from llava.analysis import attention_map, influence_map, logit_lens, remove_sinks, value_norms, value_output
 from llava.analysis.arrays import NamedArray
@@ -17,6 +18,7 @@ from llava.model.pruning import prune
 from llava.model.pruning.families import family_of
 
 POSITIONS = (-1, 1, -2)
+HYBRID = ("qwen3_5", "lfm2_vl")
 
 
 class Slow:
@@ -29,12 +31,13 @@ class Slow:
         self.mask = self.batch.visual if self.case.layout == "bare" else None
         model = self.case.model
         wanted = {"output_attentions": True, "output_hidden_states": True, "use_cache": True}
-        before = model.config._attn_implementation
-        model.set_attn_implementation("eager")
+        text = self.case.decoder.config
+        before, text._attn_implementation = text._attn_implementation, "eager"
         try:
-            out = model(**self.batch.inputs, **wanted)
+            cache = None if name in HYBRID else DynamicCache()  # which keeps more than a window
+            out = model(**self.batch.inputs, **wanted, past_key_values=cache)
         finally:
-            model.set_attn_implementation(before)
+            text._attn_implementation = before
         self.model, self.hidden, self.logits = model, out.hidden_states, out.logits
         self.attentions = [layer.float() for layer in out.attentions if layer is not None]
         self.values = [layer.values.float() for layer in out.past_key_values.layers if hasattr(layer, "values")]
@@ -48,8 +51,11 @@ class Slow:
         values, heads = self.values[layer][b], self.attentions[layer].shape[1]
         return torch.stack([values[h // (heads // len(values))] for h in range(heads)])
 
-
-HYBRID = ("qwen3_5", "lfm2_vl")
+    def words(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Probabilities of words, soft caps of the logits included."""
+        logits = self.model.get_output_embeddings()(vectors)
+        cap = getattr(self.case.decoder.config, "final_logit_softcapping", None)
+        return (logits if cap is None else cap * torch.tanh(logits / cap)).softmax(-1)
 
 
 @pytest.fixture(scope="module", params=[name for name in CASES if name not in HYBRID])
@@ -85,12 +91,12 @@ def test_layers_without_attention_are_left_out_of_maps(name):
 
 def test_the_lens_is_norm_and_unembedding_of_the_hidden_states(slow):
     follow = [7, 3]
-    norm, head = family_of(slow.model).norm(slow.case.decoder), slow.model.get_output_embeddings()
+    norm = family_of(slow.model).norm(slow.case.decoder)
     states = [*(norm(state) for state in slow.hidden[1:-1]), slow.hidden[-1]]  # the last one is normed already
     found = logit_lens(slow.model, slow.batch.inputs, POSITIONS, top=4, follow=follow)
     for b, words in enumerate(found):
         rows = slow.real[b][list(POSITIONS)]
-        expected = torch.stack([head(state[b, rows]).softmax(-1) for state in states])
+        expected = torch.stack([slow.words(state[b, rows]) for state in states])
         best = expected.topk(4).values
         torch.testing.assert_close(torch.from_numpy(words.probabilities.values), best, atol=2e-5, rtol=1e-4)
         own = expected.gather(-1, torch.from_numpy(words.ids.values))
@@ -111,7 +117,7 @@ def test_value_output_is_each_heads_value_through_its_own_columns(slow, norm):
             size = values.shape[1]
             for h, value in enumerate(values):
                 vector = block.self_attn.o_proj.weight[:, h * size : (h + 1) * size] @ value
-                expected = head(decoder.norm(vector) if norm else vector).softmax(-1)
+                expected = slow.words(decoder.norm(vector) if norm else vector)
                 got = torch.from_numpy(words.followed.values[layer, h])
                 torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 

@@ -11,6 +11,7 @@ from llava.model.pruning.influence import Influence
 from llava.model.pruning.packed import Segments
 from llava.model.pruning.packing import pack, unpack
 from llava.model.pruning.probes import LayerStates, run
+from llava.model.pruning.softmax import Softmax
 
 
 def attend_by_bounds(query, key, value, cu_q, cu_k, causal, scale):
@@ -134,7 +135,7 @@ def test_decoding_attends_to_shared_heads_without_repeating_them(new):
     mask[..., 0] = True
     full = (states.repeat_interleave(3, 1) for states in (key, value))
     expected = F.scaled_dot_product_attention(query, *full, attn_mask=mask, scale=0.4).transpose(1, 2)
-    assert (decode(query, key, value, mask, 0.4) - expected).abs().max() < 1e-6
+    assert (decode(query, key, value, mask, Softmax(0.4)) - expected).abs().max() < 1e-6
 
 
 def test_packing_and_unpacking_keep_tokens_and_positions():
@@ -162,7 +163,7 @@ def test_influence_in_a_batch_is_influence_spelled_out(rows):
     tokens, _ = pack(prompts.embeds, prompts.attention_mask, None, prompts.visual, lambda *_: (empty, empty))
     total = sum(tokens.lengths)
     query, (key, value) = torch.randn(1, 4, total, 6), torch.randn(2, 1, 2, total, 6)
-    found = run(LayerStates(tokens, query, key, value, 0.5), dict.fromkeys(rows, Influence()))
+    found = run(LayerStates(tokens, query, key, value, Softmax(0.5)), dict.fromkeys(rows, Influence()))
     assert list(found) == rows
     for b in rows:
         start, end = tokens.spans[b]

@@ -19,7 +19,7 @@ from llava.eval.timing.force_plan import read, with_thresholds
 from llava.eval.timing.memory import cpu_peak
 from llava.eval.timing.options import SHAPE_NAMES, BenchOptions, ForcedPlan
 from llava.eval.timing.rounds import Replayed, Run, measures, memory_for, run_once, take_turns
-from llava.eval.timing.shapes import SHAPES, random_model, sharpen, text_split
+from llava.eval.timing.shapes import SHAPES, Shape, random_model, sharpen, text_split
 from llava.eval.timing.workload import random_workload
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.flops import DecoderShape
@@ -405,3 +405,31 @@ def test_garbage_is_collected_before_and_not_during(workload, monkeypatch):
     )
     assert run_once(observed, None, 1).prefill > 0
     assert states == ["collected", False] and rounds.gc.isenabled()
+
+
+def test_a_video_is_timed_dense_and_pruned_at_equal_tokens(monkeypatch):
+    """Eight frames are four pairs of 64 tokens; every config's traces and FLOPs are those of its share."""
+    small = Shape(DecoderShape(4, 64, 64, 4, 2, 16), 300, 64, biased=True, video=True)
+    monkeypatch.setattr(measurement, "SHAPES", SHAPES | {"qwen2.5-vl-7b": small})
+    configs = [json.dumps({"method": name, "share": 0.5}) for name in ("divprune", "frames", "evs")]
+    sizes = {"num_layers": 2, "new_tokens": 2, "prompt_tokens": 20, "rounds": 1, "frames": 8}
+    options = BenchOptions(shape="qwen2.5-vl-7b", device="cpu", dtype="float32", pruning_config=configs, **sizes)
+    result = measurement.bench(options)
+    assert result["settings"]["visual_tokens"] == 256 and result["settings"]["text_tokens"] == 20
+    assert result["dense"]["tokens_per_layer"] == [276] * 2
+    for row in result["configs"].values():
+        assert row["tokens_per_layer"] == [148] * 2 and row["kv_share"] == round(148 / 276, 4)
+        assert row["ceiling"] == result["configs"]["frames"]["ceiling"] > 1 and row["prefill_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": "tiny"}, "--shape tiny shows no video; qwen2.5-vl-3b, qwen2.5-vl-7b do"),
+        ({"shape": "qwen2.5-vl-7b", "vision": True}, "--vision does not go with it"),
+        ({"model_path": str(TINY)}, "--model-path does not go with it"),
+    ],
+)
+def test_frames_are_for_shapes_that_show_videos(changes, message):
+    with pytest.raises(UserError, match=message):
+        BenchOptions(frames=8, **changes).check()

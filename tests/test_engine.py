@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FULL, MIXED, Prompts, random_llama
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache, StoppingCriteria, TextStreamer
 
 from llava.model.pruning import PruningConfig, RaggedCache, prune
@@ -252,11 +253,12 @@ def test_influence_stays_fp32_under_autocast(llama):
     from llava.model.pruning.influence import Influence
     from llava.model.pruning.packing import pack
     from llava.model.pruning.probes import LayerStates, run
+    from llava.model.pruning.softmax import Softmax
 
     prompts, empty = Prompts(*MIXED), torch.zeros(1, 0)
     tokens, _ = pack(prompts.embeds, prompts.attention_mask, None, prompts.visual, lambda *_: (empty, empty))
     query, (key, value) = torch.randn(1, 4, 82, 6), torch.randn(2, 1, 2, 82, 6)
-    states, asked = LayerStates(tokens, query, key, value, 0.5), dict.fromkeys((0, 1), Influence())
+    states, asked = LayerStates(tokens, query, key, value, Softmax(0.5)), dict.fromkeys((0, 1), Influence())
     plain = run(states, asked)
     with torch.autocast("cpu", torch.bfloat16):
         cast = run(states, asked)
@@ -401,3 +403,24 @@ def test_subclasses_of_llama_are_known(llama):
     with prune(model, DENSE, torch.zeros(1, 4, dtype=torch.bool)) as session:
         model(input_ids=torch.tensor([[1, 2, 3, 4]]))
     assert session.traces[0].visual_tokens == 0
+
+
+class _Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("config", "prefill", "step"), [({"mode": []}, 507, 463), (FULL, 738, 463)])
+def test_operations_of_a_llama_are_those_recorded(llama, config, prefill, step):
+    """What the engine learns of other layers costs these nothing: counts of the code before it (torch 2.13)."""
+    prompts = Prompts(MIXED[3])
+    with prune(llama, config, prompts.visual):
+        with _Operations() as reading:
+            cache = llama(**prompts.inputs).past_key_values
+        with _Operations() as decoding:
+            llama(input_ids=torch.tensor([[7]]), past_key_values=cache)
+    assert (reading.count, decoding.count) == (prefill, step)

@@ -10,8 +10,9 @@ import pytest
 import reference
 import torch
 import transformers as hf
-from family_case import LAYERS, fields
-from family_models import CASES, batch_of, internvl, llava_next, qwen2_vl
+from family_case import LAYERS, angles_of, fields
+from family_models import CASES, batch_of, internvl
+from layer_reading import OwnLayers
 
 from llava.model.pruning import PruningConfig, prune
 from llava.model.pruning.families import family_of
@@ -27,7 +28,9 @@ PAPER = {
 }
 CONFIGS = {"paper": PAPER, "released": {**PAPER, "preset": "released"}}
 MIDDLE = {**PAPER, "mode": ["middle"], "layer_threshold": 1.0}  # every prompt with visual tokens filters at layer 2
-M_ROPE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+M_ROPE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"]
+
+HYBRID = ["qwen3_5", "lfm2_vl"]
 
 families = pytest.mark.parametrize("name", CASES)
 presets = pytest.mark.parametrize("preset", CONFIGS)
@@ -95,7 +98,7 @@ def test_batch_equals_one_by_one(name, preset):
 def prompt_of(name, word):
     """One prompt as the untouched decoder gets it: batch, what it is given, angles of T + 2 positions."""
     case, batch, seen = CASES[name], batch_of(name, word), {}
-    if name in M_ROPE:
+    if hasattr(case.model.model, "rope_deltas"):
         case.model.model.rope_deltas = None  # those of an earlier prompt would turn a text-only prompt's next tokens
     hook = case.decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
     case.model(**batch.inputs)
@@ -104,25 +107,40 @@ def prompt_of(name, word):
         seen["inputs_embeds"] = case.decoder.embed_tokens(seen["input_ids"])
     embeds, positions = seen["inputs_embeds"], batch.positions(case)
     further = positions.amax() + 1 + torch.arange(2).expand(*positions.shape[:-1], 2)
-    cos, sin = case.decoder.rotary_emb(embeds, torch.cat([positions, further], -1))
-    return batch, seen, (cos, sin)
+    positions = torch.cat([positions, further], -1)
+    return batch, seen, [angles_of(case.decoder, layer, embeds, positions) for layer in range(LAYERS)]
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.plain])
+def blocks_of(name, batch):
+    """Which tokens of a lone prompt read each other both ways, by number; −1: none."""
+    if name.startswith("paligemma"):
+        return [0] * batch.lengths[0]
+    if name != "gemma3":
+        return [-1] * batch.lengths[0]
+    visual = batch.visual[0].tolist()
+    starts = [shown and not before for before, shown in zip([False, *visual], visual, strict=False)]
+    return [sum(starts[: place + 1]) if shown else -1 for place, shown in enumerate(visual)]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in HYBRID])
 @presets
 def test_pruned_equals_the_plain_reading(name, preset, monkeypatch):
-    """tests/reference.py on the decoder's weights; its rotary embedding is given the model's own angles."""
+    """tests/reference.py on the decoder's weights, given the model's own angles; or on the decoder's own layers."""
     case, config = CASES[name], PruningConfig.from_dict(CONFIGS[preset])
     plain = SimpleNamespace(model=case.decoder, lm_head=case.model.lm_head, config=case.decoder.config)
     for word in case.prompts:
-        batch, given, (cos, sin) = prompt_of(name, word)
+        batch, given, ropes = prompt_of(name, word)
+        own = None
+        if not case.plain:
+            image = batch.visual[0].nonzero()[:, 0].tolist()
+            own = OwnLayers(case, given, ropes, image, blocks_of(name, batch))
 
-        def rotate(x, places, theta, cos=cos[0], sin=sin[0]):
+        def rotate(x, places, theta, cos=ropes[0][0][0], sin=ropes[0][1][0]):
             turned = torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1)
             return x * cos[places] + turned * sin[places]
 
         monkeypatch.setattr(reference, "rotate", rotate)
-        expected = reference.prefill(plain, given["inputs_embeds"][0], batch.visual[0], config)
+        expected = reference.prefill(plain, given["inputs_embeds"][0], batch.visual[0], config, own)
         with case.prune(config, batch) as session:
             output = case.model(**batch.inputs)
             steps = [case.model(input_ids=torch.tensor([[t]]), past_key_values=output.past_key_values) for t in (7, 11)]
@@ -136,7 +154,11 @@ def test_pruned_equals_the_plain_reading(name, preset, monkeypatch):
         assert trace.kv_tokens_per_layer == [len(places) for places in expected.kv_positions]
         assert (output.logits[0, -1] - expected.logits_last).abs().max() < 1e-4
         for number, (token, step) in enumerate(zip((7, 11), steps, strict=True)):
-            after = reference.decode(plain, expected, token, batch.lengths[0] + number)
+            place = batch.lengths[0] + number
+            if own is None:
+                after = reference.decode(plain, expected, token, place)
+            else:
+                after = own.decode(expected, token, place, batch.lengths[0])
             assert (step.logits[0, -1] - after).abs().max() < 1e-4
 
 
@@ -150,7 +172,7 @@ def test_kept_tokens_keep_the_positions_of_the_untouched_model(name):
     with case.prune(MIDDLE, batch) as session:
         case.model(**batch.inputs)
     hook.remove()
-    untouched = case.decoder.rotary_emb(torch.zeros(1, 1, 48), batch.positions(case))
+    untouched = angles_of(case.decoder, LAYERS - 1, torch.zeros(1, 1, 48), batch.positions(case))
     survivors = []
     for row, trace in enumerate(session.traces):
         alive = ~batch.visual[row, -batch.lengths[row] :]
@@ -162,11 +184,11 @@ def test_kept_tokens_keep_the_positions_of_the_untouched_model(name):
         assert (angles[0] - expected).abs().max() < 1e-6
 
 
-@families
+@pytest.mark.parametrize("name", HYBRID)
 def test_decoding_equals_recomputation_with_the_models_own_layers(name):
     """Given the layers' plan, tokens decoded on the cache equal all tokens at once under masks."""
     case = CASES[name]
-    batch, given, rope = prompt_of(name, case.prompts[-1])
+    batch, given, (rope, *_) = prompt_of(name, case.prompts[-1])
     length, extra = batch.lengths[0], torch.tensor([[7, 11]])
     with case.prune(MIDDLE, batch) as session:
         output = case.model(**batch.inputs)
@@ -241,19 +263,6 @@ def test_boundaries_are_checked_against_the_depth_of_the_text_model(name):
         CASES[name].prune({**PAPER, "shallow_mid_layer": LAYERS}, batch_of(name))
 
 
-def test_attention_that_the_engine_does_not_compute_is_refused():
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
-    qwen2 = hf.Qwen2Config(**fields(), **window)
-    qwen2_vl_window = hf.Qwen2VLForConditionalGeneration(
-        hf.Qwen2VLConfig(
-            text_config={**qwen2_vl().config.text_config.to_dict(), **window, "layer_types": None},
-            vision_config=qwen2_vl().config.vision_config,
-        )
-    )
-    mistral = llava_next(hf.MistralConfig(**fields(sliding_window=8)))
-    for model in (internvl(qwen2), qwen2_vl_window, mistral, hf.Qwen2ForCausalLM(qwen2)):
-        with pytest.raises(ValueError, match=r"layers of sliding_attention \(sliding_window 8\)"):
-            prune(model, PAPER, torch.ones(1, 4, dtype=torch.bool))
-    gemma = internvl(hf.Gemma2Config(**fields(head_dim=12)))
-    with pytest.raises(ValueError, match="does not know the decoder Gemma2Model of InternVL"):
-        prune(gemma, PAPER)
+def test_a_decoder_that_the_engine_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="does not know the decoder OlmoModel of InternVL"):
+        prune(internvl(hf.OlmoConfig(**fields())), PAPER)

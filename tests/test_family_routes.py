@@ -74,7 +74,8 @@ def test_embeddings_that_do_not_tell_their_visual_tokens(name):
     if case.layout == "markers":
         refused(name, batch, "generate makes inputs_embeds", lambda: case.model.generate(**inputs, max_new_tokens=2))
         return
-    refused(name, batch, "no visual mask reached", lambda: case.model.generate(**inputs, max_new_tokens=2))
+    if "inputs_embeds" in inspect.signature(case.model.prepare_inputs_for_generation).parameters:  # not Gemma 3
+        refused(name, batch, "no visual mask reached", lambda: case.model.generate(**inputs, max_new_tokens=2))
     with_pixels = {key: value for key, value in batch.inputs.items() if key != "input_ids"} | inputs
     if "mm_token_type_ids" not in with_pixels:  # Qwen2-VL itself asks for ids
         refused(name, batch, "no visual mask reached", lambda: case.model(**with_pixels))

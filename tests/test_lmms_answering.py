@@ -62,7 +62,7 @@ def asked_likelihoods(images):
 def prompt_of(model, inputs, request):
     """The request's row and what the model makes of its images."""
     conversation = request.read()
-    seen = inputs.encode_images(model, [inputs.prepare(image) for image in conversation.images])
+    seen = inputs.encode_images(model, [inputs.prepare(image) for image in conversation.media])
     return inputs.encode(conversation.turns), seen
 
 

@@ -143,16 +143,16 @@ def user(*content):
 class TestMessages:
     def test_a_question_with_its_images(self):
         found = of_messages([user(image(), image(), text("Which "), text("one?"))])
-        assert found.turns == [Turn("Which one?", 2)] and found.images == [PICTURE, PICTURE]
+        assert found.turns == [Turn("Which one?", 2)] and found.media == [PICTURE, PICTURE]
 
     def test_examples_before_the_question(self):
         examples = [user(image(), text("What?")), {"role": "assistant", "content": "blue"}]
         found = of_messages([*examples, {"role": "user", "content": "And now?"}])
-        assert found.turns == [Turn("What?", 1, "blue"), Turn("And now?", 0)] and found.images == [PICTURE]
+        assert found.turns == [Turn("What?", 1, "blue"), Turn("And now?", 0)] and found.media == [PICTURE]
 
     def test_a_path_is_opened(self, tmp_path):
         PICTURE.convert("L").save(tmp_path / "a.png")
-        assert of_messages([user(image(str(tmp_path / "a.png")))]).images[0].mode == "RGB"
+        assert of_messages([user(image(str(tmp_path / "a.png")))]).media[0].mode == "RGB"
 
     def test_a_simple_task_has_its_images_first(self):
         assert of_text("Why?", None).turns == [Turn("Why?", 0)]
@@ -169,7 +169,9 @@ class TestMessages:
                 [user(text("a")), {"role": "assistant", "content": [image()]}, user(text("b"))],
                 "a message of the assistant with an image is number 1",
             ),
-            ([user({"type": "video", "url": "a.mp4"})], "holds 'video': only text and images"),
+            ([user({"type": "video", "url": "a.mp4"})], "video 'a.mp4': no such file"),
+            ([user({"type": "video", "url": PICTURE})], "a video is given as Image: only paths"),
+            ([user({"type": "audio", "url": "a.wav"})], "holds 'audio': only text, images and videos"),
             ([user(image(3))], "an image is given as int: only"),
         ],
     )
@@ -201,7 +203,7 @@ class TestRequests:
     def test_a_likelihood_request(self, continuation):
         arguments = ("What is it?", continuation, lambda row: [row["i"]], 0, "t", "test")
         request = reading.likelihood(arguments, DOCUMENTS)
-        assert request.wanted == " blue" and request.read().images == [PICTURE]
+        assert request.wanted == " blue" and request.read().media == [PICTURE]
 
     def test_choices_share_a_prompt_and_contexts_do_not(self):
         def key(context, choice):

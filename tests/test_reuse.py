@@ -43,6 +43,7 @@ MATRIX = [
     for name in CASES
     if name not in HYBRID
     for config in METHODS
+    if not PruningConfig.from_dict(METHODS[config]).no_reuse
     if not reads_encoder(config) or (config in ("visionzip", "vispruner") and name in PATCHWISE)
 ]
 SOME = ("llava original", "llava_next", "internvl qwen3")

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from llava.model.images import check_image
+from llava.model.pruning import PruningConfig
 from llava.train.arguments import parse_arguments
+from llava.train.data import parse, read_samples
+from llava.train.tiny import files
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # Stands in for PYTHON: notes its arguments.
@@ -81,10 +85,29 @@ def test_smollm2_goes_from_captions_to_questions(tmp_path):
     assert prepare == ["scripts/smollm2/prepare.py", "--out", out]
     assert files[:4] == ["-m", "llava.train.tiny.files", "--out", f"{out}/data"]
     for words, expected in [
-        (pretrain, {"tune_mm_mlp_adapter": True, "version": "mpt", "max_steps": 100}),
+        (pretrain, {"tune_mm_mlp_adapter": True, "version": "mpt", "max_steps": 200}),
         (lora, {"lora_enable": True, "pretrain_mm_mlp_adapter": f"{out}/pretrain/mm_projector.bin", "max_steps": 5}),
     ]:
         model, _, training = parse_arguments([*words[2:], "--bf16", "False"])
         found = vars(training) | vars(model)
         assert {key: found[key] for key in expected} == expected
     assert accuracy[:2] == ["-m", "llava.tiny.accuracy"]
+
+
+def test_scenes_become_data_that_can_be_trained_on(tmp_path):
+    files.work(files.Options(out=tmp_path, pictures=4, questions=3))
+    for name, turns in (("captions", [4, 4, 4, 4]), ("questions", [4, 3, 3, 4])):
+        samples = read_samples(tmp_path / f"{name}.json")
+        parsed = [parse(sample, name, tmp_path / "images") for sample in samples]
+        assert [len(sample.turns) for sample in parsed] == turns
+        assert all(check_image(path) == (168, 168) for sample in parsed for path in sample.images)
+
+
+def test_the_comparison_runs_methods_that_the_small_model_has(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS / "tiny"))
+    import trained
+
+    for config in trained.CONFIGS.values():
+        if config is not None:
+            PruningConfig.of(config if config[0] == "{" else SCRIPTS.parent / config).check_layers(12)
+    assert trained.MEASURED.keys() == trained.RUNS.keys()

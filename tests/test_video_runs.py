@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 from family_checkpoints import write_family
 from loader_fixtures import Bench, comparable, forbid_loading, write_jsonl, write_model
@@ -12,6 +13,9 @@ from video_fixtures import moving_square, write_video
 
 from llava import PruningConfig, prune
 from llava.cli import ModelOptions, VideoOptions
+from llava.eval.lmms_eval.answering import RequestAnswerer
+from llava.eval.lmms_eval.arguments import rule_of
+from llava.eval.lmms_eval.requests import Request, decoding_of, of_messages, of_text
 from llava.eval.runner import batches
 from llava.model.inputs import Turn
 from llava.model.loaded import LoadedModel
@@ -113,7 +117,7 @@ def test_a_chat_about_a_video_and_an_image_asks_what_one_would_write_by_hand(fam
     loaded = LoadedModel.from_path(ModelOptions(model_path=str(family[0]), device="cpu"))
     chat = Chat(loaded, PruningConfig.of(ATTENTION), Sampling(max_new_tokens=4))
     video = read_video(family[1] / "0.mp4", VideoOptions(frames=6))
-    assert chat.see(video, "0.mp4").frames == 6
+    assert chat.see(video, "0.mp4").source is video
     image = Image.open(family[1] / "a.png").convert("RGB")
     chat.see(image, "a.png")
     first, second = chat.ask("What moves?"), chat.ask("Why?")
@@ -128,8 +132,34 @@ def test_a_chat_about_a_video_and_an_image_asks_what_one_would_write_by_hand(fam
     assert first.trace.frames[0].medium == 0 and {frame.medium for frame in first.trace.frames} == {0, 1}
 
 
-def test_the_chats_command_line_shows_a_video_and_what_is_kept_of_its_frames(family, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("What moves?\n/trace\n/video\n/video none.mp4\n"))
+def test_requests_of_lmms_eval_answer_as_the_loader_does(bench, family):
+    """The same questions as chat messages and as a simple task's visuals."""
+    assert bench.run(frames=6, pruning_config=json.dumps(ATTENTION)) == 0
+    expected = [row["text"] for row in bench.rows()]
+    loaded = LoadedModel.from_path(ModelOptions(model_path=str(family[0]), device="cpu"))
+    answerer = RequestAnswerer(loaded.model, loaded.inputs, PruningConfig.of(ATTENTION), batch_size=2)
+    asked = [json.loads(line) for line in bench.question_file.read_text().splitlines()]
+    rule, wanted = rule_of("6", None), decoding_of({"max_new_tokens": 6})
+
+    def shown(row, kind):
+        names = row.get(f"{kind}s", [row[kind]] if kind in row else [])
+        return [str(family[1] / name) for name in names]
+
+    def messages(row):
+        media = [{"type": kind, "url": path} for kind in ("image", "video") for path in shown(row, kind)]
+        return of_messages([{"role": "user", "content": [*media, {"type": "text", "text": row["text"]}]}], rule)
+
+    def visuals(row):
+        return of_text(row["text"], [*shown(row, "video"), *shown(row, "image")], rule)
+
+    for read in (messages, visuals):
+        requests = [Request(str(n), (n,), lambda row=row: read(row), wanted) for n, row in enumerate(asked)]  # noqa: B023
+        assert answerer.generate(requests) == expected
+
+
+def test_the_chats_command_line_shows_a_video_and_what_is_kept_of_its_frames(family, tmp_path, capsys, monkeypatch):
+    lines = ["What moves?", "/trace", "/video", "/video none.mp4", f"/trace {tmp_path / 'strip.png'}"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
     arguments = ["--model-path", str(family[0]), "--video", str(family[1] / "0.mp4"), "--frames", "6"]
     assert cli_pruning.main([*arguments, "--max-new-tokens", "3", "--pruning-config", json.dumps(ATTENTION)]) == 0
     notes = capsys.readouterr().err
@@ -137,3 +167,7 @@ def test_the_chats_command_line_shows_a_video_and_what_is_kept_of_its_frames(fam
     assert "frame from 0: row, column" in notes and re.search(r"\d: \d+, \d+", notes)
     assert re.search(r"video \S+0.mp4 \(6 frames, 32×24 pixels, \d+ visual tokens\)", notes)
     assert "video 'none.mp4': no such file" in notes
+    with Image.open(tmp_path / "strip.png") as strip:
+        pixels = np.asarray(strip.convert("RGB")).astype(int)
+    coloured = np.ptp(pixels, axis=-1) > 40
+    assert 0.005 < coloured.mean() < 0.6  # kept cells and their frames; the rest is grey

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from family_checkpoints import write_family
 from PIL import Image
 from scene_fixtures import PATH, QUESTION
 from test_web_server import runs  # noqa: F401 - a fixture
+from video_fixtures import moving_square, write_video
 from web_fixtures import question, serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -286,6 +288,27 @@ def test_the_gallery_filters_opens_and_asks_again(page, server, monkeypatch):
     page.click("#entry > button")
     settled(page)
     assert page.is_visible("#answer-a .text") and answer(page, "a")
+
+
+def test_a_video_shows_a_strip_of_frames(page, tmp_path):
+    folder = write_family(tmp_path / "qwen2_vl", "qwen2_vl")
+    clip = write_video(tmp_path / "clip.mp4", moving_square(1, frames=8, height=32, width=48))
+    config = '{"method": "random", "layer": 0, "keep": 6}'
+    with serving(model_path=str(folder), pruning_config=config, max_new_tokens=4) as made:
+        page.expected = [made.url]
+        page.goto(f"{made.url}/")
+        page.set_input_files("#files", clip)
+        page.wait_for_selector(".thumbnail video")
+        page.fill("#question", "What moves?")
+        page.click("#send")
+        settled(page)
+        assert page.locator("#strip button").count() == 4  # two frames are read together
+        drawn = set()
+        for frame in range(4):
+            page.locator("#strip button").nth(frame).click()
+            assert page.locator("#strip button").nth(frame).get_attribute("aria-pressed") == "true"
+            drawn.add(page.evaluate("document.getElementById('picture').toDataURL()"))
+        assert len(drawn) == 4 and "kept, read by text: 6" in page.inner_text("#legend")
 
 
 @pytest.mark.parametrize("page", [(1280, "dark"), (390, "light")], indirect=True, ids=["dark", "narrow"])

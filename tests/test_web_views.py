@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 
@@ -11,6 +12,7 @@ from family_checkpoints import write_family
 from PIL import Image
 from scene_fixtures import PATH, QUESTION
 from test_web_server import FASTV, runs  # noqa: F401 - a fixture
+from video_fixtures import moving_square, write_video
 from web_fixtures import question, rows_of, serving
 
 from llava.analysis.prompts import Subject
@@ -234,3 +236,30 @@ def test_tiles_and_grids_of_other_families(family, tmp_path):
     assert set(trace["kept"]) <= set(found["visual"]) and again["prefix_reuse"]["prompts"] == 1
     kept = {found["visual"][place] for place, one in enumerate(found["states"][-1]) if one == READ}
     assert kept == set(trace["kept"]) and len(words["lens"]) == len(found["states"])
+
+
+def test_a_video_is_a_strip_of_frames(tmp_path):
+    """Qwen2-VL reads two frames together; every visual token has its frame, and the frames come back as pictures."""
+    folder = write_family(tmp_path / "qwen2_vl", "qwen2_vl")
+    clip = write_video(tmp_path / "clip.mp4", moving_square(1, frames=8, height=32, width=48))
+    url = "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()).decode()
+    messages = question("What moves?")
+    messages[0]["content"].insert(0, {"type": "video_url", "video_url": {"url": url}})
+    playlist = "data:video/mp4;base64," + base64.b64encode(b"#EXTM3U\nfile:///etc/passwd").decode()
+    with serving(model_path=str(folder), pruning_config='{"method": "random", "layer": 0, "keep": 6}') as made:
+        found = made.http.post("/api/inspect", json={"messages": messages}).json()
+        trace = made.ask(messages, max_tokens=2).pruning["trace"]
+        messages[0]["content"][0]["video_url"]["url"] = playlist
+        refused = made.http.post("/v1/chat/completions", json={"messages": messages})
+    assert refused.status_code == 400 and "is no MP4" in refused.json()["error"]["message"]
+    cells = sorted(token for panel in found["panels"] for row in panel["cells"] for token in row)
+    assert cells == list(range(trace["visual_tokens"])) and set(trace["kept"]) <= set(found["visual"])
+    assert len(found["frames"]) == 8 and [panel["image"] for panel in found["panels"]] == [0, 2, 4, 6]
+    assert found["sizes"] == [[48, 32]] * 8 and found["frames"][0].startswith("data:image/jpeg;base64,")
+
+
+def test_a_model_without_videos_says_so(server):
+    messages = question("What moves?")
+    messages[0]["content"].insert(0, {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}})
+    answer = server.http.post("/v1/chat/completions", json={"messages": messages})
+    assert answer.status_code == 400 and "takes no videos" in answer.json()["error"]["message"]

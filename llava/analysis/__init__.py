@@ -10,6 +10,7 @@ _NAMES = {
     "arrays": ("NamedArray",),
     "attention": ("attention_map", "visual_share"),
     "drawing": ("plot_by_layer", "plot_over_picture", "plot_view", "plot_words"),
+    "frames": ("plot_frames",),
     "heads": ("value_output",),
     "influence": ("InfluenceMap", "influence_map", "plot_influence", "plot_kept", "plot_tokens"),
     "lens": ("Words", "logit_lens"),

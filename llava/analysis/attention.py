@@ -18,6 +18,7 @@ import torch
 
 from llava.model.pruning.packed import PackedTokens, upload
 from llava.model.pruning.probes import LayerStates, Probe
+from llava.model.pruning.reading import seen_by
 
 from .arrays import NamedArray
 from .recording import record
@@ -100,11 +101,13 @@ class AttentionRows(Probe):
     def _rows(self, states: LayerStates, prompt: int) -> torch.Tensor:
         start, end = states.tokens.spans[prompt]
         device, kv_heads = states.query.device, states.key.shape[1]
-        rows = upload(_places(states.tokens, prompt, self.positions), device)
+        places = _places(states.tokens, prompt, self.positions)
+        rows = upload(places, device)
         query = states.query[0].index_select(1, start + rows).float().unflatten(0, (kv_heads, -1))  # [Hkv, g, n, d]
-        scores = query @ states.key[0, :, None, start:end].float().transpose(-1, -2) * states.scaling
-        later = torch.arange(end - start, device=device) > rows[:, None]
-        return scores.masked_fill(later, float("-inf")).softmax(-1).flatten(0, 1).transpose(0, 1)  # [n, H, T_l]
+        products = query @ states.key[0, :, None, start:end].float().transpose(-1, -2)
+        unseen = upload(~seen_by(states.tokens, prompt, places, states.kind), device)
+        weights = states.softmax.weights(products, unseen, (kv_heads, -1, 1, 1))
+        return weights.flatten(0, 1).transpose(0, 1)  # [n, H, T_l]
 
 
 def _places(tokens: PackedTokens, prompt: int, positions: tuple[int, ...]) -> np.ndarray:

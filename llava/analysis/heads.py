@@ -44,7 +44,8 @@ def value_output(
     attentions = [getattr(layer, "self_attn", None) for layer in unembedding.layers]
     if None in attentions:
         raise ValueError(f"layer {attentions.index(None)} of {type(model).__name__} has no attention heads to read")
-    with captured(unembedding.decoder, [attention.v_proj for attention in attentions], [position]) as values:
+    projections = [attention.v_proj for attention in attentions]
+    with captured(unembedding.decoder, projections, [position], inputs.get("attention_mask")) as values:
         read(model, inputs)
     words = []
     for b in range(len(values[0])):

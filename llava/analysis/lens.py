@@ -74,7 +74,7 @@ def logit_lens(
 
     """
     unembedding = Unembedding(model, top, follow)
-    with captured(unembedding.decoder, unembedding.layers, positions) as states:
+    with captured(unembedding.decoder, unembedding.layers, positions, inputs.get("attention_mask")) as states:
         read(model, inputs)
     labels = {"token": [*positions]}
     return [
@@ -118,7 +118,9 @@ class Unembedding:
         vectors = vectors.to(weight.device, weight.dtype)
         if norm:
             vectors = self.norm(vectors).to(weight.device)
-        probabilities = self.head(vectors).float().softmax(-1)
+        logits = self.head(vectors).float()
+        cap = getattr(self.decoder.config, "final_logit_softcapping", None)
+        probabilities = (logits if cap is None else cap * torch.tanh(logits / cap)).softmax(-1)
         best = probabilities.topk(self.top)
         followed = probabilities[:, torch.tensor(self.follow, dtype=torch.long, device=weight.device)]
         return tuple(part.cpu().numpy() for part in (best.indices, best.values, followed))
@@ -136,11 +138,12 @@ class Unembedding:
 
 @contextmanager
 def captured(
-    decoder: nn.Module, modules: Sequence[nn.Module], positions: Sequence[int]
+    decoder: nn.Module, modules: Sequence[nn.Module], positions: Sequence[int], padding: torch.Tensor | None = None
 ) -> Iterator[list[torch.Tensor]]:
     """Collect the output of modules of a decoder at chosen tokens: one [B, n, …] per module, while the block runs.
 
-    positions: places in each prompt, padding not counted, negative from its end. The hooks are removed in any case.
+    positions: places in each prompt, padding not counted, negative from its end. padding: the prompts' mask [B, T], for
+    a model that gives its decoder another. The hooks are removed in any case.
     Raises `ValueError`, out of the model's forward, for a position that a prompt does not have.
     """
     collected: list[torch.Tensor] = []
@@ -149,6 +152,8 @@ def captured(
     def find(module, args, kwargs):
         hidden = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         mask = kwargs.get("attention_mask")
+        if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):
+            mask = padding
         mask = torch.ones(hidden.shape[:2]) if mask is None else mask
         columns[:] = [_columns(mask.cpu(), positions)]
         collected.clear()

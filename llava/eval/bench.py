@@ -4,6 +4,8 @@ r"""Benchmark time, memory and FLOPs on this machine, dense and pruned: speed-up
         --pruning-config 'plan={"method":"replay","filter_layer":3,"keep":10,"exit_layer":6}'
     python -m llava.eval.bench --model-path playground/checkpoints/llava-tiny --batch-size 8 \
         --pruning-config playground/checkpoints/llava-tiny/pruning.json
+    python -m llava.eval.bench --train --shape tiny --batch-size 8 \
+        --pruning-config '{"method":"schedule","enter":3,"keep":{"4":22,"5":3},"exit":9}'
 
 A shape is the decoder of a published model with random weights; nothing is downloaded. Dense is transformers' model
 with SDPA. Dense and all configs take turns; figures are medians over rounds with their range (columns:
@@ -21,15 +23,21 @@ EPILOG = """The last line of the output is JSON: "dense" and, by name, "configs"
 decode_ms_per_token, vision_ms, peak_bytes, kv_bytes, flops, ceiling, speedup, efficiency, probe_share, probe_ms (and
 a …_range beside what varies), tokens_per_layer and plans; "settings", "machine" and "warnings". With
 --questions-per-image: "questions" by name, each with questions_per_second, questions_per_second_reuse, gain_reuse,
-gain_pruning, gain."""
+gain_pruning, gain. With --train: "training" by name, each with seconds, peak_bytes, and speedup, promised and reached
+over padded and over packed steps."""
 
 
 def work(options: BenchOptions) -> None:
     """Time, and print the tables."""
+    from llava.eval.timing import training
     from llava.eval.timing.measurement import bench
     from llava.eval.timing.tables import heading, print_questions, print_times
 
     result = bench(options)
+    if options.train:
+        training.show(result)
+        print_json(result, options)
+        return
     print(heading(result["settings"], result["machine"]) + "\n")
     if "questions" in result:
         print_questions(result["questions"])

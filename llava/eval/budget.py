@@ -149,14 +149,13 @@ def dimensions(options: Options) -> tuple[Any, int | None]:
     from llava.model.formats import read_layout
     from llava.model.parts import find_parts
     from llava.model.preflight import skeleton
-    from llava.model.pruning.families import family_of
-    from llava.model.pruning.flops import DecoderShape
+    from llava.model.pruning.families import shape_of
 
     base = options.model_base and os.path.expanduser(options.model_base)
     source = find_parts(os.path.expanduser(options.model_path), base, {}).config
     model = skeleton(source, read_layout(source.folder))
     visual = getattr(model, "visual_tokens_per_image", None)
-    return DecoderShape.of(family_of(model).decoder(model).config), visual
+    return shape_of(model), visual
 
 
 def by_kl(options: Options) -> tuple[PruningConfig, dict[str, Any]]:

@@ -7,6 +7,7 @@ frames. Rotation is applied; sound is not read.
 
 from __future__ import annotations
 
+import io
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -64,21 +65,24 @@ def rule_of(options: VideoOptions) -> dict[str, Any]:
     return {"frames": frames, "fps": options.fps, "decoder": "PyAV"}
 
 
-def read_video(path: str | Path, rule: VideoOptions | None = None, limits: Limits = LIMITS) -> Video:
-    """Read the frames of a video that `rule` chooses (default: 32 of them).
+def read_video(path: str | Path | bytes, rule: VideoOptions | None = None, limits: Limits = LIMITS) -> Video:
+    """Read the frames of a video that `rule` chooses (default: 32 of them), from a path or a file's bytes.
+
+    Bytes may come from anyone: only containers that name no other file are taken (MP4, Matroska or WebM, AVI).
 
     Raises:
         ValueError: no such file, not a video, empty, damaged, or above a limit; one line that names the file. Also
             where PyAV is not installed.
 
     """
+    name = "in memory" if isinstance(path, bytes) else str(path)
     with _open(path, limits) as (container, stream):
         stamps, keys = _stamps(container, stream)
     total = len(stamps)
     if not total:
-        raise ValueError(f"video {str(path)!r} has no frames")
+        raise ValueError(f"video {name!r} has no frames")
     if total < stream.frames:
-        raise ValueError(f"video {str(path)!r} is damaged: it ends after {total} of {stream.frames} frames")
+        raise ValueError(f"video {name!r} is damaged: it ends after {total} of {stream.frames} frames")
     shown = float((stamps[-1] - stamps[0]) * stream.time_base) if keys else 0.0  # from the first frame to the last
     fps = (total - 1) / shown if shown > 0 else float(stream.average_rate or 1)
     indices = chosen(total, total / fps, rule or VideoOptions())
@@ -91,7 +95,7 @@ def read_video(path: str | Path, rule: VideoOptions | None = None, limits: Limit
         with _open(path, limits) as (container, stream):
             frames = _in_order(container, stream, wanted, size)
     if len(frames) < len(wanted):
-        raise ValueError(f"video {str(path)!r} is damaged: frame {indices[len(frames)]} of {total} cannot be decoded")
+        raise ValueError(f"video {name!r} is damaged: frame {indices[len(frames)]} of {total} cannot be decoded")
     return Video(np.stack(frames), tuple(indices), total, fps)
 
 
@@ -102,22 +106,34 @@ def check_video(path: str | Path, limits: Limits = LIMITS) -> None:
             raise ValueError(f"video {str(path)!r} has no frames")
 
 
+def _format_of(content: bytes) -> str:
+    """Return FFmpeg's name of a container that names no other file (as playlists do); `ValueError` for any other."""
+    for name, place, mark in (("mov", 4, b"ftyp"), ("matroska", 0, b"\x1a\x45\xdf\xa3"), ("avi", 8, b"AVI ")):
+        if content[place : place + len(mark)] == mark:
+            return name
+    raise ValueError("the video in memory is no MP4, Matroska, WebM or AVI file")
+
+
 @contextmanager
-def _open(path: str | Path, limits: Limits) -> Iterator[tuple[Any, Any]]:
+def _open(path: str | Path | bytes, limits: Limits) -> Iterator[tuple[Any, Any]]:
     """Open a video file; yield the container and its stream, and say FFmpeg's errors inside in one line."""
     try:
         import av
     except ModuleNotFoundError:
         raise ValueError("reading videos needs PyAV: pip install 'llava[video]'") from None
-    name, file = str(path), Path(os.path.expanduser(path))
-    if not file.is_file():
-        raise ValueError(f"video {name!r}: " + ("not a file" if file.exists() else "no such file"))
-    if file.stat().st_size == 0:
+    if isinstance(path, bytes):
+        name, size, file, settings = "in memory", len(path), io.BytesIO(path), {"format": _format_of(path)}
+    else:
+        name, found, settings = str(path), Path(os.path.expanduser(path)), {}
+        if not found.is_file():
+            raise ValueError(f"video {name!r}: " + ("not a file" if found.exists() else "no such file"))
+        file, size = str(found), found.stat().st_size
+    if size == 0:
         raise ValueError(f"video {name!r} is empty")
-    if file.stat().st_size > limits.bytes:
+    if size > limits.bytes:
         raise ValueError(f"video {name!r} is larger than the limit of {limits.megabytes:g} MB")
     try:
-        with av.open(str(file)) as container:
+        with av.open(file, **settings) as container:
             if not container.streams.video:
                 raise ValueError(f"{name!r} holds no video")
             stream = container.streams.video[0]

@@ -64,14 +64,14 @@ class Reply:
 class ShownImage:
     """The image or video of a conversation: name, width and height, prepared pixels, features.
 
-    `frames`: how many are shown of a video, None for an image.
+    `source`: a video's frames, None for an image.
     """
 
     name: str
     size: tuple[int, int]
     picture: ProcessedImage
     seen: ImageFeatures
-    frames: int | None = None
+    source: Video | None = None
 
 
 class Chat:
@@ -135,8 +135,8 @@ class Chat:
         picture = self.inputs.prepare(image)
         [seen] = self.inputs.encode_images(self.model, [picture])
         if is_video:
-            count, height, width = image.frames.shape[:3]
-            self.video = ShownImage(name, (width, height), picture, seen, count)
+            height, width = image.frames.shape[1:3]
+            self.video = ShownImage(name, (width, height), picture, seen, image)
         else:
             self.image = ShownImage(name, image.size, picture, seen)
         self.clear()

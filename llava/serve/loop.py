@@ -26,7 +26,7 @@ COMMANDS = {
     "/clear": "begin a new conversation about the same image and video",
     "/prune on|off": "switch pruning; alone: whether it is on, and its settings",
     "/set KEY VALUE": "change a setting of pruning, such as tokens_threshold 0.3, or all of them: /set JSON|FILE",
-    "/trace": "show what pruning did with the last prompt, layer by layer",
+    "/trace [FILE]": "show what pruning did with the last prompt, layer by layer; with a file: draw the video's frames",
     "/help": "list the commands",
     "/quit": "leave (so does Ctrl-D)",
 }
@@ -133,8 +133,8 @@ class ChatLoop:
         """Say which image and video the conversation is about."""
         said = []
         for one in self.chat.shown:
-            what = "image" if one.frames is None else "video"
-            frames = "" if one.frames is None else f"{one.frames} frames, "
+            what = "image" if one.source is None else "video"
+            frames = "" if one.source is None else f"{len(one.source.frames)} frames, "
             said.append(
                 f"{what} {one.name} ({frames}{one.size[0]}×{one.size[1]} pixels, {one.seen.visual} visual tokens)"
             )
@@ -172,13 +172,22 @@ class ChatLoop:
             self.say(json.dumps(self.chat.pruning.to_dict()), "dim", wrap=False)
 
     def trace(self, argument: str) -> None:
-        """Show the last trace."""
+        """Show the last trace, or draw what is kept of the video's frames into a file."""
         last = self.chat.last
         if last is None:
             raise ValueError("no trace yet: ask something first")
         if last.trace is None:
             raise ValueError("the last answer has no trace: pruning was off (/prune on)")
-        print_trace(last, self.notes)
+        if not argument:
+            print_trace(last, self.notes)
+            return
+        video = self.chat.video
+        if video is None or not last.trace.frames:
+            raise ValueError("there is no video whose frames could be drawn: /video PATH loads one")
+        from llava.analysis.frames import plot_frames
+
+        plot_frames(video.source, last.trace, medium=len(self.chat.shown) - 1).savefig(unquoted(argument), dpi=150)
+        self.say(f"drawn: {unquoted(argument)}", "dim")
 
     def help(self, argument: str) -> None:
         """List the commands."""

@@ -5,8 +5,8 @@
 # Stopped at any moment it goes on when started again. docs/training.md says what a step costs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-PYTHON=${PYTHON:-python3} OUT=${OUT:-runs/smollm2} PICTURES=${PICTURES:-16000} STEPS=${STEPS:-2000} BATCH=${BATCH:-8}
-PRETRAIN_STEPS=${PRETRAIN_STEPS:-100}
+PYTHON=${PYTHON:-python3} OUT=${OUT:-runs/smollm2} PICTURES=${PICTURES:-16000} STEPS=${STEPS:-4000} BATCH=${BATCH:-4}
+PRETRAIN_STEPS=${PRETRAIN_STEPS:-200}
 CHECKPOINTS=playground/checkpoints
 
 "$PYTHON" scripts/smollm2/prepare.py --out "$OUT"

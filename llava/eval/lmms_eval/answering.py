@@ -127,7 +127,7 @@ class RequestAnswerer:
                 continue
             with _naming([request]):
                 conversation = request.read()
-                prepared = [self.inputs.prepare(image) for image in conversation.images]
+                prepared = [self.inputs.prepare(one) for one in conversation.media]
                 row = self.inputs.encode(conversation.turns)
                 images = tuple(map(content_key, prepared))
                 size = len(prepared), len(row) + sum(len(picture.ids) for picture in prepared)

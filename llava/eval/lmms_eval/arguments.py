@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llava.cli import VideoOptions
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.prefix_cache import CACHE_BYTES
 
@@ -75,3 +76,16 @@ def pixels_of(name: str, given: int | str | None) -> int | None:
     if given is None or str(given).isdecimal() and int(given) > 0:
         return None if given is None else int(given)
     raise ValueError(f"{name} must be a number from 1, got {given!r}")
+
+
+def rule_of(frames: int | str | None, fps: float | str | None) -> VideoOptions:
+    """Read the model arguments `frames` and `fps`; `ValueError` unless a number from 1, one above 0, or nothing."""
+    if frames is not None and not (str(frames).isdecimal() and int(frames) > 0):
+        raise ValueError(f"frames must be a number from 1, got {frames!r}")
+    try:
+        rate = None if fps is None else float(fps)
+    except ValueError:
+        rate = -1.0
+    if rate is not None and not 0 < rate < float("inf"):
+        raise ValueError(f"fps must be a number above 0, got {fps!r}")
+    return VideoOptions(frames=None if frames is None else int(frames), fps=rate)

@@ -13,7 +13,7 @@ from loguru import logger
 from llava.cli import ModelOptions
 from llava.eval.lmms_eval import requests as reading
 from llava.eval.lmms_eval.answering import RequestAnswerer
-from llava.eval.lmms_eval.arguments import batch_size_of, pixels_of, prefix_cache_of, pruning_of
+from llava.eval.lmms_eval.arguments import batch_size_of, pixels_of, prefix_cache_of, pruning_of, rule_of
 from llava.model.loaded import LoadedModel
 from llava.model.preflight import check_model, config_of
 
@@ -52,6 +52,8 @@ class VisiPruner(lmms):
         a JSON object (its text), or `none`; see `pruning_of`
     min_pixels, max_pixels:
         smallest and largest image in pixels (Qwen families)
+    frames, fps:
+        frames of a video, as in `llava.cli.VideoOptions`
     prefix_cache:
         `auto` (default): what requests about one image have in common is read once, with 2 GiB; `off`; or a number of
         bytes. `reuse_prefix` and `prefix_cache_bytes` are older words for it
@@ -69,6 +71,8 @@ class VisiPruner(lmms):
         attn_implementation: str = "sdpa",
         min_pixels: int | str | None = None,
         max_pixels: int | str | None = None,
+        frames: int | str | None = None,
+        fps: float | str | None = None,
         prefix_cache: int | str = "auto",
         reuse_prefix: bool | str | None = None,
         prefix_cache_bytes: int | str | None = None,
@@ -78,6 +82,7 @@ class VisiPruner(lmms):
         super().__init__()
         config, size = pruning_of(pruning), batch_size_of(batch_size)
         cache = prefix_cache_of(prefix_cache, reuse_prefix, prefix_cache_bytes)
+        self.rule = rule_of(frames, fps)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         options = ModelOptions(
@@ -98,14 +103,15 @@ class VisiPruner(lmms):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Return (value, greedy) per request; for choices the value is a loss, see `likelihood_result`."""
-        asked = [reading.likelihood(request.args, self.task_dict) for request in requests]
+        asked = [reading.likelihood(request.args, self.task_dict, self.rule) for request in requests]
         found = self._logged(self.answerer.likelihoods, asked)
         return [Scored(*reading.likelihood_result(r.args, value)) for r, value in zip(requests, found, strict=True)]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Return an answer per request."""
         read = reading.simple_generation if self.is_simple else reading.chat_generation
-        return self._logged(self.answerer.generate, [read(request.args, self.task_dict) for request in requests])
+        asked = [read(request.args, self.task_dict, self.rule) for request in requests]
+        return self._logged(self.answerer.generate, asked)
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Refuse multi-round tasks: a later question depends on earlier answers and cannot be batched."""

@@ -8,8 +8,10 @@ from typing import Any
 
 from PIL import Image
 
+from llava.cli import VideoOptions
 from llava.model.images import read_image, to_rgb
 from llava.model.inputs import Turn
+from llava.model.videos import Video, read_video
 
 DEFAULT_NEW_TOKENS = 1024
 HONOURED = (
@@ -21,6 +23,9 @@ IGNORED = {
     "seed": "lmms-eval's --seed decides",
 }
 """Keys of tasks that do not reach the model, and what decides in their place."""
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
+"""By them a simple task's paths of videos are told from those of images."""
 
 Documents = Mapping[str, Any]
 """Task name → split → document number → document: lmms-eval's `task_dict`."""
@@ -40,10 +45,10 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns of a prompt, the last one unanswered, and the images that they show, in order."""
+    """The turns of a prompt, the last one unanswered, and what they show, in order: a turn's images, its videos."""
 
     turns: list[Turn]
-    images: list[Image.Image]
+    media: list[Image.Image | Video]
 
 
 @dataclass(frozen=True)
@@ -75,44 +80,50 @@ class Likelihood:
     greedy: bool
 
 
-def chat_generation(arguments: tuple, documents: Documents) -> Request:
+def chat_generation(arguments: tuple, documents: Documents, rule: VideoOptions | None = None) -> Request:
     """Read a chat model's `(context, doc_to_messages, generation_kwargs, document, task, split)`.
 
-    The context is not used: the messages hold the whole question. Raises `RequestError` naming the request.
+    The context is not used: the messages hold the whole question. `rule`: frames of videos. Raises `RequestError`
+    naming the request.
     """
     _, to_messages, settings, number, task, split = _six(arguments)
     name = f"{task}/{split}/{number}"
     return Request(
         name,
         prompt=(task, split, number),
-        read=lambda: of_messages(to_messages(documents[task][split][number])),
+        read=lambda: of_messages(to_messages(documents[task][split][number]), rule),
         wanted=_named(name, decoding_of, settings),
     )
 
 
-def simple_generation(arguments: tuple, documents: Documents) -> Request:
+def simple_generation(arguments: tuple, documents: Documents, rule: VideoOptions | None = None) -> Request:
     """Read a simple model's `(context, generation_kwargs, doc_to_visual, document, task, split)`."""
     context, settings, to_visual, number, task, split = _six(arguments)
     wanted = _named(f"{task}/{split}/{number}", decoding_of, settings)
-    return _simple(context, to_visual, documents, (task, split, number), wanted)
+    return _simple(context, to_visual, documents, (task, split, number), wanted, rule)
 
 
-def likelihood(arguments: tuple, documents: Documents) -> Request:
+def likelihood(arguments: tuple, documents: Documents, rule: VideoOptions | None = None) -> Request:
     """Read `(context, continuation, doc_to_visual, document, task, split)`; see `likelihood_result`."""
     context, continuation, to_visual, number, task, split = _six(arguments)
     if callable(continuation):
         continuation = _named(f"{task}/{split}/{number}", continuation, documents[task][split][number])
-    return _simple(context, to_visual, documents, (task, split, number), str(continuation))
+    return _simple(context, to_visual, documents, (task, split, number), str(continuation), rule)
 
 
 def _simple(
-    context: str, to_visual: Callable, documents: Documents, place: tuple[str, str, int], wanted: Decoding | str
+    context: str,
+    to_visual: Callable,
+    documents: Documents,
+    place: tuple[str, str, int],
+    wanted: Decoding | str,
+    rule: VideoOptions | None,
 ) -> Request:
     task, split, number = place
     return Request(
         f"{task}/{split}/{number}",
         prompt=(*place, context),
-        read=lambda: of_text(context, to_visual(documents[task][split][number])),
+        read=lambda: of_text(context, to_visual(documents[task][split][number]), rule),
         wanted=wanted,
     )
 
@@ -144,57 +155,74 @@ def _named(name: str, read: Callable[[Any], Any], given: Any) -> Any:
         raise RequestError(f"{name}: {error}") from error
 
 
-def of_text(text: str, visuals: Sequence[Any] | None) -> Conversation:
-    """Read what a simple task gives: one question, with its images before it."""
-    images = [_image(visual) for visual in visuals or ()]
-    return Conversation([Turn(text, len(images))], images)
+def of_text(text: str, visuals: Sequence[Any] | None, rule: VideoOptions | None = None) -> Conversation:
+    """Read what a simple task gives: one question, with its images and then its videos before it.
+
+    Videos are paths that end in one of `VIDEO_SUFFIXES`; images are PIL images and other paths.
+    """
+    videos = [visual for visual in visuals or () if _is_video(visual)]
+    images = [_image(visual) for visual in visuals or () if not _is_video(visual)]
+    turn = Turn(text, len(images), videos=len(videos))
+    return Conversation([turn], [*images, *(read_video(path, rule) for path in videos)])
 
 
-def of_messages(messages: Iterable[Mapping[str, Any]]) -> Conversation:
+def of_messages(messages: Iterable[Mapping[str, Any]], rule: VideoOptions | None = None) -> Conversation:
     """Read what a chat task's `doc_to_messages` returns: `{"role", "content"}`, content a text or a list of parts.
 
-    A part is `{"type": "text", "text"}` or `{"type": "image", "url"}`, the url a PIL image or a path. The texts of a
-    message are joined; its images come before them, as the models were trained.
+    A part is `{"type": "text", "text"}`, `{"type": "image", "url"}`, the url a PIL image or a path, or `{"type":
+    "video", "url"}`, a path. The texts of a message are joined; its images and then its videos come before them, as the
+    models were trained.
 
     Raises:
         ValueError: roles that do not alternate from user to user, a system message (the models' templates bring their
-            own), a video or audio part, an image in an answer, or an image that is neither PIL nor path.
+            own), an audio part, an image or video in an answer, or one that is neither PIL nor path.
 
     """
     turns: list[Turn] = []
-    images: list[Image.Image] = []
-    question: tuple[str, int] | None = None
+    media: list[Image.Image | Video] = []
+    question: tuple[str, int, int] | None = None
     for message in messages:
         role = message.get("role")
-        texts, shown = _parts(message.get("content"))
+        texts, images, videos = _parts(message.get("content"), rule)
         if role == "user" and question is None:
-            question = "".join(texts), len(shown)
-            images += shown
-        elif role == "assistant" and question is not None and not shown:
-            turns.append(Turn(*question, answer="".join(texts)))
+            question = "".join(texts), len(images), len(videos)
+            media += [*images, *videos]
+        elif role == "assistant" and question is not None and not images + videos:
+            turns.append(Turn(question[0], question[1], "".join(texts), question[2]))
             question = None
         else:
-            what = f"message of the {role} with an image" if shown else f"message of the {role}"
+            what = f"message of the {role} with an image" if images + videos else f"message of the {role}"
             raise ValueError(
                 f"a {what} is number {2 * len(turns) + (question is not None)} of the conversation (from 0): expected "
                 "questions of the user, with answers of the assistant in text between them, and no system message"
             )
     if question is None:
         raise ValueError("the conversation does not end with a message of the user: there is nothing to answer")
-    return Conversation([*turns, Turn(*question)], images)
+    return Conversation([*turns, Turn(question[0], question[1], videos=question[2])], media)
 
 
-def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Image.Image]]:
+def _parts(
+    content: str | Sequence[Mapping[str, Any]], rule: VideoOptions | None
+) -> tuple[list[str], list[Image.Image], list[Video]]:
     texts: list[str] = []
     images: list[Image.Image] = []
+    videos: list[Video] = []
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         if part["type"] == "text":
             texts.append(part["text"])
         elif part["type"] == "image":
             images.append(_image(part["url"]))
+        elif part["type"] == "video" and isinstance(part["url"], str):
+            videos.append(read_video(part["url"], rule))
+        elif part["type"] == "video":
+            raise ValueError(f"a video is given as {type(part['url']).__name__}: only paths are supported")
         else:
-            raise ValueError(f"a message holds {part['type']!r}: only text and images are supported")
-    return texts, images
+            raise ValueError(f"a message holds {part['type']!r}: only text, images and videos are supported")
+    return texts, images, videos
+
+
+def _is_video(given: Any) -> bool:
+    return isinstance(given, str) and given.lower().endswith(VIDEO_SUFFIXES)
 
 
 def _image(given: Any) -> Image.Image:

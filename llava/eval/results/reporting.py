@@ -154,6 +154,7 @@ def make_row(one: Labelled, data_dir: str | Path | None = None) -> Row:
         **{key: means[key] for key in SHARES},
         **{f"{key}_saved": 1 - costs.share(key) for key in SHARES},
         **{key: means[key] for key in ("prompt_tokens", "tokens_per_layer", "kept_tokens", "generated_tokens")},
+        **({"kept_per_frame": costs.mean_kept_per_frame} if costs.frames else {}),
         **{f"{stage}_ms": means[f"{stage}_ms"] for stage in STAGES},
         "device": run.record.get("device_name") or run.record.get("device"),
         "batch_size": run.record.get("batch_size"),
@@ -208,6 +209,7 @@ def tables(rows: Sequence[Row], configs: bool) -> Iterator[tuple[str, str, Table
     for model, benchmark in dict.fromkeys((row["model"], row["benchmark"]) for row in rows):
         members = [row for row in rows if (row["model"], row["benchmark"]) == (model, benchmark)]
         scores = dict.fromkeys(name for row in members for name in row["scores"])
+        videos = any("kept_per_frame" in row for row in members)
         columns = [
             Column("name", "run"),
             *(Column(f"score_{name}", f"{name} (%)" if name == "accuracy" else name, ".1f") for name in scores),
@@ -217,6 +219,7 @@ def tables(rows: Sequence[Row], configs: bool) -> Iterator[tuple[str, str, Table
             Column("kv_bytes", "KV", bytes_text, "kv_bytes_share"),
             Column("tokens_per_layer", "tokens per layer", ".1f"),
             Column("kept_tokens", "kept", ".1f"),
+            *([Column("kept_per_frame", "kept per frame", ".1f")] if videos else []),
             *(Column(f"{stage}_ms", f"{stage} ms", ".1f") for stage in ("prefill", "decode")),
             *([Column("config", left=True)] if configs else []),
         ]

@@ -26,6 +26,8 @@ class Costs:
 
     questions: int = 0
     kept: int = 0
+    frames: int = 0
+    kept_in_frames: int = 0
     sums: Counter = field(default_factory=Counter)
     milliseconds: Counter = field(default_factory=Counter)
     filter_layers: Counter = field(default_factory=Counter)
@@ -54,6 +56,9 @@ class Costs:
         filter_layer, exit_layer, kept = (metadata[name] for name in ("filter_layer", "exit_layer", "kept_tokens"))
         self.questions += 1
         self.kept += metadata["visual_tokens"] if kept is None else kept
+        if "kept_per_frame" in metadata:  # a prompt with a video, pruned
+            self.frames += len(metadata["kept_per_frame"])
+            self.kept_in_frames += sum(metadata["kept_per_frame"])
         self.sums.update(counted)
         self.milliseconds.update(spent)
         self.filter_layers[filter_layer] += 1
@@ -90,6 +95,11 @@ class Costs:
     def mean_kept(self) -> float:
         """Visual tokens kept by the filter layer (all without one), averaged over questions."""
         return self.kept / max(self.questions, 1)
+
+    @property
+    def mean_kept_per_frame(self) -> float | None:
+        """Visual tokens kept of a frame, averaged over the frames (and images) of prompts with videos; None without."""
+        return self.kept_in_frames / self.frames if self.frames else None
 
     @property
     def mean_tokens_per_layer(self) -> list[float]:
@@ -130,6 +140,7 @@ class Costs:
             "tokens_mean": round(sum(mean_layers) / max(len(mean_layers), 1), 3),
             "filter_layers": _histogram(self.filter_layers),
             "exit_layers": _histogram(self.exit_layers),
+            **({"kept_per_frame_mean": round(self.mean_kept_per_frame, 3)} if self.frames else {}),
         }
 
 

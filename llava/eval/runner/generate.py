@@ -10,7 +10,7 @@ import torch
 
 from llava.model.inputs import ImageFeatures, Inputs, ProcessedImage
 from llava.model.pruning import PruningConfig, PruningTrace, prune
-from llava.model.pruning.families import family_of
+from llava.model.pruning.families import shape_of
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.method import AttentionRule, PromptState
 from llava.model.pruning.methods import NoPruning
@@ -35,7 +35,7 @@ class Generator:
         self.model, self.inputs, self.config, self.prefix_cache = model, inputs, config, prefix_cache
         self.images: dict[Hashable, ImageFeatures] = {}
         self._session = None
-        self._shape = DecoderShape.of(family_of(model).decoder(model).config)
+        self._shape = shape_of(model)
 
     def __enter__(self) -> Generator:
         with ExitStack() as stack:
@@ -129,6 +129,6 @@ def dense_trace(shape: DecoderShape, itemsize: int, tokens: int, visual: int) ->
         kept=[],
         influence=[],
         exit_layer=None,
-        kv_tokens_per_layer=[tokens] * layers,
+        kv_tokens_per_layer=shape.held(tokens),
         probes=[],
     )

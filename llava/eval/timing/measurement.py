@@ -18,11 +18,12 @@ from llava.model.pruning import PruningConfig
 from llava.model.pruning.graphs import LayerGraphs
 from llava.utils import pick_device, pick_dtype
 
-from . import force_plan, shared_image, tables
+from . import force_plan, shared_image, tables, training
 from .figures import changed_decisions, figures, warnings_of
 from .options import BenchOptions
 from .rounds import Replayed, Run, measures, memory_for, peak_on_cpu, run_once, take_turns
 from .shapes import SHAPES, sharpen
+from .video import video_workload
 from .workload import Workload, loaded_workload, random_workload
 
 DENSE = "dense"
@@ -36,9 +37,13 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     dtype = pick_dtype(options.dtype, device)
     configs = named(options.pruning_config)
     check(options, configs, device)
+    if options.train:
+        return training.bench(options, configs, device, dtype)
     with memory_for("the model"):
         if options.shape is None:
             workload = loaded_workload(options, dtype)
+        elif options.frames is not None:
+            workload = video_workload(SHAPES[options.shape], options, device, dtype)
         else:
             workload = random_workload(SHAPES[options.shape], options, device, dtype)
     forced: dict[str, PruningConfig] = {}

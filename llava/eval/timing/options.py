@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llava.cli import ModelOptions, OutputOptions, UserError, number, option
 
-SHAPE_NAMES = ("llava-1.5-7b", "llava-1.5-13b", "qwen2-vl-7b", "internvl2.5-8b", "mobilevlm-v2-3b", "tiny")
+VIDEO_SHAPES = ("qwen2.5-vl-3b", "qwen2.5-vl-7b")
+SHAPE_NAMES = (
+    "llava-1.5-7b",
+    "llava-1.5-13b",
+    "qwen2-vl-7b",
+    *VIDEO_SHAPES,
+    "internvl2.5-8b",
+    "mobilevlm-v2-3b",
+    "tiny",
+)
 PROMPT_TOKENS = 64
 SYSTEM_TOKENS, QUESTION_TOKENS = 35, 20
 COUNT = number(int, 1)
@@ -64,6 +73,11 @@ class BenchOptions(ModelOptions, OutputOptions):
     )
     batch_size: int = option(1, help="prompts per batch (default 1)", type=COUNT)
     images: int = option(1, help="images per prompt (default 1)", type=COUNT)
+    frames: int | None = option(
+        None,
+        help=f"in place of images, a video of so many frames of 224 × 224 pixels (--shape {', '.join(VIDEO_SHAPES)})",
+        type=COUNT,
+    )
     image_file: str | None = option(None, help="with --model-path: the image to show (default: noise)")
     prompt_tokens: int | None = option(
         None,
@@ -83,6 +97,14 @@ class BenchOptions(ModelOptions, OutputOptions):
         metavar="BYTES",
         type=number(int, 0),
         aliases=["--prefix-cache-bytes"],
+    )
+    train: bool = option(
+        False,
+        help="instead: time training steps (forward and backward): padded as Trainer pads, packed, and packed under "
+        "each config",
+    )
+    lengths: Literal["equal", "mix"] = option(
+        "mix", help="with --train: prompts of one length, or of LLaVA-1.5's mixture (default)"
     )
     cuda_graphs: bool = option(
         False,
@@ -107,8 +129,18 @@ class BenchOptions(ModelOptions, OutputOptions):
             if getattr(self, name) not in (None, False):
                 what = "--shape; a loaded model is as it is" if self.shape is None else "--model-path"
                 raise UserError(f"--{name.replace('_', '-')} is for {what}")
+        if self.frames is not None:
+            for name in ("vision", "questions_per_image", "model_path", "cuda_graphs"):
+                if getattr(self, name):
+                    raise UserError(f"--frames is for --shape; --{name.replace('_', '-')} does not go with it")
+            if self.shape not in VIDEO_SHAPES:
+                raise UserError(f"--frames: --shape {self.shape} shows no video; {', '.join(VIDEO_SHAPES)} do")
         if self.shape is not None and self.prompt_tokens == 1:
             raise UserError("--prompt-tokens must be at least 2, got 1")
+        if self.train:
+            for name in ("force_plan", "vision", "cuda_graphs", "questions_per_image", "image_file", "prompt_tokens"):
+                if getattr(self, name):
+                    raise UserError(f"--{name.replace('_', '-')} does not go with --train")
         if self.questions_per_image is not None:
             for name in ("force_plan", "vision", "cuda_graphs"):
                 if getattr(self, name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -43,6 +43,8 @@ class Shape:
         the vision tower's configuration, and `mm_projector_type`; None where the tower is not a CLIP
     biased:
         whether query, key and value projections have biases (Qwen2)
+    video:
+        whether prompts may show a video (`video_workload`)
     """
 
     decoder: DecoderShape
@@ -51,6 +53,7 @@ class Shape:
     clip: Mapping[str, int] | None = None
     projector: str = "mlp2x_gelu"
     biased: bool = False
+    video: bool = False
 
 
 def _published(name: str, vocabulary: int, **more) -> Shape:
@@ -62,6 +65,8 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "llava-1.5-7b": _published("LLaVA-1.5-7B", 32000, clip=CLIP_LARGE),
         "llava-1.5-13b": _published("LLaVA-1.5-13B", 32000, clip=CLIP_LARGE),
         "qwen2-vl-7b": _published("Qwen2-VL-7B", 152064, biased=True),
+        "qwen2.5-vl-3b": Shape(DecoderShape(36, 2048, 11008, 16, 2, 128), 151936, 1413, biased=True, video=True),
+        "qwen2.5-vl-7b": _published("Qwen2-VL-7B", 152064, biased=True, video=True),
         "internvl2.5-8b": _published("InternVL2.5-8B", 92553),
         "mobilevlm-v2-3b": _published("MobileVLM-V2-3B", 32000, clip=CLIP_LARGE, projector="ldpnetv2"),
         "tiny": Shape(DecoderShape(12, 192, 512, 4, 4, 48), 672, 144, CLIP_TINY),
@@ -94,15 +99,25 @@ def random_model(
         "bos_token_id": 1,
         "eos_token_id": None,
     }
-    with torch.device("meta"), _default_dtype(dtype):
+
+    def make() -> PreTrainedModel:
         if vision:
             config = LlavaConfig(**settings, mm_projector_type=shape.projector, mm_vision_tower="random CLIP")
             tower = CLIPVisionConfig(**shape.clip, hidden_act="quick_gelu", attn_implementation="sdpa")
-            model = LlavaLlamaForCausalLM(config, tower)
-        elif shape.biased:
-            model = Qwen2ForCausalLM(Qwen2Config(**settings))
-        else:
-            model = LlamaForCausalLM(LlamaConfig(**settings))
+            return LlavaLlamaForCausalLM(config, tower)
+        if shape.biased:
+            return Qwen2ForCausalLM(Qwen2Config(**settings))
+        return LlamaForCausalLM(LlamaConfig(**settings))
+
+    return random_weights(make, device, dtype, seed)
+
+
+def random_weights(
+    make: Callable[[], PreTrainedModel], device: torch.device, dtype: torch.dtype, seed: int
+) -> PreTrainedModel:
+    """Return the model that `make` builds, in eval mode, its weights drawn on `device` in `dtype` and nowhere else."""
+    with torch.device("meta"), _default_dtype(dtype):
+        model = make()
     model = model.to_empty(device=device)
     torch.manual_seed(seed)
     model.initialize_weights()

@@ -25,7 +25,7 @@ def settings(
 ) -> dict[str, Any]:
     """Return what was run, JSON-ready; token counts are means over prompts, `force_plan` the forced configs."""
     tokens, visual = (sum(part) / len(workload.sizes) for part in zip(*workload.sizes, strict=True))
-    given = ("batch_size", "images", "questions_per_image", "prefix_cache", "new_tokens", "rounds", "seed")
+    given = ("batch_size", "images", "frames", "questions_per_image", "prefix_cache", "new_tokens", "rounds", "seed")
     return {
         "model": options.model,
         "weights": "random" if workload.random else "loaded",
@@ -35,7 +35,7 @@ def settings(
         **{name: getattr(options, name) for name in given},
         "text_tokens": tokens - visual,
         "visual_tokens": visual,
-        "vision": RANDOM_EMBEDDINGS if workload.visual_mask is not None else "run",
+        "vision": RANDOM_EMBEDDINGS if workload.visual_mask is not None or options.frames else "run",
         "cuda_graphs": None if workload.graphs is None else workload.graphs.recorded,
         "force_plan": {name: config.to_dict() for name, config in forced.items()} or None,
     }

@@ -18,7 +18,7 @@ from llava.model.images import read_image
 from llava.model.inputs import Inputs, Turn
 from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig, prune
-from llava.model.pruning.families import family_of
+from llava.model.pruning.families import family_of, shape_of
 from llava.model.pruning.flops import DecoderShape
 from llava.model.pruning.graphs import LayerGraphs
 
@@ -75,7 +75,7 @@ class Workload:
     @property
     def shape(self) -> DecoderShape:
         """Dimensions of the decoder."""
-        return DecoderShape.of(self.decoder.config)
+        return shape_of(self.model)
 
     @property
     def weight_bytes(self) -> int:

@@ -17,7 +17,7 @@ from llava.eval.runner.evaluator import DENSE, Evaluator
 from llava.eval.runner.run import Run
 from llava.eval.runner.session import Plan
 from llava.model.pruning import PruningConfig
-from llava.model.pruning.families import family_of
+from llava.model.pruning.families import shape_of
 from llava.model.pruning.flops import DecoderShape
 
 Count = Literal["all", "visual"]
@@ -94,8 +94,7 @@ class BenchmarkSet:
     @property
     def shape(self) -> DecoderShape:
         """The decoder's dimensions."""
-        model = self.evaluator.loaded.model
-        return DecoderShape.of(family_of(model).decoder(model).config)
+        return shape_of(self.evaluator.loaded.model)
 
     def batches(self, count: int) -> list[Batch]:
         """Prepare `count` questions with an image, evenly spread over the benchmarks, in batches that stand alone."""

@@ -16,8 +16,7 @@ from llava.eval.runner.runfile import fingerprint
 from llava.eval.runner.session import Plan
 from llava.files import write_json
 from llava.model.pruning import PruningConfig
-from llava.model.pruning.families import family_of
-from llava.model.pruning.flops import DecoderShape
+from llava.model.pruning.families import shape_of
 
 from . import report
 from .candidates import Space
@@ -99,7 +98,7 @@ class Calibration:
             self.allowed,
             self.dense["samples"].options,
         )
-        shape = DecoderShape.of(family_of(loaded.model).decoder(loaded.model).config)
+        shape = shape_of(loaded.model)
         with trials.bar:
             config = self._search(Space(recording, shape, self.options.scale), trials)
         write_json(self.out / "pruning.json", config, indent=1)

@@ -7,6 +7,7 @@ removed before the softmax leave two smaller attentions: text over text, and vis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from .kernels import Kernel, by_segment, choose
+from .kernels import by_segment, choose
 from .layers import LayerKind
-from .layouts import first_half, merge_passes, text_stretches, visual_runs
+from .layouts import first_half, merge_passes, text_stretches
 from .method import AttentionRule
 from .packed import PackedTokens, Segments, upload
 from .prefix_cache.prefix import complete
+from .reading import MaskedReading, Reading, is_plain
+from .softmax import SCALED, Softmax, attend_masked
 
 NAME = "visipruner"
 EXTRA = 8
@@ -49,7 +52,7 @@ class PrefillCall:
     query: torch.Tensor | None = None
     key: torch.Tensor | None = None
     value: torch.Tensor | None = None
-    scaling: float = 1.0
+    softmax: Softmax = SCALED
 
 
 class PeekCall(PrefillCall):
@@ -65,7 +68,7 @@ class RecordedCall:
     """One layer reading a single stream densely, for a CUDA graph: `states` are its query, key and value."""
 
     states: tuple[torch.Tensor, ...] = ()
-    scaling: float = 1.0
+    softmax: Softmax = SCALED
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,7 @@ class DecodeCall:
     """One layer reading new tokens: which keys each row may read, bool [B, 1, q, L], None for all; fp32: a bias."""
 
     mask: torch.Tensor | None
+    observe: Callable | None = None
 
 
 def run_layer(layer, hidden: torch.Tensor, rope: tuple, call, kwargs: dict, cache=None) -> torch.Tensor:
@@ -132,93 +136,118 @@ def _checkpointed(layer, call, frozen: tuple[torch.Tensor, ...]):
         setattr(layer, name, before)
 
 
-def pruned_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *, pruning=None, **kwargs):
+def pruned_attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    *,
+    softcap=None,
+    s_aux=None,
+    pruning=None,
+    **kwargs,
+):
     """Attend as transformers' attention interface asks: query [B, H, q, d], key and value [B, Hkv, L, d].
 
-    Returns ([B, q, H, d], None). `pruning`: the call (`PrefillCall` and the like) that the patched forward sends along.
+    Returns ([B, q, H, d], None). `softcap`, `s_aux`: cap and sinks of `Softmax`. `pruning`: the call (`PrefillCall` and
+    the like) that the patched forward sends along.
     """
     if pruning is None:
         raise RuntimeError(f"the attention implementation {NAME!r} works inside `with prune(model, config)` only")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    softmax = Softmax(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
     if isinstance(pruning, DecodeCall):
         mask = None if pruning.mask is None else pruning.mask.to(query.device)  # layers may lie on several devices
         mask = mask.to(query.dtype) if mask is not None and mask.is_floating_point() else mask
-        return decode(query, key, value, mask, scaling), None
+        if pruning.observe is not None:
+            pruning.observe(query, key, softmax.scale)
+        return decode(query, key, value, mask, softmax), None
     if isinstance(pruning, RecordedCall):
-        pruning.states, pruning.scaling = (query, key, value), scaling
-        stream = Segments((query.shape[2],), (query.shape[2],))
-        return by_segment(query, key, value, stream, True, scaling), None
+        pruning.states, pruning.softmax = (query, key, value), softmax
+        rows = query.shape[2]
+        if not softmax.plain:
+            seen = torch.ones(1, 1, rows, rows, dtype=torch.bool, device=query.device).tril()
+            return attend_masked(query, key, value, seen, softmax), None
+        return by_segment(query, key, value, Segments((rows,), (rows,)), True, softmax.scale), None
     key, value = complete(pruning.tokens, query, key, value)
-    pruning.query, pruning.key, pruning.value, pruning.scaling = query, key, value, scaling
+    pruning.query, pruning.key, pruning.value, pruning.softmax = query, key, value, softmax
     if isinstance(pruning, PeekCall):
         raise Peeked
-    width, weights = query.shape[-1], pruning.tokens.weights
-    if weights is not None:
-        query, key = weighted(query, key, weights, scaling)
-        value = F.pad(value, (0, EXTRA))
-    kernel = choose(pruning.backend, query.device, query.dtype, query.shape[-1])
     if pruning.frozen is not None:
-        return _with_frozen(module, query, pruning, kernel), None
-    out = attend(query, key, value, pruning.tokens, pruning.rule, kernel, scaling)
+        return _with_frozen(module, pruning), None
+    reading = _reading(pruning)
+    out = attend(reading, pruning.rule)
     if pruning.unread is not None:
-        out = _without_unread(out, query, key, value, pruning.tokens, pruning.unread, kernel, scaling)
-    return _without_rows_before(out if weights is None else out[..., :width], pruning), None
+        out = _without_unread(out, reading, pruning.unread)
+    out = out if pruning.tokens.weights is None else out[..., : query.shape[-1]]
+    return _without_rows_before(out, pruning), None
 
 
-def weighted(query, key, weights: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+def weighted(query, key, weights: torch.Tensor, softmax: Softmax) -> tuple[torch.Tensor, torch.Tensor]:
     """Return query and key [1, H, T, d + EXTRA] whose scores have log(weights) added, `weights` fp32 [T] of the keys.
 
-    The first extra dimension of a query is 1, that of a key the bias / scaling; any kernel then attends rectified.
+    The first extra dimension of a query is 1, that of a key the bias / scale; any kernel then attends rectified.
+
+    Raises:
+        ValueError: a layer that caps its scores, whose bias would be capped with them.
+
     """
-    bias = F.pad((weights.log() / scaling).to(key.dtype)[:, None], (0, EXTRA - 1))
+    if softmax.cap is not None:
+        raise ValueError("rectified attention does not go with layers that cap their scores; leave 'rectify' out")
+    bias = F.pad((weights.log() / softmax.scale).to(key.dtype)[:, None], (0, EXTRA - 1))
     key = torch.cat((key, bias.expand(*key.shape[:-1], EXTRA)), -1)
     query = F.pad(query, (0, EXTRA))
     query[..., -EXTRA] = 1
     return query, key
 
 
-def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel: Kernel, scaling: float):
-    """Attention of packed prompts under `rule`: key and value [1, Hkv, T, d], query [1, H, R, d] → [1, R, H, d].
+def _reading(call: PrefillCall) -> Reading:
+    """Return how the layer's rows read its keys: by the kernel of the backend where that is right, else masked."""
+    query, key, value = call.query, call.key, call.value
+    if call.tokens.weights is not None:
+        query, key = weighted(query, key, call.tokens.weights, call.softmax)
+        value = F.pad(value, (0, EXTRA))
+    states = (query, key, value, call.tokens, call.softmax)
+    if call.softmax.plain and is_plain(call.tokens, call.kind):
+        kernel = choose(call.backend, query.device, query.dtype, query.shape[-1])
+        return Reading(*states, kernel)
+    return MaskedReading(*states, call.kind, call.tokens)
 
-    R: the tokens that run (`tokens.live`), all T of them unless a prefix is reused.
-    """
+
+def attend(reading: Reading, rule: AttentionRule) -> torch.Tensor:
+    """Attention of packed prompts under `rule`: [1, R, H, d], R the tokens that run (`tokens.live`)."""
+    tokens, value = reading.tokens, reading.value
     if rule.text == rule.visual == "dense" or not tokens.visual.any():
-        return kernel(query, key, value, tokens.everything, True, scaling)
-    device, seeing = query.device, tokens.live_visual.any()
-
-    def causal(values):
-        return kernel(query, key, values, tokens.everything, True, scaling)
+        return reading.everything(value)
+    device, seeing = value.device, tokens.live_visual.any()
 
     def without(name, columns):
-        return causal(value.masked_fill(tokens.tensor(name, columns, device).view(1, 1, -1, 1), 0))
+        return reading.everything(value.masked_fill(tokens.tensor(name, columns, device).view(1, 1, -1, 1), 0))
 
     out = {}
     for kind in {rule.text, rule.visual if seeing else rule.text} & {"dense", "zero", "half"}:
         match kind:
             case "dense":
-                out[kind] = causal(value)
+                out[kind] = reading.everything(value)
             case "zero":
                 out[kind] = without("visual", lambda: tokens.visual)
             case "half":
                 out[kind] = without("half", lambda: first_half(tokens))
     if rule.text == "merge":
-        out["merge"] = _merge(causal, value, tokens, rule.sink)
+        out["merge"] = _merge(reading.everything, value, tokens, rule.sink)
     if rule.text == "remove":
         rows = tokens.tensor("text rows", lambda: (~tokens.live_visual).nonzero()[0], device)
-        columns = tokens.tensor("text columns", lambda: (~tokens.visual).nonzero()[0], device)
-        read = (part.index_select(2, columns) for part in (key, value))
-        out["remove"] = kernel(query.index_select(2, rows), *read, tokens.text, True, scaling)
+        out["remove"] = reading.text(rows)
     if not seeing:
         return out[rule.text]
     if rule.visual == "remove":
-        runs = visual_runs(tokens)
-        seen = tokens.tensor("visual keys", lambda: runs.keys, device)
-        chosen = tokens.tensor("visual rows", lambda: runs.rows, device)
-        keys, values = key.index_select(2, seen), value.index_select(2, seen)
-        alone = kernel(query.index_select(2, chosen), keys, values, runs.segments, False, scaling)
+        chosen = tokens.tensor("visual rows", lambda: tokens.live_visual.nonzero()[0], device)
+        alone = reading.visual(chosen)
     if rule.text == rule.visual == "remove":
         text = out["remove"]
-        result = text.new_empty(1, query.shape[2], *text.shape[2:])
+        result = text.new_empty(1, len(rows) + len(chosen), *text.shape[2:])
         return result.index_copy(1, rows, text).index_copy(1, chosen, alone)
     if rule.text == "remove":
         return out[rule.visual].index_copy(1, rows, out["remove"])
@@ -230,15 +259,11 @@ def attend(query, key, value, tokens: PackedTokens, rule: AttentionRule, kernel:
     return torch.where(visual, out[rule.visual], out[rule.text])
 
 
-def _without_unread(out, query, key, value, tokens: PackedTokens, unread: np.ndarray, kernel: Kernel, scaling: float):
+def _without_unread(out: torch.Tensor, reading: Reading, unread: np.ndarray) -> torch.Tensor:
     """Replace the text rows of `out` [1, R, H, d] by attention over the stream without its unread tokens."""
-    stream = upload(np.flatnonzero(~unread), query.device)
-    rows = np.flatnonzero(~unread[tokens.live])
-    read = (part.index_select(2, stream) for part in (key, value))
-    some = query.index_select(2, upload(rows, query.device))
-    seen = kernel(some, *read, tokens.left(~unread), True, scaling)
-    text = np.flatnonzero(~tokens.live_visual[rows])
-    return out.index_copy(1, upload(rows[text], query.device), seen.index_select(1, upload(text, query.device)))
+    rows, seen = reading.without(unread)
+    text = np.flatnonzero(~reading.tokens.live_visual[rows])
+    return out.index_copy(1, upload(rows[text], out.device), seen.index_select(1, upload(text, out.device)))
 
 
 def _without_rows_before(out: torch.Tensor, call: PrefillCall) -> torch.Tensor:
@@ -250,7 +275,7 @@ def _without_rows_before(out: torch.Tensor, call: PrefillCall) -> torch.Tensor:
     return out.masked_fill(upload(rows, out.device)[None, :, None, None], 0)
 
 
-def _with_frozen(module, query: torch.Tensor, call: PrefillCall, kernel: Kernel) -> torch.Tensor:
+def _with_frozen(module, call: PrefillCall) -> torch.Tensor:
     """Attention [1, R, H, d] of text rows to text and to frozen visual tokens; `call` gets the keys and values of both.
 
     The attention module makes them as it makes those of text, of the normed states of the visual tokens. Its queries
@@ -261,11 +286,16 @@ def _with_frozen(module, query: torch.Tensor, call: PrefillCall, kernel: Kernel)
     with suppress(Peeked), _no_queries(module):
         module.forward(call.norm(visual.hidden), position_embeddings=rope, attention_mask=None, pruning=peek)
     both = [torch.cat(pair, 2) for pair in ((call.key, peek.key), (call.value, peek.value))]
-    layout, device = text_stretches(call.tokens, call.frozen.tokens), query.device
-    read = (part.index_select(2, upload(layout.keys, device)) for part in both)
-    out = kernel(query, *read, layout.segments, True, call.scaling)
+    layout, device = text_stretches(call.tokens, call.frozen.tokens), call.query.device
     order = upload(layout.order, device)
     call.key, call.value = (part.index_select(2, order) for part in both)
+    if call.softmax.plain and is_plain(call.frozen.tokens, call.kind):
+        read = (part.index_select(2, upload(layout.keys, device)) for part in both)
+        kernel = choose(call.backend, device, call.query.dtype, call.query.shape[-1])
+        out = kernel(call.query, *read, layout.segments, True, call.softmax.scale)
+    else:
+        states = (call.query, call.key, call.value, call.tokens, call.softmax)
+        out = MaskedReading(*states, call.kind, call.frozen.tokens).everything(call.value)
     return _without_rows_before(out, call)
 
 
@@ -301,15 +331,17 @@ def _merge(causal, value, tokens: PackedTokens, sink: int):
     return result
 
 
-def decode(query, key, value, mask, scaling: float) -> torch.Tensor:
+def decode(query, key, value, mask, softmax: Softmax) -> torch.Tensor:
     """Attention of new tokens to a layer's cache: query [B, H, q, d], key and value [B, Hkv, L, d] → [B, q, H, d]."""
+    if not softmax.plain:
+        return attend_masked(query, key, value, mask, softmax)
     groups, new = query.shape[1] // key.shape[1], query.shape[2]
     if groups > 1 and new == 1:
         # one query: its heads are rows over the shared keys, so that the cache is not repeated
         query = query.view(query.shape[0], key.shape[1], groups, -1)
     elif groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=softmax.scale)
     return out.reshape(out.shape[0], -1, new, out.shape[-1]).transpose(1, 2)
 
 

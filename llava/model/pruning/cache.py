@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
+from .decoding import Decoding, HeldAside
+from .layers import PLAIN, LayerKind
 from .layouts import sinks
 from .method import KVRule
 from .packed import PackedTokens, upload
 from .packing import left_padded_places
 from .recurrent import nbytes
+
+
+class _Window(NamedTuple):
+    """What a layer with a window holds of the prompts: which tokens, and the earliest position among them."""
+
+    kind: LayerKind
+    first: int
+    places: bytes
+    lengths: tuple[int, ...]
 
 
 class RaggedCache(Cache):
@@ -27,10 +39,20 @@ class RaggedCache(Cache):
         int64 [B], position of the next token of each prompt
     length:
         tokens seen so far, left padding of the batch included
+    given:
+        int64 [B], tokens of each prompt as it was given, from which windows count; None in a cache without windows
     """
 
-    def __init__(self, length: int, next_position: torch.Tensor):
+    def __init__(
+        self,
+        length: int,
+        next_position: torch.Tensor,
+        given: tuple[int, ...],
+        decoding: Decoding | None = None,
+    ):
         super().__init__(layers=[])
+        self.given: torch.Tensor | None = None
+        self._given = given
         self.length = self.prompt_length = length
         self.next_position = next_position
         self.prompt_tokens: list[tuple[int, ...]] = []
@@ -38,6 +60,10 @@ class RaggedCache(Cache):
         self._valid: dict[tuple[int, ...], torch.Tensor] = {}
         self._shift: dict[tuple[int, ...], torch.Tensor] = {}
         self._bias: dict[int, torch.Tensor] = {}
+        self.decoding = decoding
+        self.aside = None if decoding is None or decoding.visual == 1 else HeldAside(decoding)
+        self._windows: list[_Window | None] = []
+        self._places: dict[_Window, torch.Tensor] = {}
 
     def store(
         self,
@@ -47,31 +73,50 @@ class RaggedCache(Cache):
         rule: KVRule,
         shift: tuple[int, ...] | None = None,
         unread: np.ndarray | None = None,
+        kind: LayerKind = PLAIN,
     ) -> tuple[int, ...]:
         """Append the next layer: key and value [1, Hkv, T, d] of `tokens`. Returns the tokens kept of each prompt.
 
         shift: by how much the positions of this layer run behind the prompt's own, where they were renumbered
         unread: bool [T], visual tokens that are not kept, where `rule` keeps all others
+        kind: what the layer does; of a window, those tokens are kept that the next one can see
         """
-        lengths, weights = tokens.lengths, tokens.weights
+        lengths, weights, kept = tokens.lengths, tokens.weights, None
         if unread is not None and rule.visual == "all":
-            index = upload(np.flatnonzero(~unread), key.device)
-            key, value = key.index_select(2, index), value.index_select(2, index)
-            weights = None if weights is None else weights.index_select(0, index)
-            lengths = tuple(int((~unread[start:end]).sum()) for start, end in tokens.spans)
+            kept, name = ~unread, None
         elif rule.visual != "all" and tokens.visual.any():
-            name, places = ("kv", rule), lambda: np.flatnonzero(_kept(tokens, rule))
-            index = tokens.tensor(name, places, key.device)
+            name = ("kv", rule)
+            kept = tokens.once((*name, "mask"), lambda: _kept(tokens, rule))
+        if kind.window is not None:
+            near, name = self._near(tokens, kind), None
+            kept = near if kept is None else kept & near
+        if kept is not None:
+            places = partial(np.flatnonzero, kept)
+            index = upload(places(), key.device) if name is None else tokens.tensor(name, places, key.device)
             key, value = key.index_select(2, index), value.index_select(2, index)
             weights = None if weights is None else weights.index_select(0, index)
-            extra = 1 if rule.visual == "sink" else 0
-            counts = zip(tokens.lengths, tokens.visual_counts, strict=True)
-            lengths = tuple(n - v + min(v, extra) for n, v in counts)
+            counted = partial(_counts, kept, tokens)
+            lengths = counted() if name is None else tokens.once((*name, "lengths"), counted)
+        visual = tokens.visual if kept is None or self.decoding is None else tokens.visual[kept]
+        if self.decoding is not None and self.decoding.text < 1:
+            if kind.window is not None:
+                raise ValueError("'decoding.text' does not go with layers that read a window: leave it out")
+            ends = np.cumsum(lengths)
+            bounds = [(int(end) - length, int(end)) for end, length in zip(ends, lengths, strict=True)]
+            index, lengths = self.decoding.text_kept(key, visual, bounds)
+            key, value = key.index_select(2, index), value.index_select(2, index)
+            weights = None if weights is None else weights.index_select(0, index)
+            visual = upload(visual, key.device)[index]
+        self._windows.append(None if kind.window is None else self._window(tokens, kind, kept, lengths))
         layer = DynamicLayer()
         layer.lazy_initialization(key, value)
         layer.keys, layer.values = _padded(key, lengths, tokens), _padded(value, lengths, tokens)
         if weights is not None:
             self._bias[len(self.layers)] = _padded(weights.log()[None, None, :, None], lengths, tokens)[:, 0, :, 0]
+        if self.aside is not None:
+            seen = visual if isinstance(visual, torch.Tensor) else upload(visual, key.device)
+            own = _padded(seen[None, None, :, None], lengths, tokens)[:, 0, :, 0]
+            self.aside.hold(len(self.layers), own)
         self.layers.append(layer)
         self.prompt_tokens.append(lengths)
         self.shifts.append(shift)
@@ -86,6 +131,7 @@ class RaggedCache(Cache):
     def store_states(self, states: LinearAttentionLayer, shift: tuple[int, ...] | None = None) -> None:
         """Append the next layer: the states [B, …] that a recurrent layer has after the prompts."""
         self.layers.append(states)
+        self._windows.append(None)
         self.prompt_tokens.append(())
         self.shifts.append(shift)
 
@@ -94,13 +140,21 @@ class RaggedCache(Cache):
 
         Of a layer with tokens that stand for others, fp32: their bias, −∞ at keys that may not be read.
         """
-        made: dict[tuple[int, ...], torch.Tensor | None] = {}
-        for layer, lengths in enumerate(self.prompt_tokens):
-            if not lengths:
-                made[lengths] = None
-            elif lengths not in made:
-                made[lengths] = self._mask(lengths, self.layers[layer].get_seq_length(), new)
-        masks = [made[lengths] for lengths in self.prompt_tokens]
+        made: dict[tuple, torch.Tensor | None] = {}
+        last = max(self._given) + self.length - self.prompt_length + new - 1
+        windows = self._windows
+        if self._places:  # a window that reaches back to all that is held hides nothing
+            windows = [one if one and not one.kind.near(last, one.first) else None for one in windows]
+        keys = list(zip(self.prompt_tokens, windows, strict=True))
+        for layer, key in enumerate(keys):
+            if not key[0]:
+                made[key] = None
+            elif key not in made:
+                made[key] = self._mask(*key, self.layers[layer].get_seq_length(), new)
+        masks = [made[key] for key in keys]
+        for layer, hidden in self.aside.hidden.items() if self.aside is not None else ():
+            read = ~F.pad(hidden, (0, self.layers[layer].get_seq_length() - hidden.shape[1] + new))[:, None, None]
+            masks[layer] = read if masks[layer] is None else read & masks[layer].to(read.device)
         for layer, bias in self._bias.items():
             full = F.pad(bias, (0, self.layers[layer].get_seq_length() - bias.shape[1] + new))[:, None, None]
             seen = masks[layer]
@@ -115,7 +169,28 @@ class RaggedCache(Cache):
                 made[shift] = rotary(position_ids - self._shift[shift][:, None])
         return [made[shift] for shift in self.shifts]
 
-    def _mask(self, lengths: tuple[int, ...], cached: int, new: int) -> torch.Tensor | None:
+    def _near(self, tokens: PackedTokens, kind: LayerKind) -> np.ndarray:
+        """Return which tokens the first further one of their prompt can see in a layer with a window: bool [T]."""
+        parts = zip(self._given, tokens.spans, strict=True)
+        return np.concatenate([kind.near(n, tokens.position[start:end]) for n, (start, end) in parts])
+
+    def _window(self, tokens: PackedTokens, kind: LayerKind, kept: np.ndarray, lengths: tuple[int, ...]) -> _Window:
+        places = tokens.position[kept]
+        window = _Window(kind, int(places.min(initial=max(self._given))), places.tobytes(), lengths)
+        if self.given is None:
+            self.given = upload(np.array(self._given), self.next_position.device)
+        if window not in self._places:
+            padded = np.full((len(lengths), max(lengths)), -1)
+            padded.reshape(-1)[left_padded_places(lengths, max(lengths))] = places
+            self._places[window] = upload(padded, self.given.device)
+        return window
+
+    def _mask(self, lengths: tuple[int, ...], window: _Window | None, cached: int, new: int) -> torch.Tensor | None:
+        if window is not None:
+            seen = self.length - self.prompt_length
+            columns = self.given[:, None] + torch.arange(seen + new, device=self.given.device)
+            rows, columns = columns[:, seen:, None], torch.cat((self._places[window], columns), 1)[:, None]
+            return ((columns >= 0) & (columns <= rows) & window.kind.near(rows, columns))[:, None]
         valid = self._valid.get(lengths)
         if valid is None and new == 1:
             return None
@@ -130,6 +205,21 @@ class RaggedCache(Cache):
         """Count `new` tokens as seen, after all layers have run."""
         self.length += new
         self.next_position = self.next_position + new
+        if self.aside is not None:
+            self.aside.advance(new)
+
+    def observer(self, layer: int) -> Callable | None:
+        """Return what watches a layer's new tokens, to choose the visual keys that later ones read; None without."""
+        if self.aside is None or layer not in self.aside.visual:
+            return None
+        return partial(self.aside.observe, layer, valid=self._valid.get(self.prompt_tokens[layer]))
+
+    def choose(self, query: torch.Tensor, scaling: float) -> None:
+        """Choose which visual keys of the newest layer are read, by the prompts' last tokens: query [B, H, 1, d]."""
+        layer = len(self.layers) - 1
+        if self.aside is not None and layer in self.aside.visual:
+            self.observer(layer)(query, self.layers[layer].keys, scaling)
+            self.aside.choose(layer)
 
     def nbytes(self) -> int:
         """Bytes of all keys, values and states held, padding included."""
@@ -194,10 +284,19 @@ class RaggedCache(Cache):
 
     def _pick(self, rows: torch.Tensor) -> None:
         self.next_position = self.next_position.index_select(0, rows.to(self.next_position.device))
+        if self.given is not None:
+            self.given = self.given.index_select(0, rows.to(self.given.device))
+        self._places = {key: places.index_select(0, rows.to(places.device)) for key, places in self._places.items()}
         self._bias = {key: bias.index_select(0, rows.to(bias.device)) for key, bias in self._bias.items()}
+        if self.aside is not None:
+            self.aside.pick(rows)
         # masks stay under the key of the layer's prompt lengths: all layers that share it are reordered alike
         self._valid = {key: valid.index_select(0, rows.to(valid.device)) for key, valid in self._valid.items()}
         self._shift = {key: shift.index_select(0, rows.to(shift.device)) for key, shift in self._shift.items()}
+
+
+def _counts(kept: np.ndarray, tokens: PackedTokens) -> tuple[int, ...]:
+    return tuple(int(kept[start:end].sum()) for start, end in tokens.spans)
 
 
 def _kept(tokens: PackedTokens, rule: KVRule) -> np.ndarray:

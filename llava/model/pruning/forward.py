@@ -19,8 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .attention import NAME, DecodeCall, run_layer
 from .cache import RaggedCache
-from .families import Family
-from .flops import DecoderShape
+from .families import Family, shape_of
 from .graphs import LayerGraphs
 from .grid import grid_of, runs_of
 from .layers import rotary_tables
@@ -97,7 +96,7 @@ class PrunedForward:
 
     def _read_decoder(self) -> None:
         """Read what the layers do and cost; raises `ValueError` for a decoder that the engine does not run."""
-        self._shape = DecoderShape.of(self._text_config)
+        self._shape = shape_of(self.model)
         self.kinds = self.family.layers(self.decoder)
         self._tables = rotary_tables(self.decoder)
 
@@ -174,6 +173,10 @@ class PrunedForward:
                 inputs_embeds = self.decoder.embed_tokens(input_ids)
             if position_ids is not None:
                 position_ids = self.family.positions(position_ids)
+            if isinstance(attention_mask, dict):  # one mask per layer type
+                attention_mask = next(iter(attention_mask.values()))
+            if attention_mask is not None and attention_mask.shape[1:-1] == (1, 1):  # see `Family.makes_masks`
+                attention_mask = attention_mask[:, 0, 0]
             added = self.family.added(kwargs, inputs_embeds)
             self._text_config._attn_implementation = NAME
             more = (output_hidden_states, kwargs)
@@ -198,7 +201,8 @@ class PrunedForward:
         visual_mask = self._mask_for(embeds, visual_mask)
         beside = beside | {"grid": self._grid_for(visual_mask, beside["grid"]), "targets": self._labels}
         tokens, following = pack(embeds, attention_mask, position_ids, visual_mask, self._rope, **beside)
-        cache = RaggedCache(embeds.shape[1], following) if use_cache else None
+        decoding = self.config.decoding
+        cache = RaggedCache(embeds.shape[1], following, tokens.lengths, decoding) if use_cache else None
         layers = self.decoder.layers[: self._text_config.num_hidden_layers]
         if torch.is_grad_enabled() and any(layer.training and layer.gradient_checkpointing for layer in layers):
             cache = None  # as transformers does: it would hold on to the states that checkpointing drops
@@ -266,10 +270,11 @@ class PrunedForward:
         ropes = cache.ropes(position_ids, partial(self._rope, embeds))
         masks = cache.masks(new)
         hidden, states = embeds, []
-        for layer, kind, mask, rope in zip(self.decoder.layers, self.kinds, masks, ropes, strict=False):
+        parts = zip(self.decoder.layers, self.kinds, masks, ropes, strict=False)
+        for index, (layer, kind, mask, rope) in enumerate(parts):
             if want_hidden:
                 states.append(hidden)
-            call = None if kind.reads == "recurrent" else DecodeCall(mask)
+            call = None if kind.reads == "recurrent" else DecodeCall(mask, cache.observer(index))
             hidden = run_layer(layer, hidden, kind.rope(rope), call, kwargs, cache)
         cache.advance(new)
         last = self.family.norm(self.decoder)(hidden)

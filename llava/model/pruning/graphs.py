@@ -14,6 +14,8 @@ import torch
 from .attention import PrefillCall, RecordedCall, run_layer
 from .layers import LayerKind
 from .packed import PackedTokens
+from .reading import is_plain
+from .softmax import SCALED
 
 STEP, MOST = 64, 512
 WARM_UP = 2
@@ -97,6 +99,7 @@ class LayerGraphs:
             and tokens.lengths[0] <= self.most
             and call.unread is None
             and call.frozen is None
+            and is_plain(tokens, call.kind)
             and (call.rule.dense or (call.rule.before == "dense" and not tokens.visual.any()))
             and not any(isinstance(value, torch.Tensor) for value in kwargs.values())
         )
@@ -122,7 +125,7 @@ class LayerGraphs:
         self._replays[key]()
         call.query = buffers.query[:, :, :count]
         call.key, call.value = (part[:, :, :count].clone() for part in (buffers.key, buffers.value))
-        call.scaling = buffers.scaling
+        call.softmax = buffers.softmax
         return buffers.hidden[:, :count]
 
 
@@ -134,7 +137,7 @@ class _Buffers:
             self.hidden = _wide(tokens.hidden, width, 1)
             self.rope = tuple(_wide(part, width, part.ndim - 2) for part in tokens.rope)
         self.query = self.key = self.value = None
-        self.scaling = 1.0
+        self.softmax = SCALED
         self._angles = None
 
     def fill(self, tokens: PackedTokens) -> None:
@@ -154,7 +157,7 @@ class _Buffers:
             with torch.inference_mode(False):
                 made = (torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in call.states)
                 self.query, self.key, self.value = made
-            self.scaling = call.scaling
+            self.softmax = call.softmax
         for mine, part in zip((self.query, self.key, self.value), call.states, strict=True):
             mine.copy_(part)
         self.hidden.copy_(output)

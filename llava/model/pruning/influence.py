@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .packed import PackedTokens
+from .packed import PackedTokens, upload
 from .probes import LayerStates, Probe, rows_of
+from .reading import is_plain, seen_by
 
 
 class Measurement(NamedTuple):
@@ -43,7 +44,7 @@ class Influence(Probe):
 
     def measure(self, states: LayerStates, prompts: tuple[int, ...]) -> tuple[torch.Tensor]:
         """Measure the prompts together: fp32 [3, b, L], L the longest of them."""
-        return (_figures(states.query, states.key, states.value, states.tokens, prompts, states.scaling),)
+        return (_figures(states, prompts),)
 
     def results(self, states: LayerStates, prompts: tuple[int, ...], arrays: Sequence[np.ndarray]) -> list[Measurement]:
         """Pick each prompt's visual tokens out of its padded row."""
@@ -92,11 +93,19 @@ class AnswerInfluence(Influence):
         total = torch.zeros(3, len(columns), device=states.query.device)
         rows = rows_of(states.tokens, prompt, "answers")
         for row in rows:
-            q, k, v = (part[:, :, start : start + row + 1] for part in (states.query, states.key, states.value))
-            alone = replace(states.tokens, lengths=(int(row) + 1,), tails=(int(row) + 1,), _memo={})
-            seen = columns[columns <= row]
-            total[:, : len(seen)] += _figures(q, k, v, alone, (0,), states.scaling)[:, 0, seen]
+            read, seen = slice(start, start + int(row) + 1), columns[columns <= row]
+            q, k, v = (part[:, :, read] for part in (states.query, states.key, states.value))
+            alone = replace(states, tokens=_first_rows(states.tokens, read), query=q, key=k, value=v)
+            total[:, : len(seen)] += _figures(alone, (0,))[:, 0, seen]
         return total / len(rows)
+
+
+def _first_rows(tokens: PackedTokens, rows: slice) -> PackedTokens:
+    """Return the layout of a prompt's first rows, `rows` of the stream; hidden states and angles are not cut."""
+    length = (rows.stop - rows.start,)
+    blocks = None if tokens.blocks is None else tokens.blocks[rows]
+    cut = {"visual": tokens.visual[rows], "position": tokens.position[rows], "blocks": blocks}
+    return replace(tokens, lengths=length, tails=length, **cut, _memo={})
 
 
 def _output_norm(states: LayerStates, prompt: int) -> torch.Tensor:
@@ -104,28 +113,32 @@ def _output_norm(states: LayerStates, prompt: int) -> torch.Tensor:
     start, end = states.tokens.spans[prompt]
     key, value = (part[0, :, start:end].float() for part in (states.key, states.value))  # [Hkv, L, d]
     query = states.query[0, :, end - 1].float().unflatten(0, (len(key), -1))  # [Hkv, g, d]
-    weights = (query @ key.transpose(-1, -2) * states.scaling).softmax(-1)
+    unseen = None
+    if not is_plain(states.tokens, states.kind):
+        unseen = upload(_unseen(states, (prompt,))[0], query.device)
+    weights = states.softmax.weights(query @ key.transpose(-1, -2), unseen, (len(key), -1, 1))
     return (weights @ value).norm().clamp_min(1e-8)
 
 
-def _figures(query, key, value, tokens: PackedTokens, prompts: tuple[int, ...], scaling: float) -> torch.Tensor:
+def _figures(states: LayerStates, prompts: tuple[int, ...]) -> torch.Tensor:
     """Return cosine, L2 and mean attention of every token of the prompts, fp32 [3, b, L], padded on the right."""
+    query, key, value, tokens = states.query, states.key, states.value, states.tokens
     spans = [tokens.spans[b] for b in prompts]
     heads, kv_heads, device = query.shape[1], key.shape[1], query.device
     last = tokens.tensor(("last", prompts), lambda: np.array([end - 1 for _, end in spans]), device)
     q = query[0].transpose(0, 1).index_select(0, last).float()  # [b, H, d]
     q = q.unflatten(1, (kv_heads, heads // kv_heads)).transpose(0, 1)  # [Hkv, b, g, d]
     if len(spans) == 1:
-        (start, end), padding = spans[0], None
+        (start, end), unseen = spans[0], None
         k, v = (states[0, :, None, start:end].float() for states in (key, value))  # [Hkv, b, L, d]
     else:
         places = tokens.tensor(("places", prompts), lambda: _padded(spans)[0], device)
-        padding = tokens.tensor(("padding", prompts), lambda: _padded(spans)[1], device)
+        unseen = tokens.tensor(("padding", prompts), lambda: _padded(spans)[1], device)
         k, v = (_gather(states, places) for states in (key, value))
-    scores = q @ k.transpose(-1, -2) * scaling  # [Hkv, b, g, L]
-    if padding is not None:
-        scores = scores.masked_fill(padding[:, None], float("-inf"))
-    weights = scores.softmax(-1)
+    if not is_plain(tokens, states.kind):
+        unseen = tokens.tensor(("unseen", prompts, states.kind), lambda: _unseen(states, prompts), device)
+    products = q @ k.transpose(-1, -2)  # [Hkv, b, g, L]
+    weights = states.softmax.weights(products, unseen if unseen is None else unseen[:, None], (kv_heads, 1, -1, 1))
     output = weights @ v  # [Hkv, b, g, d]
     contribution2 = (weights.square().sum(2) * v.square().sum(-1)).sum(0)  # [b, L]
     along = (weights * (output @ v.transpose(-1, -2))).sum((0, 2))
@@ -133,6 +146,16 @@ def _figures(query, key, value, tokens: PackedTokens, prompts: tuple[int, ...], 
     rest2 = (output2 - 2 * along + contribution2).clamp_min(0)
     cosine = (output2 - along) / (output2 * rest2).sqrt().clamp_min(1e-8)
     return torch.stack((cosine, contribution2.sqrt(), weights.mean((0, 2))))
+
+
+def _unseen(states: LayerStates, prompts: tuple[int, ...]) -> np.ndarray:
+    """Return which tokens the last row of each prompt does not see, padding included: bool [b, L]."""
+    tokens = states.tokens
+    lengths = [tokens.lengths[b] for b in prompts]
+    unseen = np.ones((len(prompts), max(lengths)), bool)
+    for row, (b, length) in enumerate(zip(prompts, lengths, strict=True)):
+        unseen[row, :length] = ~seen_by(tokens, b, np.array([length - 1]), states.kind)
+    return unseen
 
 
 def _gather(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

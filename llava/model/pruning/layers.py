@@ -49,6 +49,22 @@ class LayerKind:
         """Return what the layer takes as `position_embeddings`, of the (cos, sin) of all tables in a row."""
         return tables if len(tables) == 2 else tables[2 * self.table : 2 * self.table + 2]
 
+    def near(self, rows: Any, columns: Any) -> Any:
+        """Return whether the window of a row at position `rows` reaches back to `columns`; integers or arrays."""
+        if self.window is None:
+            return True
+        if self.reads == "chunked":
+            return columns // self.window == rows // self.window
+        return columns > rows - self.window
+
+    def cached(self, tokens: int) -> int:
+        """Return how many of a prompt's tokens the next one can still see."""
+        if self.reads == "recurrent":
+            return 0
+        if self.window is None:
+            return tokens
+        return tokens % self.window if self.reads == "chunked" else min(tokens, self.window - 1)
+
 
 PLAIN = LayerKind()
 

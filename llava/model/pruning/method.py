@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from .decoding import Decoding
 from .fields import AtLeast, Count, Layer, Share, checked, expected, is_layer, nearest, types_of
 from .sources import load_class, read_settings
 
@@ -174,10 +175,13 @@ class Method:
     rectify:
         whether a kept token counts, in every attention to it, for as many tokens as it stands for: itself, and the
         dropped ones whose hidden states resemble it most (cosine); None: it does not
+    decoding:
+        what new tokens read of the prompt's cache (see `Decoding`); None: all that each layer kept
     """
 
     before: Method | None = field(default=None, kw_only=True)
     rectify: bool | None = field(default=None, kw_only=True)
+    decoding: Decoding | None = field(default=None, kw_only=True)
 
     method: ClassVar[str]
     """Its name, or for a class without one the reference `module:Class` that loads it."""
@@ -209,9 +213,11 @@ class Method:
 
     def __post_init__(self):
         for name, kind in types_of(type(self)).items():
-            if name != "before":
+            if name not in ("before", "decoding"):
                 object.__setattr__(self, name, checked(name, getattr(self, name), kind))
         object.__setattr__(self, "rectify", self.rectify or None)
+        if self.decoding is not None:
+            object.__setattr__(self, "decoding", Decoding.of(self.decoding))
         if self.before is not None:
             object.__setattr__(self, "before", Method.of(self.before))
             if self.before.before is not None or not self.before.before_decoder:
@@ -313,7 +319,7 @@ class Method:
         settings = {"method": self.method}
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
-            if isinstance(value, Method):
+            if isinstance(value, Method | Decoding):
                 settings[one.name] = value.to_dict()
             elif value is not None:
                 settings[one.name] = list(value) if isinstance(value, tuple) else value

@@ -107,7 +107,12 @@ class Prefill:
             else:
                 output = self._read(layer, tokens, call)
                 if self.cache is not None:
-                    kept = self.cache.store(call.key, call.value, held, self.config.cached(index), self.shift, unread)
+                    kv = self.config.cached(index)
+                    kept = self.cache.store(call.key, call.value, held, kv, self.shift, unread, call.kind)
+                if self.cache is not None and self.cache.aside is not None:
+                    last = upload(np.cumsum(tokens.tails) - 1, call.query.device)
+                    asking = call.query.index_select(2, last)[0].transpose(0, 1)[:, :, None]
+                    self.cache.choose(asking, call.softmax.scale)
             for b in prompts:
                 fixed = 0 if read is None else held.visual_counts[b]
                 self.records[b].enter(tokens.lengths[b], tokens.visual_counts[b], rule, kept[b], fixed)
@@ -320,8 +325,8 @@ def _states(tokens: PackedTokens, call: PrefillCall, whole: bool) -> LayerStates
     """Return what probes see of the layer that `call` was for, every row of it for `whole`."""
     query, key = prefix.all_queries(call.tokens, call.query), call.key
     if call.tokens.weights is not None:
-        query, key = weighted(query, key, call.tokens.weights, call.scaling)
-    return LayerStates(prefix.whole(tokens) if whole else tokens, query, key, call.value, call.scaling)
+        query, key = weighted(query, key, call.tokens.weights, call.softmax)
+    return LayerStates(prefix.whole(tokens) if whole else tokens, query, key, call.value, call.softmax, call.kind)
 
 
 @torch.no_grad()

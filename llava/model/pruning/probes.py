@@ -9,7 +9,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 
+from .layers import PLAIN, LayerKind
 from .packed import PackedTokens, upload
+from .reading import is_plain, seen_by
+from .softmax import SCALED, Softmax
 
 CHUNK = 64
 """Rows of attention that are formed at a time."""
@@ -23,8 +26,8 @@ class LayerStates:
         the tokens that the layer ran with; `tokens.hidden` is its output, before layer 0 the embeddings
     query, key, value:
         [1, H, T, d] and twice [1, Hkv, T, d] of that layer after rotary embedding; None before layer 0
-    scaling:
-        of the layer's attention scores
+    softmax, kind:
+        how the layer makes weights of its scores, and what it reads
     peek:
         makes the same states of the *next* layer, `query` and `key` of the tokens as they would enter it
     vision:
@@ -35,7 +38,8 @@ class LayerStates:
     query: torch.Tensor | None = None
     key: torch.Tensor | None = None
     value: torch.Tensor | None = None
-    scaling: float = 1.0
+    softmax: Softmax = SCALED
+    kind: LayerKind = PLAIN
     peek: Callable[[], LayerStates] | None = None
     vision: Any = None
 
@@ -164,10 +168,13 @@ def attention_to_visual(states: LayerStates, prompt: int, rows: np.ndarray, head
     columns = upload(np.flatnonzero(tokens.visual[start:end]), device)
     places = upload(rows, device)
     query = states.query[0].index_select(1, start + places).float().unflatten(0, (kv_heads, -1))  # [Hkv, g, R, d]
+    plain = is_plain(tokens, states.kind)
     seen = torch.arange(end - start, device=device)
     for first in range(0, len(rows), CHUNK):
         some = slice(first, first + CHUNK)
-        scores = query[:, :, some] @ key.transpose(-1, -2) * states.scaling
-        later = seen > places[some, None]
-        weights = scores.masked_fill(later, float("-inf")).softmax(-1).index_select(-1, columns).flatten(0, 1)
+        unseen = seen > places[some, None]
+        if not plain:
+            unseen = upload(~seen_by(tokens, prompt, rows[some], states.kind), device)
+        weights = states.softmax.weights(query[:, :, some] @ key.transpose(-1, -2), unseen, (kv_heads, -1, 1, 1))
+        weights = weights.index_select(-1, columns).flatten(0, 1)
         yield weights.mean(0) if heads == "mean" else weights.amax(0)

@@ -145,7 +145,7 @@ class PruningSession:
         ):
             warn_no_prefix_cache(f"method {stage.method!r} {stage.no_reuse or 'rectifies attention'}")
             prefix_cache = None
-        obstacle = self._obstacle
+        obstacle = self._obstacle or (self._family.no_reuse and f"{type(model).__name__} {self._family.no_reuse}")
         if obstacle is None and any(kind.reads == "recurrent" for kind in self._family.layers(self._decoder)):
             obstacle = f"the recurrent layers of {type(model).__name__} keep no state per token"
         if prefix_cache is not None and obstacle is not None:
@@ -255,6 +255,9 @@ class PruningSession:
                 found["visual_grid"] = self._grid(inputs)
         if self._obstacle is None and (blocks := self._family.blocks(self.model, inputs)) is not None:
             found["blocks"] = blocks
+        if self._obstacle is None and self._family.makes_masks:
+            given = {name: value for name, value in inputs.items() if name != "self"}
+            args, kwargs = (), given | {"attention_mask": _through(inputs)}
         if self._obstacle is None and self._family.passes_keywords:
             kwargs |= found
         else:
@@ -279,6 +282,15 @@ def _check_before_decoder(model: torch.nn.Module, config: PruningConfig, obstacl
             )
         if stage.positions == "compact":
             raise ValueError(f"'positions' is 'compact', which the engine's own decoders renumber: {obstacle}")
+
+
+def _through(inputs: dict[str, Any]) -> torch.Tensor:
+    """Return the padding mask as [B, 1, 1, T]: transformers' mask functions pass four dimensions on as they are."""
+    mask, given = inputs.get("attention_mask"), inputs.get("input_ids")
+    if mask is None:
+        given = inputs["inputs_embeds"][..., 0] if given is None else given
+        mask = torch.ones_like(given, dtype=torch.bool)
+    return mask[:, None, None] if mask.ndim == 2 else mask
 
 
 _NEEDS = {

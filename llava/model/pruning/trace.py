@@ -105,14 +105,15 @@ class PruningTrace:
         """
         total = 0.0
         layers = (self.tokens_per_layer, self.visual_per_layer, self.frozen, self.rules)
-        for tokens, visual, frozen, rule in zip(*layers, strict=True):
+        for layer, (tokens, visual, frozen, rule) in enumerate(zip(*layers, strict=True)):
             text = tokens - visual
             skipped = rule.text == rule.visual == "remove"
-            total += self.shape.kv_flops(frozen)
+            total += self.shape.kv_flops(frozen, layer)
             if count == "visual":
-                total += self.shape.layer_flops(visual, 0 if skipped else None)
+                total += self.shape.layer_flops(visual, 0 if skipped else None, layer)
             else:
-                total += self.shape.layer_flops(tokens, (text if skipped else tokens) * (tokens + frozen))
+                pairs = (text if skipped else tokens) * (tokens + frozen)
+                total += self.shape.layer_flops(tokens, pairs, layer)
         return total
 
     def dense_flops(self, count: Literal["visual", "all"] = "visual") -> float:
@@ -123,12 +124,12 @@ class PruningTrace:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values held after the prefill, padding of the batch not counted."""
-        return self.shape.kv_bytes(sum(self.kv_tokens_per_layer), self.itemsize)
+        return self.shape.kv_bytes(self.kv_tokens_per_layer, self.itemsize)
 
     @property
     def dense_kv_bytes(self) -> int:
         """Bytes of keys and values of the same prompt with nothing pruned."""
-        return self.shape.kv_bytes(self.prompt_tokens * self.shape.layers, self.itemsize)
+        return self.shape.kv_bytes(self.shape.held(self.prompt_tokens), self.itemsize)
 
     def summary(self) -> dict[str, Any]:
         """Return the trace in a dozen numbers, JSON-ready: what an answers file keeps of every question.

@@ -183,7 +183,7 @@ class Port:
             raise Refused(
                 400, f"the prompt has {len(row)} tokens without images, the model takes {inputs.limit}", TOO_LONG
             )
-        return Prepared(row, tuple(self.service.store.read(url) for url in urls), config)
+        return Prepared(row, tuple(self.service.store.read(*url) for url in urls), config)
 
     async def call(self, request: Request, run: Callable[[], Any]) -> Any:
         """Run something in the model's thread and return its result; raises `Refused`."""

@@ -8,7 +8,17 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llava.cli import PREFIX_CACHE_BYTES, ModelOptions, UserError, cache_size, number, option, run_command
+from llava.cli import (
+    PREFIX_CACHE_BYTES,
+    ModelOptions,
+    UserError,
+    VideoOptions,
+    cache_size,
+    number,
+    option,
+    part_of,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -34,7 +44,7 @@ docs/serving.md has the protocol, the limits and what is checked.
 
 
 @dataclass(kw_only=True)
-class Options(ModelOptions):
+class Options(ModelOptions, VideoOptions):
     """Options of the server."""
 
     model_path: str = option(str(SMALL_MODEL), help="checkpoint folder or hub name (default: the small model)")
@@ -173,7 +183,7 @@ def make_app(options: Options, token: str | None = None) -> Starlette:
         engine=not options.untouched,
     )
     metrics = Metrics()
-    store = PictureStore(loaded.inputs, limits, urls=options.image_urls)
+    store = PictureStore(loaded.inputs, limits, urls=options.image_urls, frames=part_of(VideoOptions, options))
     service = ModelService(loaded, config, store, sizes, metrics.on_batch)
     gallery = None if run is None else Gallery(run, against, service, limits)
     served = Served(service, options.served_name or loaded.name, metrics, options.max_images, gallery)

@@ -156,6 +156,8 @@ class Gallery:
         question = self._questions.get(entry.answer.key)
         if question is None or not question.paths:
             return made
+        if question.videos:
+            return made | {"note": "frames of a run's videos are not drawn here: ask the question again"}
         made["images"] = len(question.paths)
         images = [read_image(path, self.limits) for path in question.paths]
         made["layout"], made["note"] = self._layout(question, images, made["run"]["trace"])

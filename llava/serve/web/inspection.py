@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from llava.analysis.heads import value_output
 from llava.analysis.influence import map_of
 from llava.analysis.lens import Words, logit_lens
 from llava.analysis.recording import read
-from llava.analysis.views import view_of
+from llava.analysis.views import WHOLE, view_of
 from llava.model.inputs import ImageFeatures, Inputs
 from llava.model.loaded import LoadedModel
 from llava.model.pruning import PruningConfig, prune
@@ -66,13 +68,14 @@ def cuts_of(trace: Mapping[str, Any]) -> list[tuple[int, Sequence[int]]]:
 def visual_positions(inputs: Inputs, row: Sequence[int], features: Sequence[ImageFeatures]) -> list[int]:
     """Return the prompt positions of all visual tokens of a row."""
     positions, place, following = [], 0, iter(features)
+    markers = {inputs.marker, inputs.video_marker} - {None}
     for token in row:
-        if token != inputs.marker:
+        if token not in markers:
             place += 1
             continue
         image = next(following)
         ids = getattr(getattr(image.content, "picture", None), "ids", None)
-        inside = [n for n, one in enumerate(ids) if one == inputs.marker] if ids else None
+        inside = [n for n, one in enumerate(ids) if one in markers] if ids else None
         if inside is None or len(inside) != image.visual:
             inside = range(image.first, image.first + image.visual)
         positions += [place + n for n in inside]
@@ -81,15 +84,22 @@ def visual_positions(inputs: Inputs, row: Sequence[int], features: Sequence[Imag
 
 
 def layout(
-    loaded: LoadedModel, images: Sequence[Image.Image], row: Sequence[int], features: Sequence[ImageFeatures]
+    loaded: LoadedModel,
+    images: Sequence[Image.Image],
+    row: Sequence[int],
+    features: Sequence[ImageFeatures],
+    grid: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return where a prompt's visual tokens are: `visual` positions, `panels` over its pictures, and their `sizes`.
 
     Panels have `cells` (numbers of visual tokens, rows of a grid), `box` (shares of the picture), `image`, `thumbnail`.
-    A family without a known grid has none, and a `note`.
+    A family without a known grid has none, and a `note`. `grid`: of a prompt with videos, as `PromptState.grid`; the
+    frames are the pictures then, -1 in a cell is no token.
     """
     made: dict[str, Any] = {"visual": visual_positions(loaded.inputs, row, features), "panels": [], "note": None}
     made["sizes"] = [image.size for image in images]
+    if grid is not None:
+        return made | {"panels": frame_panels(grid, made["visual"], len(images))}
     try:
         panels = view_of(loaded.model, loaded.inputs, images, features).panels
     except ValueError as error:
@@ -100,6 +110,24 @@ def layout(
     return made | {"panels": shown}
 
 
+def frame_panels(grid: np.ndarray, visual: Sequence[int], pictures: int) -> list[dict[str, Any]]:
+    """Return a panel per frame of videos (and image) from int [T, 4]: image or video, frame, row, column.
+
+    Where a family reads frames in groups, as many pictures as a group has stand for it; the first one is drawn.
+    """
+    places = grid[list(visual)]
+    groups = sorted({(int(media), int(frame)) for media, frame in places[:, :2] if media >= 0 and frame >= 0})
+    every = max(pictures // max(len(groups), 1), 1)
+    panels = []
+    for number, (media, frame) in enumerate(groups):
+        inside = np.flatnonzero((places[:, 0] == media) & (places[:, 1] == frame) & (places[:, 2] >= 0))
+        cells = np.full(places[inside, 2:].max(0) + 1, -1)
+        cells[places[inside, 2], places[inside, 3]] = inside
+        image = min(number * every, pictures - 1)
+        panels.append({"cells": cells.tolist(), "box": WHOLE, "image": image, "thumbnail": False})
+    return panels
+
+
 @torch.inference_mode()
 def inspect(
     loaded: LoadedModel, row: Sequence[int], pictures: Sequence[Picture], config: PruningConfig
@@ -108,6 +136,7 @@ def inspect(
 
     `states` as `token_states`; `influence`: {cosine, l2, attention}, each [L][V] with None where a token had left;
     `curves`: the smallest cosine and the largest L2 of each layer; `trace` in full; and what `layout` returns.
+    `frames`: of a prompt with videos, small pictures (data: URLs) of its frames and images; None for images alone.
 
     Raises:
         ValueError: a prompt without an image, and what `prune` refuses.
@@ -119,7 +148,10 @@ def inspect(
         features = features_of(loaded, pictures, again=any(stage.reads_vision for stage in config.stages))
         read(loaded.model, loaded.inputs.collate([list(row)], [features], loaded.model), use_cache=True)
         recorded, trace = session.policies[0].memory["recorded"], session.traces[0]
-    made = layout(loaded, [one.image for one in pictures], row, features)
+        grid = session.policies[0].grid if any(one.is_video for one in pictures) else None
+    shown = [image for one in pictures for image in one.shown]
+    made = layout(loaded, shown, row, features, grid)
+    made["frames"] = None if grid is None else [thumbnail_url(image) for image in shown]
     found = map_of(recorded, trace)
     places = np.searchsorted(made["visual"], recorded.visual)
     influence = {}
@@ -135,6 +167,14 @@ def inspect(
         "curves": {name: _numbers(one) for name, one in curves.items()},
         "trace": full,
     }
+
+
+def thumbnail_url(image: Image.Image, side: int = 448) -> str:
+    """Return a small JPEG of an image as a data: URL; pages cannot take frames out of every video."""
+    small, file = image.copy(), BytesIO()
+    small.thumbnail((side, side))
+    small.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def features_of(loaded: LoadedModel, pictures: Sequence[Picture], again: bool = False) -> list[ImageFeatures]:

@@ -15,27 +15,33 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llava.cli import VideoOptions
 from llava.model.images import Limits, read_image
 from llava.model.inputs import ImageFeatures, Inputs, ProcessedImage
+from llava.model.videos import read_video
 from llava.serve.images import download, is_public
 
-STORE_BYTES = 1 << 30
+STORE_BYTES = 1 << 27
 
 
 @dataclass(eq=False)
 class Picture:
-    """An image of a request: `key` is the hash of its file; `features` is None until the model has seen it."""
+    """An image or video of a request: `key` is the hash of its file; `features` is None until the model has seen it.
+
+    `shown`: the image, or the frames of the video.
+    """
 
     key: str
-    image: Image.Image
+    shown: tuple[Image.Image, ...]
     processed: ProcessedImage
     features: ImageFeatures | None = None
+    is_video: bool = False
 
     @property
     def nbytes(self) -> int:
         """Bytes of pixels, arrays and features."""
-        width, height = self.image.size
-        return 3 * width * height + _nbytes(self.processed) + _nbytes(self.features)
+        width, height = self.shown[0].size
+        return 3 * len(self.shown) * width * height + _nbytes(self.processed) + _nbytes(self.features)
 
 
 def _nbytes(value: Any) -> int:
@@ -55,8 +61,15 @@ class PictureStore:
     A picture that a waiting request holds is not freed by that, so that a request never misses its own image.
     """
 
-    def __init__(self, inputs: Inputs, limits: Limits, max_bytes: int = STORE_BYTES, urls: bool = False):
-        self.inputs, self.limits, self.max_bytes, self.urls = inputs, limits, max_bytes, urls
+    def __init__(
+        self,
+        inputs: Inputs,
+        limits: Limits,
+        max_bytes: int = STORE_BYTES,
+        urls: bool = False,
+        frames: VideoOptions | None = None,
+    ):
+        self.inputs, self.limits, self.max_bytes, self.urls, self.frames = inputs, limits, max_bytes, urls, frames
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
         self._lock = threading.Lock()
         self.nbytes = 0
@@ -64,8 +77,8 @@ class PictureStore:
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def read(self, url: str) -> Picture:
-        """Return the picture of a `data:` URL or, where the store takes them, of an http(s) URL.
+    def read(self, url: str, is_video: bool = False) -> Picture:
+        """Return the image or video of a `data:` URL or, where the store takes them, of an http(s) URL.
 
         Raises:
             ValueError: another kind of URL, no image, above a limit, an address that is not public; one line.
@@ -79,21 +92,26 @@ class PictureStore:
             data = download(url, self.limits, is_public)
         else:
             raise ValueError(f"an image is a data: or http(s) URL, got {url[:32]!r}")
-        return self.add(data)
+        return self.add(data, is_video)
 
-    def add(self, data: bytes) -> Picture:
-        """Return the picture of a file's bytes; raises `ValueError` as `read_image` does."""
-        key = hashlib.sha256(data).hexdigest()
+    def add(self, data: bytes, is_video: bool = False) -> Picture:
+        """Return the picture of a file's bytes; raises `ValueError` as `read_image` and `read_video` do."""
+        key = hashlib.sha256(data).hexdigest() + ("v" if is_video else "")
         with self._lock:  # one at a time: decoding is bounded by the limits, and processors are not made for threads
             if key in self._pictures:
                 self._pictures.move_to_end(key)
                 return self._pictures[key]
-            image = read_image(data, self.limits, name="of the request")
+            if is_video:
+                read = read_video(data, self.frames, self.limits)
+                shown = tuple(map(Image.fromarray, read.frames))
+            else:
+                read = read_image(data, self.limits, name="of the request")
+                shown = (read,)
             try:
-                processed = self.inputs.prepare(image)
+                processed = self.inputs.prepare(read)
             except Exception as error:  # processors raise nearly anything on odd images
-                raise ValueError(f"this model cannot take the image: {error}") from error
-            picture = self._pictures[key] = Picture(key, image, processed)
+                raise ValueError(f"this model cannot take the {'video' if is_video else 'image'}: {error}") from error
+            picture = self._pictures[key] = Picture(key, shown, processed, is_video=is_video)
             self._evict()
         return picture
 

@@ -62,23 +62,36 @@ class ImagePart(Strict):
     image_url: ImageUrl
 
 
+class VideoPart(Strict):
+    """A video of a message, as other servers of this protocol take it; after its images."""
+
+    type: Literal["video_url"]
+    video_url: ImageUrl
+
+
 class Message(Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: str | list[Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]]
 
     @property
     def text(self) -> str:
         """The texts of the message, one line each."""
         parts = [self.content] if isinstance(self.content, str) else self.content
-        return "\n".join(one if isinstance(one, str) else one.text for one in parts if not isinstance(one, ImagePart))
+        return "\n".join(one if isinstance(one, str) else one.text for one in parts if isinstance(one, str | TextPart))
 
     @property
     def images(self) -> list[str]:
         """The URLs of its images."""
         parts = [] if isinstance(self.content, str) else self.content
         return [one.image_url.url for one in parts if isinstance(one, ImagePart)]
+
+    @property
+    def videos(self) -> list[str]:
+        """The URLs of its videos."""
+        parts = [] if isinstance(self.content, str) else self.content
+        return [one.video_url.url for one in parts if isinstance(one, VideoPart)]
 
 
 class StreamOptions(Strict):
@@ -130,8 +143,8 @@ def read_body(kind: type[Strict], body: bytes) -> Any:
         raise Refused(400, f"{place}: {first['msg']}" if place else first["msg"], param=place or None) from None
 
 
-def turns_of(messages: Sequence[Message]) -> tuple[list[Turn], list[str]]:
-    """Return a conversation as turns, and the URLs of its images in order.
+def turns_of(messages: Sequence[Message]) -> tuple[list[Turn], list[tuple[str, bool]]]:
+    """Return a conversation as turns, and the URLs of its images and videos in order, each with whether it is a video.
 
     Questions and answers alternate, the last message is a question. Text of a system message stands before the first
     question's: models of LLaVA's convention have a system text of their own, which stays.
@@ -140,8 +153,8 @@ def turns_of(messages: Sequence[Message]) -> tuple[list[Turn], list[str]]:
     """
     system = [one.text for one in messages if one.role in ("system", "developer")]
     spoken = [one for one in messages if one.role in ("user", "assistant")]
-    if any(one.images for one in messages if one.role != "user"):
-        raise Refused(400, "messages: only a user's message may hold images", param="messages")
+    if any(one.images or one.videos for one in messages if one.role != "user"):
+        raise Refused(400, "messages: only a user's message may hold images and videos", param="messages")
     if any(one.role != ("user", "assistant")[place % 2] for place, one in enumerate(spoken)) or len(spoken) % 2 == 0:
         raise Refused(400, "messages: user and assistant alternate, and a user's message is the last", param="messages")
     turns = []
@@ -152,8 +165,9 @@ def turns_of(messages: Sequence[Message]) -> tuple[list[Turn], list[str]]:
         if not turns and system:
             question = "\n".join([*system, question])
         answer = spoken[place + 1].text if place + 1 < len(spoken) else None
-        turns.append(Turn(question, len(spoken[place].images), answer))
-    return turns, [url for one in spoken for url in one.images]
+        turns.append(Turn(question, len(spoken[place].images), answer, len(spoken[place].videos)))
+    kinds = ((one.images, False) for one in spoken), ((one.videos, True) for one in spoken)
+    return turns, [(url, is_video) for pair in zip(*kinds, strict=True) for urls, is_video in pair for url in urls]
 
 
 def config_of(given: Mapping[str, Any] | str | None, default: PruningConfig) -> PruningConfig:

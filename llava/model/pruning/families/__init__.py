@@ -8,6 +8,7 @@ from pkgutil import iter_modules
 import transformers
 from torch import nn
 
+from ..flops import DecoderShape
 from .any_model import AnyModel, obstacle_of
 from .base import FAMILIES, Family
 from .decoder import check_attention, plain
@@ -46,6 +47,15 @@ def decoder_obstacle(model: nn.Module, family: Family) -> str | None:
     return None
 
 
+def shape_of(model: nn.Module) -> DecoderShape:
+    """Return the dimensions of the model's decoder, of each layer what it is where the engine runs it."""
+    family = family_of(model)
+    decoder = family.decoder(model)
+    if decoder_obstacle(model, family) is None:
+        return DecoderShape.of_decoder(decoder, family.layers(decoder))
+    return DecoderShape.of(decoder.config)
+
+
 def model_types() -> dict[str, str | type[nn.Module]]:
     """Return the `model_type` of every layout that transformers loads, and the class that loads it, or its name."""
     return {kind: loads for family in FAMILIES for kind, loads in family.model_types.items()}
@@ -64,4 +74,4 @@ def model_class(model_type: str) -> type[nn.Module]:
     return getattr(transformers, loads) if isinstance(loads, str) else loads
 
 
-__all__ = ["FAMILIES", "Family", "decoder_obstacle", "family_of", "model_class", "model_types"]
+__all__ = ["FAMILIES", "Family", "decoder_obstacle", "family_of", "model_class", "model_types", "shape_of"]

@@ -35,6 +35,10 @@ class Family:
         True where only the caller can know which tokens are visual
     passes_keywords:
         whether the entry module's `forward` passes unknown keywords down to the decoder
+    makes_masks:
+        True where the entry module makes the decoder's attention masks, so that the prompts' own has to get past it
+    no_reuse:
+        why rows before a question depend on it, so that no prefix cache works; completes "it …"
     token_grid:
         how visual tokens lie over a picture, for drawing them: `square` (one grid over a padded or cropped square),
         `grid` (one grid over the whole picture), `tiles` (InternVL's: equal tiles, then a thumbnail), `anyres`
@@ -46,6 +50,8 @@ class Family:
     inputs: ClassVar[str] = "chat_template"
     needs_mask: ClassVar[bool] = False
     passes_keywords: ClassVar[bool] = True
+    makes_masks: ClassVar[bool] = False
+    no_reuse: ClassVar[str | None] = None
     token_grid: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from .any_model import NO_ROWS
 from .base import FAMILIES
-from .decoder import DECODERS, STACKS
+from .decoder import DECODERS, PLAIN
 
 ALL, BEFORE, REFUSED = "all methods", "before the decoder", "refused"
 
@@ -107,7 +107,8 @@ def entry_of(model_type: str) -> Entry:
         return Entry(model_type, model, None, REFUSED, page, "it is an encoder-decoder: images enter the encoder")
     kind = config.get_text_config().model_type
     decoder = _OTHER.get(kind) or MODEL_MAPPING_NAMES.get(kind)
-    if decoder in (DECODERS if page else [getattr(kind, "__name__", kind) for kind in STACKS]):
+    known = any(model in family.model_types.values() for family in FAMILIES)
+    if decoder in (DECODERS if known else PLAIN):
         why = "" if page else "no page: prune() takes it, the commands do not"
         return Entry(model_type, model, decoder, ALL, page, why)
     return Entry(model_type, model, decoder, BEFORE, page, UNLIKE.get(decoder, "a stack that nobody has compared yet"))

@@ -44,6 +44,7 @@ class CDPruner(Method, name="cdpruner"):
     share: Share | None = None
 
     before_decoder = True
+    no_reuse = "chooses an image's tokens anew for every question"
 
     def check(self) -> None:
         check_one_of(self, "keep", "share")

@@ -204,7 +204,8 @@ class _Fingerprints:
         return [(self._key(start, stop), begin, stop) for begin, stop in ends]
 
     def _key(self, start: int, stop: int) -> bytes:
-        return self.rows[start : start + stop].tobytes() + self.tokens.visual[start : start + stop].tobytes()
+        layout = (self.tokens.visual, *(() if self.tokens.blocks is None else (self.tokens.blocks,)))
+        return b"".join(part[start : start + stop].tobytes() for part in (self.rows, *layout))
 
     def after(self, place: int) -> np.ndarray:
         """Return the rows [n, 2] of a lone prompt from `place` to the last but one."""

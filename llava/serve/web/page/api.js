@@ -79,8 +79,11 @@ export async function streamAnswer(body, onChunk, signal) {
   }
 }
 
-/** The messages of one question about pictures (data: URLs). */
+export const isVideo = (url) => url.startsWith("data:video/");
+
+/** The messages of one question about pictures and videos (data: URLs). */
 export function messagesOf(question, pictures) {
-  const parts = pictures.map((url) => ({ type: "image_url", image_url: { url } }));
+  const parts = pictures.map((url) => (isVideo(url)
+    ? { type: "video_url", video_url: { url } } : { type: "image_url", image_url: { url } }));
   return [{ role: "user", content: [...parts, { type: "text", text: question }] }];
 }

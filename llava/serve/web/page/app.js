@@ -1,6 +1,6 @@
 // The page: state, asking, and what happens when something is clicked. Drawing is in the other modules.
 
-import { fetchImage, messagesOf, readAsUrl, request, streamAnswer } from "./api.js";
+import { fetchImage, isVideo, messagesOf, readAsUrl, request, streamAnswer } from "./api.js";
 import { showAnswer, showFigures } from "./answers.js";
 import { ConfigEditor } from "./configs.js";
 import { byId, element, showError } from "./dom.js";
@@ -75,8 +75,8 @@ function listen() {
 const showLength = () => { byId("new-tokens-shown").textContent = `${byId("new-tokens").value} tokens`; };
 
 async function addFiles(files) {
-  const images = [...files].filter((file) => file.type.startsWith("image/"));
-  if (images.length < files.length) showError("only pictures can be added");
+  const images = [...files].filter((file) => /^(image|video)\//.test(file.type));
+  if (images.length < files.length) showError("only pictures and videos can be added");
   const large = images.find((file) => file.size > about.limits.megabytes * 1e6);
   if (large) {
     showError(`${large.name} is larger than ${about.limits.megabytes} MB, the limit`);
@@ -89,7 +89,8 @@ async function addFiles(files) {
 function setPictures(urls) {
   state.pictures = urls;
   byId("thumbnails").replaceChildren(...urls.map((url, at) => element("div", { class: "thumbnail" },
-    element("img", { src: url, alt: `picture ${at + 1}` }),
+    isVideo(url) ? element("video", { src: url, "aria-label": `video ${at + 1}` })
+      : element("img", { src: url, alt: `picture ${at + 1}` }),
     element("button", { type: "button", "aria-label": `remove picture ${at + 1}`, onclick: () => setPictures(state.pictures.filter((_, n) => n !== at)) }, "×"))));
 }
 

@@ -157,11 +157,12 @@ function cellsOf(panel, place) {
   const [left, top, right, bottom] = panel.box;
   const rows = panel.cells.length;
   const columns = panel.cells[0].length;
-  return panel.cells.flatMap((tokens, row) => tokens.map((token, column) => {
+  const cells = panel.cells.flatMap((tokens, row) => tokens.map((token, column) => {
     const [x, y] = place(left + ((right - left) * column) / columns, top + ((bottom - top) * row) / rows);
     const [x2, y2] = place(left + ((right - left) * (column + 1)) / columns, top + ((bottom - top) * (row + 1)) / rows);
     return { token, row, column, panel, x, y, width: x2 - x, height: y2 - y };
   }));
+  return cells.filter((cell) => cell.token >= 0);
 }
 
 function paint(context, { x, y, width, height }, how) {

@@ -41,10 +41,11 @@ export class TokensView {
     this.results = Object.fromEntries(Object.entries(results).filter(([, result]) => result?.inspection));
     byId("tokens").hidden = !Object.keys(this.results).length;
     if (byId("tokens").hidden) return;
-    if (urls.join() !== this.shownUrls) {
-      this.shownUrls = urls.join();
+    const shown = Object.values(this.results)[0].inspection.frames || urls;
+    if (shown.join() !== this.shownUrls) {
+      this.shownUrls = shown.join();
       this.picture.forced.clear();
-      this.images = await Promise.all(urls.map(decoded));
+      this.images = await Promise.all(shown.map(decoded));
     }
     this.view.picture = Math.min(this.view.picture, this.images.length - 1);
     this.draw();
@@ -87,10 +88,11 @@ export class TokensView {
     byId("layer-shown").textContent = `${view.layer} of ${layers - 1}: ${left} visual tokens`
       + (dense ? "" : `; text rows ${rule.text}, visual rows ${rule.visual}`);
     byId("strip").hidden = this.images.length < 2;
-    byId("strip").replaceChildren(...this.images.map((image, at) => element("button", {
+    const drawn = (at) => found.panels.some((panel) => panel.image === at) || !found.panels.length;
+    byId("strip").replaceChildren(...this.images.map((image, at) => drawn(at) && element("button", {
       type: "button", "aria-label": `picture ${at + 1}`, "aria-pressed": String(at === view.picture),
       onclick: () => { view.picture = at; this.draw(); },
-    }, element("img", { src: image.src, alt: "" }))));
+    }, element("img", { src: image.src, alt: "" }))).filter(Boolean));
     byId("random").disabled = byId("downsampled").disabled = !found.trace.cuts.length;
   }
 
