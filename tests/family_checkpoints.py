@@ -143,10 +143,8 @@ def qwen(folder: Path, version: str) -> torch.nn.Module:
     images = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 128, "max_pixels": 1024}
     images |= {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
     images |= {name: CLIP_IMAGES[name] for name in ("image_mean", "image_std")}
-    write_json(
-        folder / "preprocessor_config.json",
-        images | {"processor_class": f"Qwen{version.removesuffix('.5')}VLProcessor"},
-    )
+    processor = f"Qwen{version.removesuffix('.5')}VLProcessor"
+    write_json(folder / "preprocessor_config.json", images | {"processor_class": processor})
     write_json(folder / "chat_template.json", {"chat_template": QWEN_TEMPLATE})
     named = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
