@@ -230,7 +230,12 @@ def test_peak_of_a_pruned_run_is_below_dense(small_run):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("llava-1.5-7b", 6_738_415_616), ("llava-1.5-13b", 13_015_864_320), ("qwen2-vl-7b", 7_615_616_512)],
+    [
+        ("llava-1.5-7b", 6_738_415_616),
+        ("llava-1.5-13b", 13_015_864_320),
+        ("qwen2-vl-7b", 7_615_616_512),
+        ("qwen3-vl-8b", 8_190_735_360),
+    ],
 )
 def test_shapes_have_the_published_decoders_parameters(name, parameters):
     shape = SHAPES[name]
@@ -409,7 +414,7 @@ def test_garbage_is_collected_before_and_not_during(workload, monkeypatch):
 
 def test_a_video_is_timed_dense_and_pruned_at_equal_tokens(monkeypatch):
     """Eight frames are four pairs of 64 tokens; every config's traces and FLOPs are those of its share."""
-    small = Shape(DecoderShape(4, 64, 64, 4, 2, 16), 300, 64, biased=True, video=True)
+    small = Shape(DecoderShape(4, 64, 64, 4, 2, 16), 300, 64, text="qwen2", video=True)
     monkeypatch.setattr(measurement, "SHAPES", SHAPES | {"qwen2.5-vl-7b": small})
     configs = [json.dumps({"method": name, "share": 0.5}) for name in ("divprune", "frames", "evs")]
     sizes = {"num_layers": 2, "new_tokens": 2, "prompt_tokens": 20, "rounds": 1, "frames": 8}

@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,3 +273,9 @@ def test_offloaded_models_encode_images(tmp_path, family):
         [seen] = inputs.encode_images(model, [inputs.prepare(Image.new("RGB", (60, 40), "red"))])
         features.append(torch.cat(seen.content.features))
     assert torch.equal(*features)
+
+
+@pytest.mark.parametrize("config", [hf.Gemma3Config(), hf.PaliGemmaConfig()])
+def test_a_family_whose_prompts_need_token_types_is_refused(config):
+    with pytest.raises(ValueError, match="need token types, which evaluation and chat do not make"):
+        processors.check_processor(None, config, Path("model"))

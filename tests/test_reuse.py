@@ -37,11 +37,12 @@ def reads_encoder(method: str) -> bool:
     return bool(PruningConfig.from_dict(METHODS[method]).reads_vision)
 
 
+PREFIX = ("paligemma", "paligemma2")  # whose prefix depends on the question
 PATCHWISE = ("llava original", "llava")  # a CLIP tower whose patches are the visual tokens, for methods that read it
 MATRIX = [
     (name, config)
     for name in CASES
-    if name not in HYBRID
+    if name not in (*HYBRID, *PREFIX)
     for config in METHODS
     if not PruningConfig.from_dict(METHODS[config]).no_reuse
     if not reads_encoder(config) or (config in ("visionzip", "vispruner") and name in PATCHWISE)
@@ -81,6 +82,8 @@ def asked(name: str, word: str, *texts: list[int], pixels: bool = False) -> dict
     elif case.layout == "markers":
         inputs["image_features"] = [*seen(name, word)] * len(texts)
     inputs |= zip(("input_ids", "attention_mask"), pad_left([ids + text for text in texts]), strict=True)
+    if case.token_types is not None:
+        inputs["token_type_ids"] = case.token_types(inputs["input_ids"])
     if "mm_token_type_ids" in start.inputs:
         kinds = start.inputs["mm_token_type_ids"][0].tolist()
         inputs["mm_token_type_ids"] = pad_left([kinds + [0] * len(text) for text in texts])[0]
@@ -162,3 +165,10 @@ def test_text_before_a_sink_in_the_second_image(name):
 def test_recurrent_layers_keep_no_prefix(name):
     with pytest.warns(UserWarning, match="prefix cache is not used: the recurrent layers of .* keep no state"):
         assert CASES[name].prune(METHODS["fastv"], beginning(name, "ttitt"), prefix_cache=True).prefix_cache is None
+
+
+@pytest.mark.parametrize("name", PREFIX)
+def test_a_prefix_that_depends_on_the_question_is_not_reused(name):
+    with pytest.warns(UserWarning, match="reads image and question as one prefix"):
+        session = CASES[name].prune({"mode": []}, beginning(name, "itt"), prefix_cache=True)
+    assert session.prefix_cache is None

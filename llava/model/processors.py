@@ -9,6 +9,7 @@ from transformers import AutoProcessor, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
+from llava.model.pruning.families import FAMILIES
 from llava.model.silence import silence
 from llava.model.video_processors import load_video_processor
 
@@ -123,6 +124,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int, folder:
 
 def check_processor(processor: ProcessorMixin, config: PreTrainedConfig, folder: Path) -> None:
     """Prepare the tokenizer; `ValueError` where a processor cannot serve a model (see `load_processor`)."""
+    if any(family.makes_masks and config.model_type in family.model_types for family in FAMILIES):
+        raise ValueError(
+            f"{folder}: prompts of {config.model_type} need token types, which evaluation and chat do not make; prune "
+            "the model in Python, with what its own processor returns"
+        )
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     if processor.chat_template is None:

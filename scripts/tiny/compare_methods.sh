@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All pruning methods at the same FLOPs of visual tokens (−30%, −50%, −60% of dense) on the small model's benchmarks,
-# with random, nothing pruned and no image as controls: tables; summary.json, table.csv, accuracy.png in OUT.
-#   bash scripts/tiny/compare_methods.sh               # 49 configs: an hour and a half on one CPU core
+# with random, a smaller picture, nothing pruned and no image as controls: tables; summary.json, table.csv, accuracy.png in OUT.
+#   bash scripts/tiny/compare_methods.sh               # about 70 configs: hours on one CPU core
 #   bash scripts/tiny/compare_methods.sh --limit 100   # arguments of llava.eval.compare_methods; --help lists them
 # Variables: MODEL (checkpoint), OUT.
 # An interrupted run continues when it is started again.

@@ -16,6 +16,8 @@ SHAPE_NAMES = (
     *VIDEO_SHAPES,
     "internvl2.5-8b",
     "mobilevlm-v2-3b",
+    "qwen3-vl-8b",
+    "internvl3.5-8b",
     "tiny",
 )
 PROMPT_TOKENS = 64

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     CLIPVisionConfig,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     Qwen2Config,
-    Qwen2ForCausalLM,
+    Qwen3Config,
 )
 
 from llava.model.language_model.configuration_llava import LlavaConfig
@@ -38,11 +39,12 @@ class Shape:
     """What a random model is built from.
 
     visual_tokens:
-        of one image; where images differ in it, of the paper's prompt
+        of one image; where images differ in it, of the paper's prompt, and for models that are not in the paper of
+        1024 × 1024 pixels (InternVL3.5: four tiles and a thumbnail)
     clip, projector:
         the vision tower's configuration, and `mm_projector_type`; None where the tower is not a CLIP
-    biased:
-        whether query, key and value projections have biases (Qwen2)
+    text:
+        which of transformers' decoders it is
     video:
         whether prompts may show a video (`video_workload`)
     """
@@ -52,7 +54,7 @@ class Shape:
     visual_tokens: int
     clip: Mapping[str, int] | None = None
     projector: str = "mlp2x_gelu"
-    biased: bool = False
+    text: Literal["llama", "qwen2", "qwen3"] = "llama"
     video: bool = False
 
 
@@ -60,15 +62,18 @@ def _published(name: str, vocabulary: int, **more) -> Shape:
     return Shape(MODELS[name].shape, vocabulary, MODELS[name].visual_tokens, **more)
 
 
+QWEN3_8B = DecoderShape(36, 4096, 12288, 32, 8, 128)  # Qwen/Qwen3-VL-8B-Instruct, OpenGVLab/InternVL3_5-8B-HF
 SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
         "llava-1.5-7b": _published("LLaVA-1.5-7B", 32000, clip=CLIP_LARGE),
         "llava-1.5-13b": _published("LLaVA-1.5-13B", 32000, clip=CLIP_LARGE),
-        "qwen2-vl-7b": _published("Qwen2-VL-7B", 152064, biased=True),
-        "qwen2.5-vl-3b": Shape(DecoderShape(36, 2048, 11008, 16, 2, 128), 151936, 1413, biased=True, video=True),
-        "qwen2.5-vl-7b": _published("Qwen2-VL-7B", 152064, biased=True, video=True),
+        "qwen2-vl-7b": _published("Qwen2-VL-7B", 152064, text="qwen2"),
+        "qwen2.5-vl-3b": Shape(DecoderShape(36, 2048, 11008, 16, 2, 128), 151936, 1413, text="qwen2", video=True),
+        "qwen2.5-vl-7b": _published("Qwen2-VL-7B", 152064, text="qwen2", video=True),
         "internvl2.5-8b": _published("InternVL2.5-8B", 92553),
         "mobilevlm-v2-3b": _published("MobileVLM-V2-3B", 32000, clip=CLIP_LARGE, projector="ldpnetv2"),
+        "qwen3-vl-8b": Shape(QWEN3_8B, 151936, 1024, text="qwen3"),
+        "internvl3.5-8b": Shape(QWEN3_8B, 151936, 1280, text="qwen3"),
         "tiny": Shape(DecoderShape(12, 192, 512, 4, 4, 48), 672, 144, CLIP_TINY),
     }
 )
@@ -80,8 +85,8 @@ def random_model(
     """Build a model of random weights on `device` in `dtype`: no weight exists anywhere else, or in another dtype.
 
     The decoder has `layers` layers and its head. With `vision` it is LLaVA's model, CLIP tower and projector
-    included, else a `LlamaForCausalLM` or `Qwen2ForCausalLM` that reads embeddings. M-RoPE, which only changes how
-    positions are counted, is left out.
+    included, else a `LlamaForCausalLM`, `Qwen2ForCausalLM` or `Qwen3ForCausalLM` that reads embeddings. M-RoPE, which
+    only changes how positions are counted, and DeepStack's three additions are left out.
     """
     decoder = shape.decoder
     settings = {
@@ -105,9 +110,8 @@ def random_model(
             config = LlavaConfig(**settings, mm_projector_type=shape.projector, mm_vision_tower="random CLIP")
             tower = CLIPVisionConfig(**shape.clip, hidden_act="quick_gelu", attn_implementation="sdpa")
             return LlavaLlamaForCausalLM(config, tower)
-        if shape.biased:
-            return Qwen2ForCausalLM(Qwen2Config(**settings))
-        return LlamaForCausalLM(LlamaConfig(**settings))
+        config = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[shape.text](**settings)
+        return AutoModelForCausalLM.from_config(config)
 
     return random_weights(make, device, dtype, seed)
 
@@ -143,9 +147,12 @@ def sharpen(layers, layer: int) -> None:
     """Rescale the queries of random layers, so that attention is peaked in `layer` and nearly even elsewhere.
 
     So single tokens have influence in that layer and in no other. With normalised inputs the standard deviation of the
-    scores is σ_q σ_k D, where σ is that of the weights and D the hidden size.
+    scores is σ_q σ_k D, where σ is that of the weights and D the hidden size; that of normed queries and keys is 1.
     """
     for index, block in enumerate(layers):
+        if hasattr(block.self_attn, "q_norm"):
+            block.self_attn.q_norm.weight.fill_(PEAKED if index == layer else FLAT)
+            continue
         query, key = block.self_attn.q_proj.weight, block.self_attn.k_proj.weight
         spread = query.float().std() * key.float().std() * query.shape[1]
         query.mul_(float((PEAKED if index == layer else FLAT) / spread))
