@@ -5,7 +5,9 @@ Towers are not what is tested: features are drawn, and put where the prompt's pl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers as hf
@@ -35,6 +37,28 @@ SMALL: dict[str, Any] = {
     "num_local_experts": 4,
     "n_routed_experts": 4,
     "moe_num_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "linear_num_heads": 2,
+    "linear_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "ssm_state_size": 8,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "n_layers": 2,
+    "text_hidden_size": 32,
+    "base_channels": 32,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "moe_hidden_size": 32,
+    "shared_experts_intermediate_size": 16,
+    "hc_lowrank": 8,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
@@ -74,7 +98,8 @@ def tiny(model_type: str) -> nn.Module:
             setattr(config, name, IMAGE)
     ADJUST.get(model_type, lambda config: None)(config)
     torch.manual_seed(0)
-    model = kind(config).eval().requires_grad_(False)
+    with patch.object(hf.AutoModel, "from_config", without_timm(hf.AutoModel.from_config)):
+        model = kind(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and "norm" not in name:
             nn.init.normal_(parameter, std=1.3 * parameter[0].numel() ** -0.5)
@@ -83,14 +108,20 @@ def tiny(model_type: str) -> nn.Module:
     return model
 
 
+def without_timm(make: Callable) -> Callable:
+    """Leave towers of timm out, a package that is not needed here."""
+    return lambda config, **more: nn.Identity() if hasattr(config, "architecture") else make(config, **more)
+
+
 def shrink(config: hf.PreTrainedConfig) -> None:
     """Make every width, depth and count in a config and in those inside it small."""
     for key, value in list(vars(config).items()):
         if isinstance(value, hf.PreTrainedConfig):
             shrink(value)
-        elif key in SMALL and value is not None and not isinstance(value, list | tuple | dict):
+        elif key in SMALL and value not in (None, SMALL[key]) and not isinstance(value, list | tuple | dict):
             put(config, key, SMALL[key])
-    if kinds := vars(config).get("layer_types"):
+    kinds = vars(config).get("layer_types")
+    if kinds and len(kinds) > config.num_hidden_layers:
         config.layer_types = (list(dict.fromkeys(kinds)) * 4)[: config.num_hidden_layers]
     rotary(config)
 
@@ -120,6 +151,16 @@ def text(**fields: Any):
     return lambda config: [setattr(config.get_text_config(), key, value) for key, value in fields.items()]
 
 
+def sections(*counts: int):
+    """Say how many rotary frequencies each row of positions turns, where the default config leaves it open."""
+
+    def set_them(config: hf.PreTrainedConfig) -> None:
+        inner = config.get_text_config()
+        inner.rope_parameters = inner.rope_parameters | {"mrope_section": list(counts)}
+
+    return set_them
+
+
 def latent(config: hf.PreTrainedConfig) -> None:
     """Latent attention has as many key heads as query heads, and rotates its own part of them."""
     inner = config.get_text_config()
@@ -133,22 +174,42 @@ def audio(config: hf.PreTrainedConfig) -> None:
     config.vision_start_token_id = 145
 
 
+def tower(config: hf.PreTrainedConfig) -> None:
+    """A tower whose widths hang together otherwise."""
+    config.vision_config.hidden_size, config.vision_config.num_attention_heads = 64, 1
+
+
 FULL = {"rope_theta": 10000.0, "rope_type": "default"}
 VISUAL_WORDS = {"<image>": IMAGE, "IMGIMGAZ": 151, "IMGIMGBZ": 152}
+NOTE = {key: value for key, value in SMALL.items() if key in hf.Dots3NoteTextConfig.__dataclass_fields__}
+INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 64}
+INDEXER |= {"indexer_compress_ratio": 4, "num_hidden_layers": 4}
 CONFIGS: dict[str, Any] = {
     "chameleon": lambda make: make(vocabulary_map=VISUAL_WORDS),
     "emu3": lambda make: make(vocabulary_map={"<image>": IMAGE, "<|extra_200|>": 149, "<|visual token 000000|>": 151}),
-    "granite4_vision": lambda make: make(deepstack_layer_map=[(-1, 1), (0, 2)]),
+    "dots3_note": lambda make: make(
+        text_config=NOTE | {"num_key_value_heads": 4},
+        vision_config={"adapter_out_dim": 32},
+        audio_config={"adapter_out_dim": 32},
+    ),
+    "granite4_vision": lambda make: make(deepstack_layer_map=[(-1, 1), (0, 2)], downsample_rate="2/4"),
+    "qwen4_exp": lambda make: make(text_config=INDEXER | {"layer_types": ["linear_attention", "full_attention"] * 2}),
 }
 ADJUST: dict[str, Any] = {
     "cohere_compass": text(rope_parameters={"full_attention": FULL, "sliding_attention": FULL}),
-    "deepseek_ocr2": text(mlp_layer_types=["dense"] * 2 + ["sparse"] * 2),
+    "deepseek_ocr2": text(mlp_layer_types=["dense"] * 2 + ["sparse"] * 2, num_experts_per_tok=2),
+    "dots3_note": text(num_key_value_heads=4),
+    "ernie4_5_vl_moe": lambda config: (sections(1, 1, 2)(config), text(moe_k=2)(config)),
+    "gemma3n": text(num_kv_shared_layers=2, activation_sparsity_pattern=[0.0] * 4),
     "glm5_next": latent,
-    "hunyuan_vl": text(head_dim=8),
+    "glm_ocr": sections(1, 1, 2),
+    "granite4_vision": tower,
+    "hunyuan_vl": lambda config: (text(head_dim=8)(config), sections(1, 1, 1, 1)(config)),
     "kimi_k25": latent,
-    "mistral4": latent,
     "mistral_large4": latent,
-    "qwen2_5_omni_thinker": audio,
+    "nemotron_h_omni": text(n_groups=2),
+    "paddleocr_vl": sections(1, 1, 2),
+    "qwen2_5_omni_thinker": lambda config: (audio(config), sections(1, 1, 2)(config)),
     "qwen3_omni_moe_thinker": audio,
     "step3p7": text(sliding_window=64),
 }

@@ -135,7 +135,7 @@ def peaked(model: torch.nn.Module) -> torch.nn.Module:
             torch.nn.init.constant_(parameter, 1.6 if parameter.any() else 0.6)  # some scale by 1 + weight
         if parameter.ndim < 2 or name.endswith(("norm.weight", "cls_token", "position_embeddings")):
             continue
-        gain = 1.5 if id(parameter) in attending else 0.5 if "lm_head" in name else 1.0
+        gain = 1.5 if id(parameter) in attending and "linear_attn" not in name else 0.5 if "lm_head" in name else 1.0
         std = 1.0 if "embed_tokens" in name else gain * parameter[0].numel() ** -0.5
         torch.nn.init.normal_(parameter, std=std)
     return model

@@ -13,7 +13,7 @@ import family_checkpoints_more
 import torch
 import transformers as hf
 from family_case import fields, peaked
-from family_models import PATCHES, ROPE, clip
+from family_models import PATCHES, ROPE, clip, hybrid
 from family_tokenizers import CHAT_ML, ids_of, write_byte_tokenizer, write_json, write_llama_tokenizer
 from transformers.utils import logging
 
@@ -102,19 +102,27 @@ def qwen(folder: Path, version: str) -> torch.nn.Module:
     images = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 128, "max_pixels": 1024}
     images |= {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
     images |= {name: CLIP_IMAGES[name] for name in ("image_mean", "image_std")}
-    write_json(folder / "preprocessor_config.json", images | {"processor_class": f"Qwen{version}VLProcessor"})
+    processor = f"Qwen{version.removesuffix('.5')}VLProcessor"
+    write_json(folder / "preprocessor_config.json", images | {"processor_class": processor})
     write_json(folder / "chat_template.json", {"chat_template": QWEN_TEMPLATE})
     named = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     tokens = dict(zip(keys, ids_of(folder, *named), strict=True))
     text = text_fields(vocabulary, rope_parameters=ROPE)
-    if version == "3":
+    if version[0] == "3":
         videos = images | {"video_processor_type": "Qwen3VLVideoProcessor"}
         videos = videos | {"size": {"shortest_edge": 128, "longest_edge": 4096}}
         write_json(folder / "video_preprocessor_config.json", videos)
         text |= {"head_dim": 12, "rope_parameters": {**ROPE, "mrope_interleaved": True}}
         vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 48, "num_heads": 2}
-        vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16, **PATCHES}
+        vision |= {"num_position_embeddings": 16, **PATCHES}
+        if version == "3.5":
+            rope = {**ROPE, "mrope_section": [1, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.5}
+            text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12}
+            text |= {"linear_value_head_dim": 8, "rope_parameters": rope, **hybrid("linear_attention")}
+            config = hf.Qwen3_5Config(text_config=text, vision_config=vision, **tokens)
+            return hf.Qwen3_5ForConditionalGeneration(config)
+        vision |= {"deepstack_visual_indexes": [0, 1]}
         config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
         return hf.Qwen3VLForConditionalGeneration(config)
     if version == "2":
@@ -177,6 +185,7 @@ FIRST: dict[str, Callable[[Path], torch.nn.Module]] = {
     "qwen2_vl": lambda folder: qwen(folder, "2"),
     "qwen2_5_vl": lambda folder: qwen(folder, "2_5"),
     "qwen3_vl": lambda folder: qwen(folder, "3"),
+    "qwen3_5": lambda folder: qwen(folder, "3.5"),
     "internvl": internvl,
     "llava_onevision": llava_onevision,
 }

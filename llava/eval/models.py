@@ -32,10 +32,10 @@ def work(options: Options) -> None:
     with silence():
         entries = listing()
     chosen = [entry for entry in entries if options.runs in (None, entry.runs)]
-    columns = (Column("model_type"), Column("decoder", left=True), Column("runs", left=True), Column("page", left=True))
-    table = Table([*columns, Column("why", "why no more", left=True)])
+    table = Table(["model_type", Column("runs", left=True), Column("decoder", left=True)])
+    table.columns.append(Column("why", "why no more", left=True))
     for entry in chosen:
-        table.add(**asdict(entry) | {"page": "yes" if entry.page else ""})
+        table.add(**asdict(entry))
     counts = {runs: sum(entry.runs == runs for entry in entries) for runs in RUNS}
     if options.markdown:
         print(table.markdown())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ class CompactedForward(PrunedForward):
         self._signature = inspect.signature(type(self.decoder).forward)
 
     def _read_decoder(self) -> None:
-        """Read what can be read of a decoder that the engine does not run."""
-        self._shape = DecoderShape.of(self._text_config)
+        """Read what can be read of a decoder that the engine does not run: its sizes, not what its layers do."""
+        self._shape = DecoderShape.of(_sizes(self._text_config))
         self.kinds, self._tables = (), ()
 
     @torch.compiler.disable
@@ -115,6 +116,15 @@ class CompactedForward(PrunedForward):
             ones = torch.ones(batch, rows - cache.filled.shape[1] + new, dtype=torch.long, device=part.device)
             inputs["attention_mask"] = torch.cat([cache.filled.to(ones), ones], 1)
             return self.untouched(**inputs)
+
+
+def _sizes(config) -> SimpleNamespace:
+    """Return the sizes that `DecoderShape.of` reads, those of layer 0 where layers differ, 0 for what has no name."""
+    first = getattr(config, "per_layer_config", [config])[0]
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    sizes = {name: getattr(config if name == "num_hidden_layers" else first, name, None) for name in names}
+    widths = (getattr(first, name, None) for name in ("intermediate_size", "moe_intermediate_size", "ffn_dim"))
+    return SimpleNamespace(**sizes, intermediate_size=next((width for width in widths if width), 0))
 
 
 class _Rows:

@@ -8,6 +8,24 @@ from torch import nn
 
 from .placeholders import Placeholders
 
+NO_ROWS = {
+    "blip": "its decoder reads the image by cross-attention",
+    "blip-2": "its generate hands the decoder embeddings alone, and nothing says which of them are visual",
+    "chameleon": "its stack puts the image's tokens in place itself",
+    "diffusion_gemma": "it writes blocks of tokens by diffusion, again and again over the prompt's cache",
+    "evolla": "it reads proteins, by cross-attention",
+    "git": "its stack encodes the image itself and puts it before the text",
+    "idefics": "its decoder reads images by cross-attention",
+    "instructblip": "its generate hands the decoder embeddings alone, and nothing says which of them are visual",
+    "instructblipvideo": "its generate hands the decoder embeddings alone, and nothing says which of them are visual",
+    "kosmos-2": "its decoder puts the image between embeddings itself, by a mask of its own",
+    "kosmos-2.5": "its decoder puts the image between embeddings itself, by a mask of its own",
+    "mistral4": "the class is a language model without images",
+    "mllama": "its decoder reads images by cross-attention",
+    "pi0": "it predicts a robot's actions, no text",
+}
+"""Models that read images otherwise than as tokens of a decoder's prompt, by `model_type`."""
+
 CROSS_ATTENTION = {"encoder_hidden_states", "cross_attention_states", "image_encoder_embeddings"}
 """Parameters of decoders that read images beside their prompt."""
 
@@ -43,8 +61,10 @@ class AnyModel(Placeholders):
 def obstacle_of(model: nn.Module) -> str | None:
     """Why no visual token of `model` can be removed from what its decoder reads, None where it can."""
     config = getattr(model, "config", None)
+    if reason := NO_ROWS.get(getattr(config, "model_type", None)):
+        return reason
     if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder, whose images enter the encoder"
+        return "it is an encoder-decoder: images enter the encoder"
     if not hasattr(model, "get_decoder"):
         return "it has no decoder"
     family = AnyModel()

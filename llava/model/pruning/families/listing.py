@@ -12,28 +12,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as LISTED
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from .any_model import NO_ROWS
 from .base import FAMILIES
 from .decoder import DECODERS, PLAIN
 
 ALL, BEFORE, REFUSED = "all methods", "before the decoder", "refused"
 
-NO_ROWS = {
-    "blip": "its decoder reads the image by cross-attention",
-    "diffusion_gemma": "it writes blocks of tokens by diffusion, again and again over the prompt's cache",
-    "evolla": "it reads proteins, by cross-attention",
-    "git": "its decoder encodes the image itself and puts it before the text",
-    "idefics": "its decoder reads images by cross-attention",
-    "kosmos-2": "its decoder puts the image between embeddings itself, by a mask of its own",
-    "kosmos-2.5": "its decoder puts the image between embeddings itself, by a mask of its own",
-    "mistral4": "the class is a language model without images",
-    "mllama": "its decoder reads images by cross-attention",
-    "pi0": "it predicts a robot's actions, no text",
-}
-"""Models of the list that read images otherwise than as tokens of a decoder's prompt, by `model_type`."""
-
 UNLIKE = {
     "AriaTextModel": "experts behind a router of its own",
-    "ChameleonModel": "norms after attention in its larger version",
     "CohereCompassTextModel": "DeepStack in parallel blocks",
     "DeepseekOcr2TextModel": "experts behind a router of its own",
     "DeepseekV3Model": "keys and values from one latent vector",
@@ -95,7 +81,7 @@ class Entry:
     page:
         whether a family's page says how to load and prompt it: commands take it by `--model-path`
     why:
-        what keeps it from more; "" for what takes all methods
+        what keeps it from more; "" for what takes all methods and has a page
     """
 
     model_type: str
@@ -121,6 +107,8 @@ def entry_of(model_type: str) -> Entry:
         return Entry(model_type, model, None, REFUSED, page, "it is an encoder-decoder: images enter the encoder")
     kind = config.get_text_config().model_type
     decoder = _OTHER.get(kind) or MODEL_MAPPING_NAMES.get(kind)
-    if decoder in (DECODERS if page else PLAIN):
-        return Entry(model_type, model, decoder, ALL, page)
+    known = any(model in family.model_types.values() for family in FAMILIES)
+    if decoder in (DECODERS if known else PLAIN):
+        why = "" if page else "no page: prune() takes it, the commands do not"
+        return Entry(model_type, model, decoder, ALL, page, why)
     return Entry(model_type, model, decoder, BEFORE, page, UNLIKE.get(decoder, "a stack that nobody has compared yet"))
