@@ -179,13 +179,12 @@ def test_the_dense_loader_answers_as_transformers_does(family, loaded, bench, ca
 def test_answers_and_traces_do_not_depend_on_the_batch(family, bench, pruning):
     if pruning is None and family[0] in family_checkpoints_more.FAMILIES:
         return  # dense, they are asked one by one above
-    if pruning is None and family[0] == "qwen3_5":
-        pytest.skip("the untouched model's own answers depend on the batch (transformers 5.23); pruned ones do not")
     seen = []
     for size, workers in ((1, 0), (4, 0), (10, 1)):
         bench.answers = bench.root / f"{size}.jsonl"
         assert bench.run(pruning_config=pruning, batch_size=size, workers=workers) == 0
         seen.append(comparable(bench.rows()))
+    print("ROWS", [(n, [r[n]["text"] for r in seen]) for n in range(10) if len({str(r[n]) for r in seen}) > 1])
     assert seen[0] == seen[1] == seen[2]
     traces = [row["metadata"] for row in seen[0]]
     assert [trace["visual_tokens"] > 0 for trace in traces] == [number % 3 != 1 for number in range(10)]
