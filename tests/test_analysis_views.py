@@ -42,7 +42,10 @@ ANYRES |= {"image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28,
 SIZES = ((64, 64), (96, 48), (40, 88))
 
 
-@pytest.fixture(scope="module", params=[*FIRST, "llava-tiny", "llava-v1.6"])
+@pytest.fixture(
+    scope="module",
+    params=[*FIRST, "vipllava", "qianfan_ocr", "llava_next_video", "video_llama_3", "llava-tiny", "llava-v1.6"],
+)
 def subject(request, tmp_path_factory, pytestconfig):
     if request.param == "llava-tiny":
         return Subject.load(pytestconfig.rootpath / TINY, device="cpu")

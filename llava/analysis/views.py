@@ -112,9 +112,13 @@ def _square(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatur
 
 
 def _one_grid(model: Any, inputs: Inputs, size: tuple[int, int], seen: ImageFeatures) -> Grids:
-    """Qwen2-VL: the picture, stretched to whole patches, `spatial_merge_size`² of them per token."""
-    _, height, width = seen.content.picture.arrays["image_grid_thw"][0].tolist()
-    merge = model.config.vision_config.spatial_merge_size
+    """The picture, stretched to one grid; Qwen2-VL and its kin: to whole patches, merged per token."""
+    arrays = seen.content.picture.arrays
+    if "image_grid_thw" not in arrays:
+        return [(_grid(*(seen.grid or _side(seen.visual))), WHOLE, False)]
+    _, height, width = arrays["image_grid_thw"][0].tolist()
+    merges = arrays.get("image_merge_sizes")
+    merge = model.config.vision_config.spatial_merge_size if merges is None else int(merges[0])
     return [(_grid(height // merge, width // merge), WHOLE, False)]
 
 

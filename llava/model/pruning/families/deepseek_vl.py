@@ -10,4 +10,3 @@ class DeepseekVL(Placeholders):
         "deepseek_vl": "DeepseekVLForConditionalGeneration",
         "deepseek_vl_hybrid": "DeepseekVLHybridForConditionalGeneration",
     }
-    token_grid = "square"

@@ -7,4 +7,3 @@ class Janus(Placeholders):
     """`deepseek-community/Janus-Pro-*`, a Llama decoder; `<begin_of_image>` and `<end_of_image>` are text."""
 
     model_types = {"janus": "JanusForConditionalGeneration"}
-    token_grid = "square"
