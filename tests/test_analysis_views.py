@@ -36,6 +36,7 @@ from llava.model.language_model.configuration_llava import read_json
 from llava.model.pruning import PruningConfig
 from llava.model.pruning.families import family_of
 
+SHOWN = ("vipllava", "qianfan_ocr", "llava_next_video", "video_llama_3")
 TINY = "playground/checkpoints/llava-tiny"
 ANYRES = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
 ANYRES |= {"image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]}
@@ -44,7 +45,7 @@ SIZES = ((64, 64), (96, 48), (40, 88))
 
 @pytest.fixture(
     scope="module",
-    params=[*FIRST, "vipllava", "qianfan_ocr", "llava_next_video", "video_llama_3", "llava-tiny", "llava-v1.6"],
+    params=[*FIRST, *SHOWN, "llava-tiny", "llava-v1.6"],
 )
 def subject(request, tmp_path_factory, pytestconfig):
     if request.param == "llava-tiny":

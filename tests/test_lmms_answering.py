@@ -229,7 +229,10 @@ def test_what_requests_about_an_image_share_is_read_once_and_changes_nothing(loa
     else:
         assert [a.logprob for a in found] == pytest.approx([b.logprob for b in expected], abs=1e-4)
     assert alone.reused.prompts == 0 and sharing.costs == alone.costs
-    assert sharing.reused.found >= 4 and sharing.reused.share > 0.2
+    if model.config.model_type == "qwen3_5":  # recurrent layers keep no state per token
+        assert sharing.reused.prompts == 0
+    else:
+        assert sharing.reused.found >= 4 and sharing.reused.share > 0.2
 
 
 def test_no_more_than_a_windows_images_are_held(original, images, monkeypatch):

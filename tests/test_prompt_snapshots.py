@@ -99,7 +99,7 @@ def family(request, tmp_path_factory):
 
 def test_every_family_and_benchmark_is_recorded():
     assert {path.stem for path in FOLDER.glob("*.json")} == {"benchmarks", *FRAMES}
-    assert set(FAMILIES) < set(FRAMES)
+    assert set(FRAMES) - {"llava_original", "mobilevlm_original", "internvl_original"} < set(FAMILIES)
     assert {name.removesuffix("_val").removesuffix("_mini") for name in BENCHMARKS} == set(TEXTS)
     assert all(list(written(family)) == ["image", *ASKED] for family in FRAMES)
 
