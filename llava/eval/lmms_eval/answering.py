@@ -154,6 +154,9 @@ class RequestAnswerer:
         forced = Forced(rows)
         arguments = {"logits_processor": [forced], "max_new_tokens": forced.steps, "num_beams": 1, **_UNWEIGHTED}
         self._run(generator, requests, prompts, arguments)
+        if not all(forced.logprobs):
+            kind = type(self.model).__name__
+            raise RequestError(f"{requests[0].name}: {kind}.generate takes no logits processor, which likelihoods need")
         return [
             Likelihood(sum(logprobs), len(logprobs), all(greedy))
             for logprobs, greedy in zip(forced.logprobs, forced.greedy, strict=True)
