@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 from llava.serve.cli_pruning import SMALL_MODEL
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
 TOKEN = "LLAVA_WEB_TOKEN"
 EPILOG = """
 examples:
@@ -124,10 +123,12 @@ def work(options: Options) -> int:
 
 def access_token(options: Options) -> str | None:
     """Return the token; raises `UserError` for an address that others reach without one."""
+    from .guard import LOOPBACK
+
     token = options.token or os.environ.get(TOKEN)
     if token == "auto":
         token = secrets.token_urlsafe(24)
-    if token is None and options.host not in LOCAL:
+    if token is None and options.host not in LOOPBACK:
         raise UserError(f"--host {options.host} is reached from other machines: give --token auto, or a token")
     if token is not None and (not token.isascii() or not token.isprintable() or " " in token):
         raise UserError("--token takes printable ASCII without spaces")
@@ -157,7 +158,7 @@ def make_app(options: Options, token: str | None = None) -> Starlette:
 
     from .app import Served, build_app
     from .gallery import Gallery
-    from .guard import Access
+    from .guard import LOOPBACK, Access
     from .metrics import Metrics
     from .pictures import PictureStore
     from .service import ModelService, Sizes
@@ -189,7 +190,7 @@ def make_app(options: Options, token: str | None = None) -> Starlette:
     served = Served(service, options.served_name or loaded.name, metrics, options.max_images, gallery)
     access = Access(
         token,
-        LOCAL if options.host in LOCAL else None,
+        LOOPBACK if options.host in LOOPBACK else None,
         tuple(options.allow_origin),
         body=int(1_000_000 + 1.4 * limits.bytes * max(options.max_images, 1)),
         under_way=options.max_queue + 2 * options.max_batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -14,14 +14,14 @@ from ..packed import upload
 from ..probes import Probe
 from ..vision import EncoderProbe, EncoderReading, SeenImage
 from .controls import RandomPruning
-from .ranking import check_one_of, kept_count
+from .ranking import BeforeDecoder, kept_count
 
 Place = tuple[int, Mapping[int, float]]
 """A patch whose place stays, and what goes there: weights of the encoder's features, by index."""
 
 
 @dataclass(frozen=True)
-class ByEncoder(Method):
+class ByEncoder(BeforeDecoder):
     """Base class: `choose` says which visual tokens of one image stay.
 
     keep, share:
@@ -31,13 +31,9 @@ class ByEncoder(Method):
     keep: Annotated[int, AtLeast(1)] | None = None
     share: Share | None = None
 
-    before_decoder = True
     reads_vision: ClassVar[tuple[EncoderReading, ...]] = (EncoderReading("class"),)
     cosines: ClassVar[Literal["features", "tokens"] | None] = None
     """Which cosines `choose` gets (see `EncoderProbe`)."""
-
-    def check(self) -> None:
-        check_one_of(self, "keep", "share")
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
         return EncoderProbe(self.reads_vision, self.cosines) if layer < 0 else None
@@ -51,14 +47,6 @@ class ByEncoder(Method):
     def choose(self, image: SeenImage, count: int) -> np.ndarray:
         """Return which visual tokens of an image stay: bool [V], `count` of them."""
         raise NotImplementedError
-
-    @classmethod
-    def schedules(cls, num_layers: int) -> list[Method]:
-        """The one there is."""
-        return [cls(share=1.0)]
-
-    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        return replace(self, keep=None, share=share)
 
     def countable(self, visual_tokens: int) -> Method:
         return RandomPruning(keep=self.keep, share=self.share, before=self.before)

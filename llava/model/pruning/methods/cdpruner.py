@@ -14,18 +14,18 @@ roots of negative rounding errors are not a number, and positions close up (here
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from ..method import AtLeast, Method, PromptState, Share
+from ..method import AtLeast, PromptState, Share
 from ..packed import upload
 from ..probes import LayerStates, Probe, rows_of
 from .by_encoder import chosen
-from .ranking import check_one_of, kept_count
+from .ranking import BeforeDecoder, kept_count
 
 EPSILON = 1e-6
 ROUNDING = 1e-5
@@ -33,7 +33,7 @@ ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class CDPruner(Method, name="cdpruner"):
+class CDPruner(BeforeDecoder, name="cdpruner"):
     """Keep visual tokens that are diverse and fit the question, before the decoder.
 
     keep, share:
@@ -43,11 +43,7 @@ class CDPruner(Method, name="cdpruner"):
     keep: Annotated[int, AtLeast(1)] | None = None
     share: Share | None = None
 
-    before_decoder = True
     no_reuse = "chooses an image's tokens anew for every question"
-
-    def check(self) -> None:
-        check_one_of(self, "keep", "share")
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
         return ConditionalKernel() if layer < 0 else None
@@ -56,14 +52,6 @@ class CDPruner(Method, name="cdpruner"):
         if measured is None:
             return None
         return chosen(len(measured), most_probable(measured, max(kept_count(self, prompt), 1)))
-
-    @classmethod
-    def schedules(cls, num_layers: int) -> list[Method]:
-        """The one there is."""
-        return [cls(share=1.0)]
-
-    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        return replace(self, keep=None, share=share)
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ first image only, after 35 tokens; with a batch the first row's choice cuts ever
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
-from ..method import AtLeast, Method, PromptState, Share
+from ..method import AtLeast, PromptState, Share
 from ..probes import LayerStates, Probe
-from .ranking import check_one_of, kept_count
+from .ranking import BeforeDecoder, kept_count
 
 
 @dataclass(frozen=True)
-class DivPrune(Method, name="divprune"):
+class DivPrune(BeforeDecoder, name="divprune"):
     """Keep the most diverse visual tokens, before the decoder.
 
     keep, share:
@@ -38,11 +38,6 @@ class DivPrune(Method, name="divprune"):
     share: Share | None = None
     positions: Literal["original", "compact"] = "original"
 
-    before_decoder = True
-
-    def check(self) -> None:
-        check_one_of(self, "keep", "share")
-
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
         return Cosines() if layer < 0 else None
 
@@ -52,14 +47,6 @@ class DivPrune(Method, name="divprune"):
         chosen = np.zeros(len(measured), bool)
         chosen[most_diverse(1 - measured, max(kept_count(self, prompt), 1))] = True
         return chosen
-
-    @classmethod
-    def schedules(cls, num_layers: int) -> list[Method]:
-        """The one there is."""
-        return [cls(share=1.0)]
-
-    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        return replace(self, keep=None, share=share)
 
 
 @dataclass(frozen=True)

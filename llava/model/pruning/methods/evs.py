@@ -12,18 +12,18 @@ positions of the text after a video anew; they come out as they were, which is h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..method import Count, Method, PromptState, Share, strongest
+from ..method import Count, PromptState, Share, strongest
 from ..probes import Probe
 from .frames import Repetition, clips_of, earlier, share_of
-from .ranking import check_one_of
+from .ranking import BeforeDecoder
 
 
 @dataclass(frozen=True)
-class EVS(Method, name="evs"):
+class EVS(BeforeDecoder, name="evs"):
     """Keep the visual tokens that changed most since the frame before, before the decoder.
 
     keep, share:
@@ -33,11 +33,7 @@ class EVS(Method, name="evs"):
     keep: Count | None = None
     share: Share | None = None
 
-    before_decoder = True
     reads_frames = True
-
-    def check(self) -> None:
-        check_one_of(self, "keep", "share")
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
         return Repetition(earlier(prompt, np.ones_like)) if layer < 0 else None
@@ -52,11 +48,3 @@ class EVS(Method, name="evs"):
             tokens = slice(clip[0].start, clip[-1].stop)
             kept[tokens] = strongest(changed[tokens], max(int(first[tokens].sum()), int(share * len(first[tokens]))))
         return kept
-
-    @classmethod
-    def schedules(cls, num_layers: int) -> list[Method]:
-        """The one there is."""
-        return [cls(share=1.0)]
-
-    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        return replace(self, keep=None, share=share)

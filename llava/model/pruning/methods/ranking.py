@@ -1,8 +1,9 @@
-"""What methods that rank visual tokens share: scores to rank by, and how many of the tokens stay."""
+"""What methods share: scores to rank visual tokens by, and how many of the tokens stay."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,24 @@ def check_one_of(config: Method, *keys: str) -> None:
             f"method {config.method!r} needs {' or '.join(map(repr, keys))} in the pruning config, "
             f"got {'both' if given else 'neither'}"
         )
+
+
+@dataclass(frozen=True)
+class BeforeDecoder(Method):
+    """Base of methods that prune before the decoder and have one of two fields: `keep` tokens, or a `share` of them."""
+
+    before_decoder = True
+
+    def check(self) -> None:
+        check_one_of(self, "keep", "share")
+
+    @classmethod
+    def schedules(cls, num_layers: int) -> list[Method]:
+        """The one there is."""
+        return [cls(share=1.0)]
+
+    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
+        return replace(self, keep=None, share=share)
 
 
 def check_exit(exit_layer: int | None, first: int) -> None:

@@ -13,22 +13,22 @@ remaining tokens' positions from 0, on Qwen's models they stay, as here on all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..method import Count, Method, PromptState, Share, strongest
+from ..method import Count, PromptState, Share, strongest
 from ..probes import LayerStates, Probe
 from .frames import Clip, clips_of, share_of
-from .ranking import check_one_of
+from .ranking import BeforeDecoder
 
 WIDTHS = tuple(2.0**k for k in range(-3, 2))
 TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True)
-class VidCom2(Method, name="vidcom2"):
+class VidCom2(BeforeDecoder, name="vidcom2"):
     """Keep the visual tokens that are least like their video and their frame, before the decoder.
 
     keep, share:
@@ -38,11 +38,7 @@ class VidCom2(Method, name="vidcom2"):
     keep: Count | None = None
     share: Share | None = None
 
-    before_decoder = True
     reads_frames = True
-
-    def check(self) -> None:
-        check_one_of(self, "keep", "share")
 
     def probe(self, layer: int, prompt: PromptState) -> Probe | None:
         return Likeness(clips_of(prompt)) if layer < 0 else None
@@ -57,14 +53,6 @@ class VidCom2(Method, name="vidcom2"):
                 count = max(1, round(part * (frame.stop - frame.start)))
                 kept[frame] = strongest(-measured.sum(0)[frame], count)
         return kept
-
-    @classmethod
-    def schedules(cls, num_layers: int) -> list[Method]:
-        """The one there is."""
-        return [cls(share=1.0)]
-
-    def with_budget(self, share: float, num_layers: int, visual_tokens: int) -> Method:
-        return replace(self, keep=None, share=share)
 
 
 def frame_shares(likeness: np.ndarray, share: float) -> list[float]:
